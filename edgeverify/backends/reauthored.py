@@ -1,0 +1,302 @@
+"""The re-authored model, run the way the converted file is: padded chunks, a KV cache as input.
+
+Inner taps are read where every model built from the Generative API's blocks passes: the linear
+layers by their names, q at the attention kernels' entry, k and v where the cache is updated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from litert_torch.generative.layers import kv_cache as kv_utils
+from litert_torch.generative.layers import scaled_dot_product_attention as sdpa
+from litert_torch.generative.utilities.export_config import ExportConfig
+from torch import nn
+
+from edgeverify import taps
+from edgeverify.case import Case, Step
+from edgeverify.errors import PortError
+from edgeverify.float64 import Float64Mode, widened
+from edgeverify.trace import Trace
+
+KV_LAYOUTS = {
+    "default": kv_utils.KV_LAYOUT_DEFAULT,
+    "transposed": kv_utils.KV_LAYOUT_TRANSPOSED,
+}
+PLAIN_ATTENTION = ("scaled_dot_product_attention", "scaled_dot_product_attention_with_hlfb")
+TRANSPOSED_ATTENTION = "scaled_dot_product_attention_transposed"
+
+
+def run(
+    model: nn.Module,
+    case: Case,
+    *,
+    mask_kinds: tuple[str, ...] = ("global",),
+    window: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    inject: Trace | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Trace:
+    """Runs the case, step by step, each step padded to its signature's length.
+
+    Args:
+        model: the re-authored model; float32, and left so.
+        case: what to run, decode tokens known.
+        mask_kinds: the masks the model takes where ``case.mask_as_input``.
+        window: the sliding window of the ``local`` mask, in tokens.
+        dtype: ``torch.float64`` makes the model its own oracle.
+        inject: an oracle trace; each block (and the final norm) is fed with the oracle's input
+            to it, rounded to float32, instead of what the block before it gave.
+        tick: called after each step.
+
+    Returns:
+        The trace, cut to the rows of real tokens. Taps that could not be read are in
+        ``unavailable``, with the reason.
+
+    Raises:
+        PortError: the model raises while it runs.
+    """
+    trace = Trace(provenance={"backend": "reauthored", "dtype": str(dtype).removeprefix("torch.")})
+    layout = KV_LAYOUTS[case.kv_layout]
+    cache = kv_utils.KVCache.from_model_config(
+        case.kv_cache_len, model.config, dtype=dtype, kv_layout=layout
+    )
+    export = ExportConfig(
+        output_logits_on_prefill=case.prefill_logits,
+        kvcache_layout=layout,
+        mask_as_input=case.mask_as_input,
+    )
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        if dtype == torch.float64:
+            stack.enter_context(widened(model))
+            stack.enter_context(Float64Mode())
+        for step in case.steps:
+            recorder = _Recorder(inject=_padded_inputs(step, inject))
+            masks = {}
+            if case.mask_as_input:
+                masks["mask"] = build_masks(step, case.kv_cache_len, mask_kinds, window, dtype)
+            try:
+                with _recording(model, recorder):
+                    output = model(
+                        tokens=torch.tensor([step.padded_tokens], dtype=torch.int),
+                        input_pos=torch.arange(
+                            step.start, step.start + step.length, dtype=torch.int
+                        ),
+                        kv_cache=cache,
+                        export_config=export,
+                        **masks,
+                    )
+            except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+                raise PortError(
+                    f"the re-authored model raised {type(error).__name__}: {error}",
+                    where=f"{case.model}, step {step.name} ({step.signature})",
+                    expected="a forward of tokens, input_pos, kv_cache, mask, export_config",
+                    fix="run `python -m models NAME` on the port first",
+                ) from error
+            cache = output["kv_cache"]
+            _store(trace, step, recorder, output.get("logits"), cache, case)
+            tick()
+    return trace
+
+
+def build_masks(
+    step: Step,
+    kv_cache_len: int,
+    kinds: tuple[str, ...],
+    window: int | None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """The masks a caller passes: 0 where a query sees a key, -inf elsewhere.
+
+    A query at position i sees keys j <= i, and in a ``local`` layer only j > i - window
+    (the edge of transformers' ``sliding_window_overlay``).
+
+    Returns:
+        One (1, 1, T, S) tensor for a single kind, else kind → tensor.
+    """
+    query = torch.arange(step.start, step.start + step.length)[:, None]
+    key = torch.arange(kv_cache_len)[None]
+    masks = {}
+    for kind in kinds:
+        visible = key <= query
+        if kind == "local":
+            if window is None:
+                raise PortError(
+                    "the port takes a local mask, but its HF config has no sliding_window",
+                    expected="a sliding_window in the config",
+                    fix="take 'local' out of the port's mask_kinds",
+                )
+            visible = visible & (key > query - window)
+        mask = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, float("-inf"))
+        masks[kind] = mask[None, None]
+    return masks[kinds[0]] if len(kinds) == 1 else masks
+
+
+@dataclass
+class _Recorder:
+    """What is seen during one step."""
+
+    inject: list[torch.Tensor] | None = None
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    block: int | None = None
+
+    def put(self, tap: str, tensor: torch.Tensor) -> None:
+        self.arrays.setdefault(tap, tensor.detach().numpy().copy())
+
+    def put_block(self, tap: str, tensor: torch.Tensor) -> None:
+        if self.block is not None:
+            self.put(taps.block(self.block, tap), tensor)
+
+
+def _padded_inputs(step: Step, oracle: Trace | None) -> list[torch.Tensor] | None:
+    """The oracle's input to each block and to the final norm; pad rows repeat the last real row."""
+    if oracle is None:
+        return None
+    names = [taps.EMBED]
+    while f"{step.name}/{taps.block(len(names) - 1, 'out')}" in oracle:
+        names.append(taps.block(len(names) - 1, "out"))
+    inputs = []
+    for name in names:
+        rows = oracle[f"{step.name}/{name}"].astype(np.float32)
+        pad = np.repeat(rows[:, -1:], step.length - rows.shape[1], axis=1)
+        inputs.append(torch.from_numpy(np.concatenate([rows, pad], axis=1)))
+    return inputs
+
+
+def _store(
+    trace: Trace,
+    step: Step,
+    recorder: _Recorder,
+    logits: torch.Tensor | None,
+    cache: Any,
+    case: Case,
+) -> None:
+    arrays = recorder.arrays
+    if logits is not None:
+        arrays[taps.LOGITS] = logits.detach().numpy().copy()
+    for index, entry in enumerate(cache.caches):
+        k, v = entry.k_cache, entry.v_cache
+        if case.kv_layout == "transposed":
+            k, v = k.permute(0, 2, 1, 3), v.permute(0, 3, 1, 2)
+        for which, tensor in (("k", k), ("v", v)):
+            arrays[taps.kv(index, which)] = tensor[:, : step.end].detach().numpy().copy()
+    for tap in taps.standard_taps(len(cache.caches), logits=logits is not None):
+        if tap in arrays:
+            rows = arrays[tap] if tap.startswith("kv.") else arrays[tap][:, : len(step.tokens)]
+            trace.add(step.name, tap, rows)
+        else:
+            trace.unavailable[f"{step.name}/{tap}"] = (
+                "the port's block does not pass through the Generative API's layer that is read "
+                "for this tap"
+            )
+
+
+def _blocks_first(block: nn.Module, name: str) -> nn.Module | None:
+    """The first submodule called ``name`` (at any depth)."""
+    for path, module in block.named_modules():
+        if path.rsplit(".", 1)[-1] == name:
+            return module
+    return None
+
+
+@contextmanager
+def _recording(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
+    with ExitStack() as stack:
+        blocks = list(model.transformer_blocks)
+        for index, block in enumerate(blocks):
+            _hook_block(block, index, recorder, stack)
+        _hook_head(model, len(blocks), recorder, stack)
+        _patch_attention(recorder, stack)
+        yield
+
+
+def _hook_block(block: nn.Module, index: int, recorder: _Recorder, stack: ExitStack) -> None:
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        recorder.block = index
+        x = args[0] if args else kwargs["x"]
+        if index == 0:
+            recorder.put(taps.EMBED, x)
+        if recorder.inject is None:
+            return None
+        given = recorder.inject[index]
+        return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "x": given})
+
+    def leave(_: nn.Module, args: Any, output: Any) -> None:
+        recorder.put_block("out", output[0] if isinstance(output, tuple) else output)
+        recorder.block = None
+
+    stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+    stack.callback(block.register_forward_hook(leave).remove)
+    for name, tap in (("qkv_projection", "attn_norm"), ("w1", "ff_norm")):
+        part = _blocks_first(block, name)
+        if part is not None:
+            hook = lambda _, args, tap=tap: recorder.put_block(tap, args[0])  # noqa: E731
+            stack.callback(part.register_forward_pre_hook(hook).remove)
+    for name, tap in (("output_projection", "attn.out"), ("w2", "ff.out")):
+        part = _blocks_first(block, name)
+        if part is not None:
+            after = lambda _, args, out, tap=tap: recorder.put_block(tap, out)  # noqa: E731
+            stack.callback(part.register_forward_hook(after).remove)
+
+
+def _hook_head(
+    model: nn.Module, num_blocks: int, recorder: _Recorder, stack: ExitStack
+) -> None:
+    def give(_: nn.Module, args: tuple[Any, ...]) -> Any:
+        return None if recorder.inject is None else (recorder.inject[num_blocks], *args[1:])
+
+    norm = getattr(model, "final_norm", None)
+    if isinstance(norm, nn.Module):
+        stack.callback(norm.register_forward_pre_hook(give).remove)
+    head = getattr(model, "lm_head", None)
+    if isinstance(head, nn.Module):
+        hook = lambda _, args: recorder.put(taps.FINAL_NORM, args[0])  # noqa: E731
+        stack.callback(head.register_forward_pre_hook(hook).remove)
+
+
+def _patch_attention(recorder: _Recorder, stack: ExitStack) -> None:
+    """Reads q at the attention kernels' entry and k, v where the cache is updated."""
+    update, update_transposed = kv_utils.update, kv_utils.update_transposed
+
+    def plain_update(cache: Any, input_pos: Any, k: Any, v: Any, *args: Any, **kw: Any) -> Any:
+        recorder.put_block("attn.k", k)
+        recorder.put_block("attn.v", v)
+        return update(cache, input_pos, k, v, *args, **kw)
+
+    def transposed_update(cache: Any, input_pos: Any, k: Any, v: Any) -> Any:
+        recorder.put_block("attn.k", k.permute(0, 2, 1, 3))
+        recorder.put_block("attn.v", v.permute(0, 3, 1, 2))
+        return update_transposed(cache, input_pos, k, v)
+
+    def patch(owner: Any, name: str, replacement: Callable[..., Any]) -> None:
+        stack.enter_context(mock.patch.object(owner, name, replacement))
+
+    patch(kv_utils, "update", plain_update)
+    patch(kv_utils, "update_transposed", transposed_update)
+    for name in PLAIN_ATTENTION:
+        original = getattr(sdpa, name)
+
+        def plain(q: torch.Tensor, *args: Any, _call: Any = original, **kwargs: Any) -> Any:
+            recorder.put_block("attn.q", q)
+            return _call(q, *args, **kwargs)
+
+        patch(sdpa, name, plain)
+    transposed_attention = getattr(sdpa, TRANSPOSED_ATTENTION)
+
+    def transposed(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # (1, B·K, G·T, H) was made from (B, T, N, H) by permute(0, 2, 1, 3).reshape(...).
+        mask = kwargs.get("mask", args[2] if len(args) > 2 else None)
+        rows = query.shape[2] if mask is None else mask.shape[2]
+        heads = query.shape[1] * query.shape[2] // rows
+        folded = query.reshape(1, heads, rows, query.shape[-1])
+        recorder.put_block("attn.q", folded.permute(0, 2, 1, 3))
+        return transposed_attention(query, key, *args, **kwargs)
+
+    patch(sdpa, TRANSPOSED_ATTENTION, transposed)

@@ -1,0 +1,375 @@
+"""The Hugging Face model: in float32 step by step, and in float64 as the oracle.
+
+The float32 run goes the way of the case, chunk by chunk with a KV cache: its error against the
+oracle is the noise floor. The oracle needs no steps: causal attention over the whole conversation
+gives every row at once, and its own rounding is 1e-9 of the floor.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    DynamicCache,
+    PreTrainedModel,
+)
+from transformers.masking_utils import eager_mask
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from edgeverify import taps
+from edgeverify.case import Case, Step
+from edgeverify.errors import CheckpointError
+from edgeverify.float64 import Float64Mode, widened
+from edgeverify.hf import reference_config
+from edgeverify.trace import Trace
+
+ATTENTION = "edgeverify"
+Record = dict[str, np.ndarray]
+_RECORD: ContextVar[Record | None] = ContextVar("edgeverify_record", default=None)
+
+
+def _tapped_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The family's own eager attention; q and the new rows of k and v are recorded on the way.
+
+    q, k, v come as (B, N, T, H), k and v with the rows of earlier steps in front.
+    """
+    record = _RECORD.get()
+    if record is not None:
+        rows = query.shape[2]
+        for name, tensor in (("q", query), ("k", key), ("v", value)):
+            new_rows = tensor[:, :, tensor.shape[2] - rows :].transpose(1, 2)
+            record[taps.block(int(module.layer_idx), f"attn.{name}")] = _array(new_rows)
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    return eager(module, query, key, value, attention_mask, **kwargs)
+
+
+AttentionInterface.register(ATTENTION, _tapped_attention)
+AttentionMaskInterface.register(ATTENTION, eager_mask)
+
+
+def build(hf_config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """Builds the reference in float32 around ``state``, whose storage it shares.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or of another shape.
+    """
+    config = reference_config(hf_config)
+    with torch.device("meta"):
+        model_class = type(AutoModelForCausalLM.from_config(config))
+    model, info = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(state),
+        dtype=torch.float32,
+        attn_implementation=ATTENTION,
+        output_loading_info=True,
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if info.get(kind):
+            raise CheckpointError(
+                f"the Hugging Face model reports {kind.replace('_', ' ')}: "
+                f"{', '.join(sorted(map(str, info[kind]))[:6])}",
+                expected="exactly the tensors that the config asks for",
+                fix="check that config.json belongs to these weights",
+            )
+    return model.eval()
+
+
+def run(
+    model: PreTrainedModel,
+    case: Case,
+    *,
+    inject: Trace | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Trace, Case]:
+    """Runs the case in float32, step by step, unpadded, with a full-length KV cache.
+
+    Args:
+        model: from ``build``.
+        case: what to run. Where it is greedy, each decode step is fed with the argmax of the
+            logits before it.
+        inject: an oracle trace; each block (and the final norm) is then fed with the oracle's input
+            to it, rounded to float32, instead of what the block before it gave.
+        tick: called after each step.
+
+    Returns:
+        The trace, and the case with the decode tokens that were used.
+    """
+    trace = Trace(provenance={"backend": "reference", "dtype": "float32"})
+    # A cache without the config keeps every row of sliding layers, too; the mask alone decides
+    # what they see.
+    cache = DynamicCache()
+    fed: list[int] = []
+    token: int | None = None
+    for step in case.steps:
+        tokens: tuple[int, ...] = step.tokens
+        if step.is_decode:
+            if case.greedy and token is not None:
+                tokens = (token,)
+            fed.append(tokens[0])
+        record: Record = {}
+        with torch.inference_mode(), _recording(model, record, _inputs_of(step, inject)):
+            output = model(
+                input_ids=torch.tensor([tokens]),
+                position_ids=torch.arange(step.start, step.end)[None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        record[taps.LOGITS] = _array(output.logits)
+        for index, layer in enumerate(cache.layers):
+            record[taps.kv(index, "k")] = _array(layer.keys.transpose(1, 2))
+            record[taps.kv(index, "v")] = _array(layer.values.transpose(1, 2))
+        token = int(record[taps.LOGITS][0, -1].argmax())
+        for tap in taps.standard_taps(len(cache.layers)):
+            trace.add(step.name, tap, record[tap])
+        tick()
+    return trace, case.with_decode_tokens(fed)
+
+
+def run_oracle(model: PreTrainedModel, case: Case) -> Trace:
+    """Runs the whole conversation at once in float64 and cuts it into the case's steps.
+
+    Modules are widened one by one as they run, so the float32 model and one float64 layer are
+    resident together, not two models.
+
+    Args:
+        model: from ``build``; left as it was.
+        case: with its decode tokens known.
+
+    Returns:
+        A trace of float64 arrays.
+    """
+    with ExitStack() as stack:
+        for module in (*_blocks(model), *_outside_blocks(model)):
+            _widen_while_running(module, stack)
+        stack.enter_context(_exact_constants(model))
+        stack.enter_context(Float64Mode())
+        return _run_at_once(model, case, None)
+
+
+def run_otherwise(model: PreTrainedModel, case: Case, *, inject: Trace | None = None) -> Trace:
+    """Runs the whole conversation at once in float32, RoPE's table rounded in another way.
+
+    This is as right as ``run``: another order of summation, and the frequencies as
+    1 / base^(2i/d), each operation in float32, for HF's 1 / base^(2i / d). The two tables differ by
+    up to 5 units of 2^-24, and which of them is nearer to the truth is luck.
+
+    Args:
+        model: from ``build``; left as it was.
+        case: with its decode tokens known.
+        inject: as in ``run``.
+    """
+    with _other_rope_table(model):
+        return _run_at_once(model, case, inject)
+
+
+def _run_at_once(model: PreTrainedModel, case: Case, inject: Trace | None) -> Trace:
+    num_blocks = len(_blocks(model))
+    inputs = None
+    if inject is not None:
+        steps = [_inputs_of(step, inject) or [] for step in case.steps]
+        inputs = [torch.cat(parts, dim=1) for parts in zip(*steps, strict=True)]
+    record: Record = {}
+    with torch.no_grad(), _recording(model, record, inputs):
+        output = model(input_ids=torch.tensor([case.tokens]), use_cache=False)
+        record[taps.LOGITS] = _array(output.logits)
+    dtype = str(record[taps.LOGITS].dtype)
+    trace = Trace(provenance={"backend": "reference", "dtype": dtype})
+    for step in case.steps:
+        for tap in taps.standard_taps(num_blocks):
+            if tap.startswith("kv."):
+                index = taps.block_index(tap)
+                assert index is not None
+                written = record[taps.block(index, f"attn.{tap[-1]}")]
+                trace.add(step.name, tap, written[:, : step.end])
+            else:
+                trace.add(step.name, tap, record[tap][:, step.start : step.end])
+    return trace
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().numpy().copy()
+
+
+def _base(model: PreTrainedModel) -> nn.Module:
+    return getattr(model, model.base_model_prefix)
+
+
+def _blocks(model: PreTrainedModel) -> list[nn.Module]:
+    return list(_base(model).layers)
+
+
+def _outside_blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The parts that are not blocks: embedding, rotary table, final norm, LM head."""
+    parts = [child for child in _base(model).children() if not isinstance(child, nn.ModuleList)]
+    head = model.get_output_embeddings()
+    return parts if head is None else [*parts, head]
+
+
+def _first(owner: nn.Module, *names: str) -> nn.Module:
+    for name in names:
+        part = getattr(owner, name, None)
+        if isinstance(part, nn.Module):
+            return part
+    raise AttributeError(f"{type(owner).__name__} has none of {', '.join(names)}")
+
+
+def _inputs_of(step: Step, oracle: Trace | None) -> list[torch.Tensor] | None:
+    """The oracle's input to each block, then to the final norm, as float32."""
+    if oracle is None:
+        return None
+    names = [taps.EMBED]
+    while f"{step.name}/{taps.block(len(names) - 1, 'out')}" in oracle:
+        names.append(taps.block(len(names) - 1, "out"))
+    arrays = (oracle[f"{step.name}/{name}"].astype(np.float32) for name in names)
+    return [torch.from_numpy(array) for array in arrays]
+
+
+@contextmanager
+def _recording(
+    model: PreTrainedModel, record: Record, inputs: list[torch.Tensor] | None
+) -> Iterator[None]:
+    """Hooks every tap but the KV cache and the logits; replaces block inputs by ``inputs``."""
+    handles = []
+
+    def hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        return args[0] if args else kwargs["hidden_states"]
+
+    def on_input(module: nn.Module, tap: str) -> None:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            record[tap] = _array(hidden(args, kwargs))
+
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def on_output(module: nn.Module, tap: str) -> None:
+        def hook(_: nn.Module, args: Any, output: Any) -> None:
+            record[tap] = _array(output[0] if isinstance(output, tuple) else output)
+
+        handles.append(module.register_forward_hook(hook))
+
+    def replace_input(module: nn.Module, value: torch.Tensor) -> None:
+        def hook(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if args:
+                return (value, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": value}
+
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    blocks = _blocks(model)
+    final_norm = _first(_base(model), "norm", "final_layernorm", "ln_f")
+    on_input(blocks[0], taps.EMBED)
+    for index, block in enumerate(blocks):
+        attention = _first(block, "self_attn", "attn")
+        feed_forward = _first(block, "mlp", "ffn")
+        on_input(attention, taps.block(index, "attn_norm"))
+        on_output(attention, taps.block(index, "attn.out"))
+        on_input(feed_forward, taps.block(index, "ff_norm"))
+        on_output(feed_forward, taps.block(index, "ff.out"))
+        on_output(block, taps.block(index, "out"))
+        if inputs is not None:
+            replace_input(block, inputs[index])
+    on_output(final_norm, taps.FINAL_NORM)
+    if inputs is not None:
+        replace_input(final_norm, inputs[len(blocks)])
+    token = _RECORD.set(record)
+    try:
+        yield
+    finally:
+        _RECORD.reset(token)
+        for handle in handles:
+            handle.remove()
+
+
+def _widen_while_running(module: nn.Module, stack: ExitStack) -> None:
+    """Holds the module in float64 from just before its forward until just after it."""
+    open_contexts: list[ExitStack] = []
+
+    def before(_: nn.Module, args: Any) -> None:
+        context = ExitStack()
+        # Widening is a copy of narrow data by design; the mode would refuse to see it.
+        with torch.utils._python_dispatch._disable_current_modes():
+            context.enter_context(widened(module))
+        open_contexts.append(context)
+
+    def after(_: nn.Module, args: Any, output: Any) -> None:
+        open_contexts.pop().close()
+
+    for handle in (
+        module.register_forward_pre_hook(before),
+        module.register_forward_hook(after),
+    ):
+        stack.callback(handle.remove)
+    stack.callback(lambda: [context.close() for context in open_contexts])
+
+
+@contextmanager
+def _exact_constants(model: PreTrainedModel) -> Iterator[None]:
+    """Replaces constants that transformers keeps rounded to float32 by their float64 values.
+
+    These are RoPE's inverse frequencies and Gemma's embedding scale.
+    """
+    exact: list[tuple[nn.Module, str, torch.Tensor]] = []
+    for module in model.modules():
+        if "inv_freq" in module._buffers:
+            kind = _rope_parameters(module).get("rope_type", "default")
+            compute = (
+                module.compute_default_rope_parameters
+                if kind == "default"
+                else ROPE_INIT_FUNCTIONS[kind]
+            )
+            with Float64Mode():
+                exact.append((module, "inv_freq", compute(module.config)[0]))
+        if "embed_scale" in module._buffers:
+            scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
+            exact.append((module, "embed_scale", scale))
+    with _buffers(exact):
+        yield
+
+
+@contextmanager
+def _other_rope_table(model: PreTrainedModel) -> Iterator[None]:
+    other: list[tuple[nn.Module, str, torch.Tensor]] = []
+    for module in model.modules():
+        parameters = _rope_parameters(module)
+        if "inv_freq" in module._buffers and parameters.get("rope_type", "default") == "default":
+            count = len(module.inv_freq)
+            exponents = (1.0 / count) * torch.arange(count, dtype=torch.float32)
+            timescale = float(parameters["rope_theta"]) ** exponents
+            other.append((module, "inv_freq", 1.0 / timescale))
+    with _buffers(other):
+        yield
+
+
+def _rope_parameters(module: nn.Module) -> Mapping[str, Any]:
+    return getattr(getattr(module, "config", None), "rope_parameters", None) or {}
+
+
+@contextmanager
+def _buffers(values: list[tuple[nn.Module, str, torch.Tensor]]) -> Iterator[None]:
+    originals = [(module, name, module._buffers[name]) for module, name, _ in values]
+    for module, name, value in values:
+        module._buffers[name] = value
+    try:
+        yield
+    finally:
+        for module, name, original in originals:
+            module._buffers[name] = original

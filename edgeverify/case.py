@@ -1,0 +1,193 @@
+"""A Case: what is run, in full, on every implementation.
+
+A case is one conversation with an empty cache at its start. Its prefill steps exercise the ways a
+prompt reaches a converted file: a chunk that fills its signature, chunks that follow others (a
+prompt longer than the largest signature), a chunk that is padded. Decode steps follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from edgeverify.errors import UsageError
+
+DEFAULT_PREFILL_LENGTHS = (16, 32)
+DEFAULT_DECODE_STEPS = 8
+KV_LAYOUTS = ("default", "transposed")
+KERNELS = ("xnnpack", "builtin", "reference")
+# The tokens of a padded chunk: about two thirds of the signature, so that pads are many and the
+# real rows still outnumber them.
+PADDED_SHARE = 0.66
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a signature.
+
+    Attributes:
+        name: ``prefill.{n}`` or ``decode.{t}``, counted from 0.
+        signature: the signature that takes it: ``prefill_{length}`` or ``decode``.
+        length: how many tokens the signature takes.
+        start: the position of the first token.
+        tokens: the real token ids, at most ``length``; the rest is padding.
+    """
+
+    name: str
+    signature: str
+    length: int
+    start: int
+    tokens: tuple[int, ...]
+
+    @property
+    def is_decode(self) -> bool:
+        return self.signature == "decode"
+
+    @property
+    def end(self) -> int:
+        """The number of valid cache rows after this step."""
+        return self.start + len(self.tokens)
+
+    @property
+    def padded_tokens(self) -> tuple[int, ...]:
+        """The tokens as the signature takes them, padded with id 0."""
+        return self.tokens + (0,) * (self.length - len(self.tokens))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to run. Equal cases give comparable traces.
+
+    Attributes:
+        model: the port's name.
+        size: the size, or ``"custom"`` for a checkpoint with a config of its own.
+        kv_layout: ``default`` (BTNH) or ``transposed`` (K BNTH, V BNHT).
+        prefill_lengths: the lengths of the prefill signatures, ascending.
+        kv_cache_len: rows of the KV cache.
+        steps: the calls, in order.
+        mask_as_input: masks are inputs of the signatures instead of being built inside.
+        prefill_logits: prefill signatures return logits, too.
+        greedy: decode steps feed back the reference's own greedy tokens; until it has run, they
+            hold placeholders.
+        kernel: the LiteRT kernels that run the file.
+    """
+
+    model: str
+    size: str
+    kv_layout: str
+    prefill_lengths: tuple[int, ...]
+    kv_cache_len: int
+    steps: tuple[Step, ...]
+    mask_as_input: bool = False
+    prefill_logits: bool = True
+    greedy: bool = False
+    kernel: str = "xnnpack"
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """All real tokens of the conversation."""
+        return tuple(token for step in self.steps for token in step.tokens)
+
+    @property
+    def signatures(self) -> dict[str, int]:
+        """Signature name → token length, prefill ascending, then decode."""
+        named = {f"prefill_{length}": length for length in self.prefill_lengths}
+        return {**named, "decode": 1}
+
+    def with_decode_tokens(self, tokens: Sequence[int]) -> Case:
+        """The same case, its decode steps fed with ``tokens``."""
+        given = iter(tokens)
+        steps = tuple(
+            replace(step, tokens=(int(next(given)),)) if step.is_decode else step
+            for step in self.steps
+        )
+        return replace(self, steps=steps, greedy=False)
+
+
+def prompt_length(prefill_lengths: Sequence[int]) -> int:
+    """Tokens of the default prompt: every signature filled once, then the largest padded."""
+    lengths = sorted(prefill_lengths)
+    return sum(lengths) + max(1, int(lengths[-1] * PADDED_SHARE))
+
+
+def plan_steps(
+    prompt: Sequence[int],
+    prefill_lengths: Sequence[int],
+    decode_tokens: Sequence[int],
+) -> tuple[Step, ...]:
+    """Cuts a prompt into chunks and lets decode steps follow.
+
+    Every signature is filled once, ascending, as long as tokens last; then the largest is
+    repeated; the rest goes, padded, into the smallest signature that takes it.
+
+    Args:
+        prompt: token ids, at least one.
+        prefill_lengths: the signatures' lengths.
+        decode_tokens: the token fed at each decode step.
+
+    Returns:
+        The steps, in order.
+    """
+    lengths = sorted(set(prefill_lengths))
+    steps: list[Step] = []
+    position = 0
+    pending = list(lengths)
+    while position < len(prompt):
+        left = len(prompt) - position
+        if pending and pending[0] <= left:
+            length = pending.pop(0)
+        elif lengths[-1] <= left:
+            length = lengths[-1]
+        else:
+            pending = []
+            length = next(n for n in lengths if n >= left)
+        chunk = tuple(int(t) for t in prompt[position : position + length])
+        steps.append(Step(f"prefill.{len(steps)}", f"prefill_{length}", length, position, chunk))
+        position += len(chunk)
+    for index, token in enumerate(decode_tokens):
+        steps.append(Step(f"decode.{index}", "decode", 1, position, (int(token),)))
+        position += 1
+    return tuple(steps)
+
+
+def cache_rows_needed(steps: Sequence[Step]) -> int:
+    """Rows that the steps write, pads included: the shortest cache that holds them."""
+    return max(step.start + step.length for step in steps)
+
+
+def default_cache_len(steps: Sequence[Step]) -> int:
+    """The shortest multiple of 16 that leaves at least one row unused."""
+    return (cache_rows_needed(steps) // 16 + 1) * 16
+
+
+def check_lengths(
+    prefill_lengths: Sequence[int], steps: Sequence[Step], kv_cache_len: int, max_positions: int
+) -> None:
+    """Refuses a case that would not fit its cache or the model.
+
+    Raises:
+        UsageError: with the option to change.
+    """
+    for length in prefill_lengths:
+        if length > kv_cache_len:
+            raise UsageError(
+                f"a prefill of {length} tokens does not fit a KV cache of {kv_cache_len} rows",
+                where="--prefill",
+                expected=f"at most {kv_cache_len}",
+                fix="take a shorter --prefill or a longer --kv-cache-len",
+            )
+    needed = cache_rows_needed(steps)
+    if needed > kv_cache_len:
+        raise UsageError(
+            f"the case writes {needed} rows into a KV cache of {kv_cache_len}",
+            where="--kv-cache-len",
+            expected=f"at least {needed}",
+            fix="lengthen --kv-cache-len, or shorten --prefill or --decode-steps",
+        )
+    if kv_cache_len > max_positions:
+        raise UsageError(
+            f"a KV cache of {kv_cache_len} rows is longer than the model's {max_positions} positions",
+            where="--prefill/--kv-cache-len",
+            expected=f"at most {max_positions}",
+            fix="shorten --prefill, --decode-steps or --kv-cache-len",
+        )

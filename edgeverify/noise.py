@@ -1,0 +1,158 @@
+"""The noise floor: how far a right float32 implementation may be from the oracle.
+
+The oracle is the reference in float64. The floor of a token row is the float32 reference's own
+error there. Where the reference was run in several ways that are equally right (RoPE's table can be
+rounded to float32 on more than one way), it is the largest of them. It is never less than what
+rounding the oracle's row to float32 costs, because no float32 result can be nearer than that. All of
+it is measured: a value that float32 holds exactly (an embedding row) has floor zero and must be
+matched exactly.
+
+A single row's floor is also a matter of luck: a norm's scale factor happens to round to nothing in
+one row in three. So the row ratio divides by the row's own floor or by the rms floor of the tap's
+rows, whichever is larger (measured: without it, the worst row of clean runs is 4 to 6, with it 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Floor = Mapping[str, np.ndarray]
+# The largest of 1e5 normal deviates (a vocabulary of logits) is about 4.4 standard deviations.
+LARGEST_OF_MANY = 4.4
+
+
+@dataclass(frozen=True)
+class RowErrors:
+    """Relative errors of one tap, per token row; float64 arrays of shape (rows,).
+
+    Attributes:
+        error: L2 norm of candidate - oracle, over that of the oracle's row.
+        floor: the same of what a float32 implementation is allowed.
+    """
+
+    error: np.ndarray
+    floor: np.ndarray
+
+    def ratios(self, typical_floor: float) -> np.ndarray:
+        """error / floor per row; 0 where both are zero, inf where only the floor is.
+
+        Args:
+            typical_floor: the rms floor of the tap's rows, below which no row's floor counts.
+        """
+        return _divide(self.error, np.maximum(self.floor, typical_floor))
+
+    @property
+    def rms_error(self) -> float:
+        return _rms(self.error)
+
+    @property
+    def rms_floor(self) -> float:
+        return _rms(self.floor)
+
+    @property
+    def error_ratio(self) -> float:
+        """``rms_error`` over ``rms_floor``."""
+        return float(_divide(np.array(self.rms_error), np.array(self.rms_floor)))
+
+    @classmethod
+    def join(cls, parts: Sequence[RowErrors]) -> RowErrors:
+        """The rows of all parts together."""
+        return cls(
+            np.concatenate([part.error for part in parts]),
+            np.concatenate([part.floor for part in parts]),
+        )
+
+
+def floor_of(oracle: Mapping[str, np.ndarray], *runs: Mapping[str, np.ndarray]) -> Floor:
+    """The floor of every tap that the oracle and all runs have.
+
+    Args:
+        oracle: key → (B, T, ...) float64.
+        runs: float32 runs of the same model, each as right as the others.
+
+    Returns:
+        Key → relative floor per token row, (B·T,) float64.
+    """
+    table = {}
+    for key, truth in oracle.items():
+        if all(key in run for run in runs):
+            exact = _rows(truth)
+            rounded = exact.astype(np.float32).astype(np.float64)
+            errors = [_norms(_rows(run[key]) - exact) for run in runs]
+            table[key] = np.max([_norms(rounded - exact), *errors], axis=0) / _scale(exact)
+    return table
+
+
+def widest(*floors: Floor) -> Floor:
+    """Per key and row the largest of several floors; keys are those of the first."""
+    return {
+        key: np.max([rows, *(other[key] for other in floors[1:] if key in other)], axis=0)
+        for key, rows in floors[0].items()
+    }
+
+
+def measure(candidate: np.ndarray, oracle: np.ndarray, floor: np.ndarray) -> RowErrors:
+    """Errors per token row.
+
+    Args:
+        candidate: (B, T, ...) of any float dtype, finite.
+        oracle: (B, T, ...) float64.
+        floor: (B·T,), from ``floor_of``.
+    """
+    exact = _rows(oracle)
+    return RowErrors(_norms(_rows(candidate) - exact) / _scale(exact), floor)
+
+
+def greedy_mismatch(
+    candidate: np.ndarray, oracle: np.ndarray, floor: np.ndarray, allowed_ratio: float
+) -> tuple[int, int, int, float, float] | None:
+    """The first row whose greedy token differs by more than the floor explains.
+
+    A different token is no failure where the oracle's gap between the two is no larger than what
+    rounding moves two logits apart. The row's floor is an L2 norm over V logits; a single logit's
+    error is taken as up to ``LARGEST_OF_MANY`` times its rms.
+
+    Args:
+        candidate: logits (B, T, V).
+        oracle: the same in float64.
+        floor: (B·T,), from ``floor_of``.
+        allowed_ratio: the row threshold.
+
+    Returns:
+        (row, the oracle's token, the candidate's token, gap, explained gap), or None.
+    """
+    exact, given = _rows(oracle), _rows(candidate)
+    typical = np.maximum(floor, _rms(floor)) * _scale(exact) / np.sqrt(exact.shape[1])
+    wanted, got = exact.argmax(1), given.argmax(1)
+    for row in np.flatnonzero(wanted != got):
+        gap = float(exact[row, wanted[row]] - exact[row, got[row]])
+        explained = 2 * LARGEST_OF_MANY * allowed_ratio * float(typical[row])
+        if gap > explained:
+            return int(row), int(wanted[row]), int(got[row]), gap, explained
+    return None
+
+
+def _rows(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, np.float64).reshape(array.shape[0] * array.shape[1], -1)
+
+
+def _scale(rows: np.ndarray) -> np.ndarray:
+    norms = _norms(rows)
+    return np.where(norms > 0, norms, 1.0)
+
+
+def _norms(rows: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.einsum("rc,rc->r", rows, rows))
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = numerator / denominator
+    return np.where(numerator == 0, 0.0, ratio)

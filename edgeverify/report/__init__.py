@@ -1,0 +1,1 @@
+"""Reports: plain data (``model``) and its renderers, one file each."""

@@ -1,0 +1,164 @@
+"""The verdict as plain data: what was measured, what was allowed, and what came of it.
+
+Nothing here decides anything; ``compare`` and ``verify`` do. The renderers beside this file read it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA = 1
+PASS, FAIL, UNCHECKED = "pass", "fail", "unchecked"
+
+
+def worst_outcome(outcomes: Sequence[str]) -> str:
+    """``fail`` before ``unchecked`` before ``pass``; nothing at all is ``unchecked``."""
+    for outcome in (FAIL, UNCHECKED):
+        if outcome in outcomes:
+            return outcome
+    return PASS if outcomes else UNCHECKED
+
+
+@dataclass(frozen=True)
+class TapResult:
+    """One tap at one step.
+
+    Attributes:
+        tap: ``prefill.0/blocks.3.attn.k``.
+        outcome: ``pass``, ``fail`` or ``unchecked``.
+        error: relative L2 error against the oracle, rms over the token rows.
+        floor: the float32 reference's own relative error, likewise.
+        error_ratio: error over floor, rms over the rows.
+        row_ratio: error over floor at the worst row.
+        worst_row: position of that row in the conversation.
+        isolated_ratio: the rms ratio when the block was fed with the oracle's input, or None.
+        isolated_row_ratio: likewise, at the worst row.
+        isolated_outcome: the verdict of that run, or None.
+        reason: why, for anything but a pass.
+    """
+
+    tap: str
+    outcome: str
+    error: float | None = None
+    floor: float | None = None
+    error_ratio: float | None = None
+    row_ratio: float | None = None
+    worst_row: int | None = None
+    isolated_ratio: float | None = None
+    isolated_row_ratio: float | None = None
+    isolated_outcome: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where a leg stops being the same model.
+
+    Attributes:
+        tap: the first tap, in forward order, that failed: of the run as a whole or, where the
+            block-by-block run sees it earlier, of that one.
+        error_ratio: its rms ratio in the run that saw it (inf where the floor is zero).
+        isolated: for each faulty block, the first tap that fails when that block alone is fed
+            with the oracle's input, without its step; in forward order.
+    """
+
+    tap: str
+    error_ratio: float
+    isolated: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LegResult:
+    """One leg: ``authoring`` (reference → reauthored) or ``conversion`` (reauthored → .tflite)."""
+
+    name: str
+    outcome: str
+    threshold: Mapping[str, float]
+    taps: tuple[TapResult, ...] = ()
+    worst: TapResult | None = None
+    first_divergence: Divergence | None = None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence for a person, and where it belongs.
+
+    Attributes:
+        id: stable and machine-readable, e.g. ``authoring.divergence``.
+        leg: the leg to blame.
+        tap: the tap it was seen at, or "".
+        message: what was found and what to look at.
+    """
+
+    id: str
+    leg: str
+    tap: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a check. ``to_dict()`` is the JSON report, schema 1."""
+
+    case: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    legs: Mapping[str, LegResult]
+    findings: tuple[Finding, ...] = ()
+    timings: Mapping[str, float] = field(default_factory=dict)
+    audits: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def outcome(self) -> str:
+        """The worst of the legs; a report without legs is ``unchecked``."""
+        return worst_outcome([leg.outcome for leg in self.legs.values()])
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome == PASS
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON report. Infinite and undefined numbers are the strings "inf" and "nan"."""
+        legs = {name: _leg_dict(leg) for name, leg in self.legs.items()}
+        return _plain(
+            {
+                "schema": SCHEMA,
+                "outcome": self.outcome,
+                "case": dict(self.case),
+                "environment": dict(self.environment),
+                "legs": legs,
+                "audits": dict(self.audits),
+                "findings": [asdict(finding) for finding in self.findings],
+                "timings": dict(self.timings),
+            }
+        )
+
+
+def _leg_dict(leg: LegResult) -> dict[str, Any]:
+    worst = leg.worst
+    return {
+        "outcome": leg.outcome,
+        "reason": leg.reason,
+        "threshold": dict(leg.threshold),
+        "worst": None
+        if worst is None
+        else {"tap": worst.tap, "error_ratio": worst.error_ratio, "row_ratio": worst.row_ratio},
+        "first_divergence": None if leg.first_divergence is None else asdict(leg.first_divergence),
+        "taps": [asdict(tap) for tap in leg.taps],
+        "notes": list(leg.notes),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity: a ratio over a zero floor is written as a string."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

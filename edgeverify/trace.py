@@ -1,0 +1,100 @@
+"""A Trace: named arrays of one run in forward order, with where they came from.
+
+On disk a trace is one ``.safetensors``; its provenance is the file's metadata. A golden is a trace
+on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from edgeverify.errors import TraceError
+
+FORMAT = "edgeverify-trace-1"
+
+
+@dataclass
+class Trace:
+    """Arrays by ``step/tap``, in forward order.
+
+    Attributes:
+        arrays: ``"prefill.0/blocks.3.attn.k"`` → array. Activations are (B, T, C); q, k, v and
+            the KV cache are (B, T, N, H).
+        provenance: facts about the run, JSON values only.
+        unavailable: tap → the reason why this run could not read it.
+    """
+
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
+
+    def add(self, step: str, tap: str, array: np.ndarray) -> None:
+        """Records ``array`` under ``step/tap``. A tap is recorded once per step."""
+        key = f"{step}/{tap}"
+        if key in self.arrays:
+            raise ValueError(f"{key} was recorded twice")
+        self.arrays[key] = array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.arrays[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.arrays
+
+    def save(self, path: Path) -> None:
+        """Writes the trace atomically: a killed run leaves no half file under ``path``."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        metadata = {
+            "format": FORMAT,
+            "order": json.dumps(list(self.arrays)),
+            "provenance": json.dumps(self.provenance, sort_keys=True),
+            "unavailable": json.dumps(self.unavailable),
+        }
+        try:
+            arrays = {key: np.ascontiguousarray(value) for key, value in self.arrays.items()}
+            save_file(arrays, temporary, metadata=metadata)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Trace:
+        """Reads a trace back, in its forward order.
+
+        Raises:
+            TraceError: the file is missing, damaged, or not a trace of this format.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata: Mapping[str, str] = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise TraceError(
+                        f"format {metadata.get('format')!r}",
+                        where=path,
+                        expected=FORMAT,
+                        fix="make the trace again with this version",
+                    )
+                arrays = {key: file.get_tensor(key) for key in json.loads(metadata["order"])}
+        except (OSError, SafetensorError) as error:
+            raise TraceError(
+                f"cannot be read as a trace ({error})",
+                where=path,
+                expected="a whole .safetensors file",
+                fix="delete it and run again",
+            ) from error
+        return cls(
+            arrays, json.loads(metadata["provenance"]), json.loads(metadata["unavailable"])
+        )
