@@ -186,7 +186,7 @@ def check_lengths(
         )
     if kv_cache_len > max_positions:
         raise UsageError(
-            f"a KV cache of {kv_cache_len} rows is longer than the model's {max_positions} positions",
+            f"a KV cache of {kv_cache_len} rows exceeds the model's {max_positions} positions",
             where="--prefill/--kv-cache-len",
             expected=f"at most {max_positions}",
             fix="shorten --prefill, --decode-steps or --kv-cache-len",

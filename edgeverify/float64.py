@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_TORCH_FIELDS = ("_parameters", "_buffers", "_modules")
 
 
 class Float64Mode(TorchDispatchMode):
@@ -42,50 +43,71 @@ class Float64Mode(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        widen = lambda value: torch.float64 if value in NARROW else value  # noqa: E731
-        is_dtype = lambda value: isinstance(value, torch.dtype)  # noqa: E731
-        change = lambda value: widen(value) if is_dtype(value) else value  # noqa: E731
-        out = func(*tree_map(change, args), **tree_map(change, dict(kwargs or {})))
+        out = func(*tree_map(_widen_dtype, args), **tree_map(_widen_dtype, dict(kwargs or {})))
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor) and leaf.dtype in NARROW:
                 raise RuntimeError(f"{func} computed in {leaf.dtype} inside the float64 oracle")
         return out
 
 
+def _widen_dtype(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value in NARROW else value
+
+
+def _is_narrow(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in NARROW
+
+
 @contextmanager
-def widened(module: nn.Module, *, recurse: bool = True) -> Iterator[None]:
+def widened(module: nn.Module) -> Iterator[None]:
     """Holds the module's float parameters, buffers and plain tensor attributes as float64.
 
-    The narrower tensors are put back afterwards, not rounded again, so storage that is shared with
-    a checkpoint stays shared.
+    Attributes may hold the tensors in dicts, lists and tuples. The narrower tensors are put back
+    afterwards, not rounded again, so storage that is shared with a checkpoint stays shared.
     """
-    restore: list[Callable[[], None]] = []
-    seen: dict[int, torch.Tensor] = {}
+    wide: dict[int, torch.Tensor] = {}
 
     def double(tensor: torch.Tensor) -> torch.Tensor:
-        return seen.setdefault(id(tensor), tensor.detach().to(torch.float64))
+        if id(tensor) not in wide:
+            wide[id(tensor)] = tensor.detach().to(torch.float64)
+        return wide[id(tensor)]
 
-    modules = list(module.modules()) if recurse else [module]
+    parameters: list[tuple[nn.Parameter, torch.Tensor]] = []
+    slots: list[tuple[dict[str, Any], str, Any]] = []
     try:
-        for owner in modules:
-            for parameter in owner.parameters(recurse=False):
-                if parameter.dtype in NARROW:
-                    original = parameter.data
-                    if id(parameter) in seen:
-                        continue
-                    parameter.data = seen.setdefault(id(parameter), original.to(torch.float64))
-                    restore.append(lambda p=parameter, o=original: setattr(p, "data", o))
-            for name, buffer in owner._buffers.items():
-                if buffer is not None and buffer.dtype in NARROW:
-                    restore.append(
-                        lambda o=owner, n=name, b=buffer: o._buffers.__setitem__(n, b)
-                    )
-                    owner._buffers[name] = double(buffer)
-            for name, value in list(vars(owner).items()):
-                if isinstance(value, torch.Tensor) and value.dtype in NARROW:
-                    restore.append(lambda o=owner, n=name, v=value: vars(o).__setitem__(n, v))
-                    vars(owner)[name] = double(value)
+        for parameter in module.parameters():
+            if _is_narrow(parameter):
+                narrow = parameter.data
+                parameters.append((parameter, narrow))
+                parameter.data = narrow.to(torch.float64)
+        for owner in module.modules():
+            attributes = {k: v for k, v in owner.__dict__.items() if k not in _TORCH_FIELDS}
+            for held, values in ((owner._buffers, owner._buffers), (owner.__dict__, attributes)):
+                for name, value in list(values.items()):
+                    if any(map(_is_narrow, tree_leaves(value))):
+                        slots.append((held, name, value))
+                        held[name] = tree_map(lambda v: double(v) if _is_narrow(v) else v, value)
         yield
     finally:
-        for undo in reversed(restore):
-            undo()
+        for held, name, value in reversed(slots):
+            held[name] = value
+        for parameter, narrow in parameters:
+            parameter.data = narrow
+
+
+def exact_frequencies(module: Any) -> torch.Tensor:
+    """The inverse frequencies of a Hugging Face rotary module, computed in float64 from its config.
+
+    Returns:
+        (D/2,) float64.
+    """
+    parameters = getattr(module.config, "rope_parameters", None) or {}
+    kind = parameters.get("rope_type", "default")
+    if kind == "default":
+        compute = module.compute_default_rope_parameters
+    else:
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        compute = ROPE_INIT_FUNCTIONS[kind]
+    with Float64Mode():
+        return compute(module.config)[0]

@@ -1,11 +1,11 @@
 """The noise floor: how far a right float32 implementation may be from the oracle.
 
 The oracle is the reference in float64. The floor of a token row is the float32 reference's own
-error there. Where the reference was run in several ways that are equally right (RoPE's table can be
-rounded to float32 on more than one way), it is the largest of them. It is never less than what
-rounding the oracle's row to float32 costs, because no float32 result can be nearer than that. All of
-it is measured: a value that float32 holds exactly (an embedding row) has floor zero and must be
-matched exactly.
+error there. The reference is run in float32 in several ways that are equally right (see
+``float32``), and the largest of their errors counts. It is never less than what rounding the
+oracle's row to float32 costs, because no float32 result can be nearer than that. All of it is
+measured: a value that float32 holds exactly (an embedding row) has floor zero and must be matched
+exactly.
 
 A single row's floor is also a matter of luck: a norm's scale factor happens to round to nothing in
 one row in three. So the row ratio divides by the row's own floor or by the rms floor of the tap's

@@ -11,6 +11,6 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-        """Marks a stage, e.g. ``"convert"``; call what it yields once for each of ``total`` parts."""
+        """Marks a stage, e.g. ``"convert"``; call what it yields after each of ``total`` parts."""
         del name, total
         yield lambda: None

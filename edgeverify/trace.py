@@ -95,6 +95,4 @@ class Trace:
                 expected="a whole .safetensors file",
                 fix="delete it and run again",
             ) from error
-        return cls(
-            arrays, json.loads(metadata["provenance"]), json.loads(metadata["unavailable"])
-        )
+        return cls(arrays, json.loads(metadata["provenance"]), json.loads(metadata["unavailable"]))

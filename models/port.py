@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from litert_torch.generative.layers.model_config import ModelConfig
@@ -16,8 +16,8 @@ from litert_torch.generative.utilities.loader import ModelLoader
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-TensorNames = ModelLoader.TensorNames
-HFConfig = Mapping[str, Any]
+TensorNames: TypeAlias = ModelLoader.TensorNames
+HFConfig: TypeAlias = Mapping[str, Any]
 
 
 class LoadError(ValueError):
@@ -57,7 +57,7 @@ class Port:
     @property
     def naming_schemes(self) -> tuple[TensorNames, ...]:
         """All schemes of ``tensor_names``, as a tuple."""
-        if isinstance(self.tensor_names, TensorNames):
+        if isinstance(self.tensor_names, ModelLoader.TensorNames):
             return (self.tensor_names,)
         return tuple(self.tensor_names)
 
@@ -189,7 +189,7 @@ def construct_empty(port: Port, config: ModelConfig, mask_cache_size: int) -> nn
             param = nn.Parameter(param.to("meta"), requires_grad=False)
         original(module, name, param)
 
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
     try:
         with _NoInit():
             return port.model_class(config, mask_cache_size=mask_cache_size)
@@ -218,7 +218,9 @@ def _require_same_tensors(
 ) -> None:
     missing = sorted(set(wanted) - set(given))
     if missing:
-        raise LoadError(f"port {port.name!r} sets no value for {_some(missing)} from the checkpoint")
+        raise LoadError(
+            f"port {port.name!r} sets no value for {_some(missing)} from the checkpoint"
+        )
     extra = sorted(set(given) - set(wanted))
     if extra:
         raise LoadError(

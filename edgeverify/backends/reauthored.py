@@ -207,7 +207,7 @@ def _blocks_first(block: nn.Module, name: str) -> nn.Module | None:
 
 
 @contextmanager
-def _recording(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
+def _recording(model: Any, recorder: _Recorder) -> Iterator[None]:
     with ExitStack() as stack:
         blocks = list(model.transformer_blocks)
         for index, block in enumerate(blocks):
@@ -246,9 +246,7 @@ def _hook_block(block: nn.Module, index: int, recorder: _Recorder, stack: ExitSt
             stack.callback(part.register_forward_hook(after).remove)
 
 
-def _hook_head(
-    model: nn.Module, num_blocks: int, recorder: _Recorder, stack: ExitStack
-) -> None:
+def _hook_head(model: nn.Module, num_blocks: int, recorder: _Recorder, stack: ExitStack) -> None:
     def give(_: nn.Module, args: tuple[Any, ...]) -> Any:
         return None if recorder.inject is None else (recorder.inject[num_blocks], *args[1:])
 

@@ -24,12 +24,11 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.masking_utils import eager_mask
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from edgeverify import taps
+from edgeverify import float32, taps
 from edgeverify.case import Case, Step
 from edgeverify.errors import CheckpointError
-from edgeverify.float64 import Float64Mode, widened
+from edgeverify.float64 import Float64Mode, exact_frequencies, widened
 from edgeverify.hf import reference_config
 from edgeverify.trace import Trace
 
@@ -39,7 +38,7 @@ _RECORD: ContextVar[Record | None] = ContextVar("edgeverify_record", default=Non
 
 
 def _tapped_attention(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -55,7 +54,7 @@ def _tapped_attention(
         rows = query.shape[2]
         for name, tensor in (("q", query), ("k", key), ("v", value)):
             new_rows = tensor[:, :, tensor.shape[2] - rows :].transpose(1, 2)
-            record[taps.block(int(module.layer_idx), f"attn.{name}")] = _array(new_rows)
+            record[taps.block(module.layer_idx, f"attn.{name}")] = _array(new_rows)
     eager = sys.modules[type(module).__module__].eager_attention_forward
     return eager(module, query, key, value, attention_mask, **kwargs)
 
@@ -164,19 +163,22 @@ def run_oracle(model: PreTrainedModel, case: Case) -> Trace:
         return _run_at_once(model, case, None)
 
 
-def run_otherwise(model: PreTrainedModel, case: Case, *, inject: Trace | None = None) -> Trace:
-    """Runs the whole conversation at once in float32, RoPE's table rounded in another way.
-
-    This is as right as ``run``: another order of summation, and the frequencies as
-    1 / base^(2i/d), each operation in float32, for HF's 1 / base^(2i / d). The two tables differ by
-    up to 5 units of 2^-24, and which of them is nearer to the truth is luck.
+def run_otherwise(
+    model: PreTrainedModel, case: Case, *, inject: Trace | None = None, sequential: bool
+) -> Trace:
+    """Runs the whole conversation at once, as another right float32 implementation would.
 
     Args:
         model: from ``build``; left as it was.
         case: with its decode tokens known.
         inject: as in ``run``.
+        sequential: whether sums are taken one term after another, as LiteRT's kernels do; RoPE's
+            angles are rounded otherwise in both cases. See ``edgeverify.float32``.
     """
-    with _other_rope_table(model):
+    with ExitStack() as stack:
+        stack.enter_context(float32.angles_rounded_otherwise(model))
+        if sequential:
+            stack.enter_context(float32.SequentialSums())
         return _run_at_once(model, case, inject)
 
 
@@ -208,7 +210,7 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().numpy().copy()
 
 
-def _base(model: PreTrainedModel) -> nn.Module:
+def _base(model: PreTrainedModel) -> Any:
     return getattr(model, model.base_model_prefix)
 
 
@@ -318,7 +320,12 @@ def _widen_while_running(module: nn.Module, stack: ExitStack) -> None:
         module.register_forward_hook(after),
     ):
         stack.callback(handle.remove)
-    stack.callback(lambda: [context.close() for context in open_contexts])
+    stack.callback(_close_all, open_contexts)
+
+
+def _close_all(contexts: list[ExitStack]) -> None:
+    for context in contexts:
+        context.close()
 
 
 @contextmanager
@@ -330,43 +337,12 @@ def _exact_constants(model: PreTrainedModel) -> Iterator[None]:
     exact: list[tuple[nn.Module, str, torch.Tensor]] = []
     for module in model.modules():
         if "inv_freq" in module._buffers:
-            kind = _rope_parameters(module).get("rope_type", "default")
-            compute = (
-                module.compute_default_rope_parameters
-                if kind == "default"
-                else ROPE_INIT_FUNCTIONS[kind]
-            )
-            with Float64Mode():
-                exact.append((module, "inv_freq", compute(module.config)[0]))
+            exact.append((module, "inv_freq", exact_frequencies(module)))
         if "embed_scale" in module._buffers:
             scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
             exact.append((module, "embed_scale", scale))
-    with _buffers(exact):
-        yield
-
-
-@contextmanager
-def _other_rope_table(model: PreTrainedModel) -> Iterator[None]:
-    other: list[tuple[nn.Module, str, torch.Tensor]] = []
-    for module in model.modules():
-        parameters = _rope_parameters(module)
-        if "inv_freq" in module._buffers and parameters.get("rope_type", "default") == "default":
-            count = len(module.inv_freq)
-            exponents = (1.0 / count) * torch.arange(count, dtype=torch.float32)
-            timescale = float(parameters["rope_theta"]) ** exponents
-            other.append((module, "inv_freq", 1.0 / timescale))
-    with _buffers(other):
-        yield
-
-
-def _rope_parameters(module: nn.Module) -> Mapping[str, Any]:
-    return getattr(getattr(module, "config", None), "rope_parameters", None) or {}
-
-
-@contextmanager
-def _buffers(values: list[tuple[nn.Module, str, torch.Tensor]]) -> Iterator[None]:
-    originals = [(module, name, module._buffers[name]) for module, name, _ in values]
-    for module, name, value in values:
+    originals = [(module, name, module._buffers[name]) for module, name, _ in exact]
+    for module, name, value in exact:
         module._buffers[name] = value
     try:
         yield

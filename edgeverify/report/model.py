@@ -1,6 +1,6 @@
-"""The verdict as plain data: what was measured, what was allowed, and what came of it.
+"""The verdict as plain data: what was measured, what was allowed, what came of it.
 
-Nothing here decides anything; ``compare`` and ``verify`` do. The renderers beside this file read it.
+Nothing here decides anything; ``compare`` and ``verify`` do. The renderers beside it read it.
 """
 
 from __future__ import annotations

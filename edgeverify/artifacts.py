@@ -1,0 +1,272 @@
+"""The cache of everything expensive: content-addressed, atomic, shared by processes.
+
+An entry is ``{root}/{kind}/{key}{suffix}``. It is made in a directory of its own beside its place
+and moved there when whole, so a run that is killed leaves nothing that a later one could take for
+an entry. A lock per entry lets a second process wait for the first instead of repeating its work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeverify.errors import ArtifactError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: entries stay atomic, but may be made twice
+    fcntl = None  # type: ignore[assignment]
+
+# Packages whose version decides what a conversion, a trace or a quantization yields.
+PACKAGES = (
+    "torch",
+    "litert-torch",
+    "litert-converter",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "transformers",
+    "numpy",
+)
+# Hashing runs at about 1.5 GB/s, so a smaller file is hashed in less time than a look-up is worth.
+REMEMBERED_BYTES = 8 * 2**20
+_STAGING = ".making"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def cache_root() -> Path:
+    """``$EDGEVERIFY_CACHE``, else ``$XDG_CACHE_HOME/edgeverify``, else ``~/.cache/edgeverify``."""
+    if own := os.environ.get("EDGEVERIFY_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "edgeverify"
+    return Path.home() / ".cache" / "edgeverify"
+
+
+def versions() -> dict[str, str]:
+    """Installed package → version, read without importing any of them."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256, as hex, of values: bytes, arrays, dataclasses, paths, and what JSON can hold.
+
+    Equal values have equal digests in every process; mappings do not depend on their order.
+
+    Raises:
+        TypeError: a part has no canonical form.
+    """
+    total = hashlib.sha256()
+    for part in parts:
+        for piece in _canonical(part):
+            total.update(len(piece).to_bytes(8, "little"))
+            total.update(piece)
+    return total.hexdigest()
+
+
+def _canonical(part: Any) -> tuple[bytes, ...]:
+    if isinstance(part, bytes | bytearray | memoryview):
+        return b"bytes", bytes(part)
+    if isinstance(part, np.ndarray):
+        head = f"array {part.dtype.str} {part.shape}".encode()
+        return head, np.ascontiguousarray(part).tobytes()
+    text = json.dumps(part, sort_keys=True, separators=(",", ":"), default=_jsonable)
+    return b"json", text.encode()
+
+
+def _jsonable(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, bytes | np.ndarray):
+        return digest(value)
+    raise TypeError(f"{type(value).__name__} has no canonical form for a digest")
+
+
+def file_digest(path: Path, *, root: Path | None = None) -> str:
+    """SHA-256, as hex, of a file's contents.
+
+    A large file is hashed once and remembered by its path, size, time of change and inode.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    try:
+        facts = path.stat()
+        if facts.st_size < REMEMBERED_BYTES:
+            return _hash_file(path)
+        resolved = str(path.resolve())
+        key = digest(resolved, facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_ctime_ns)
+        note = cached("digests", key, ".txt", lambda p: _write_digest(path, p), root=root)
+        return note.read_text()
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot be read ({error.strerror})",
+            where=path,
+            expected="a readable file",
+            fix="check the path and its permissions",
+        ) from error
+
+
+def _write_digest(path: Path, target: Path) -> None:
+    target.write_text(_hash_file(path))
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached(
+    kind: str,
+    key: str,
+    suffix: str,
+    make: Callable[[Path], None],
+    *,
+    root: Path | None = None,
+) -> Path:
+    """The entry's path; makes the entry if it is not there.
+
+    Args:
+        kind: the folder, e.g. ``"converted"``.
+        key: what the entry depends on, from ``digest``.
+        suffix: the file name's ending, e.g. ``".tflite"``.
+        make: writes the entry to the path it is given.
+        root: another cache than ``cache_root()``.
+
+    Raises:
+        ArtifactError: the cache cannot be written, the disk is full, or ``make`` wrote nothing.
+            Whatever else ``make`` raises passes through. In every case no partial entry is left.
+    """
+    folder = (root or cache_root()) / kind
+    entry = folder / f"{key}{suffix}"
+    if entry.exists():
+        return entry
+    with _full_disk_told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / f".{key}{suffix}.lock"):
+            if entry.exists():  # another process made it while this one waited
+                return entry
+            _remove_abandoned(folder)
+            staging = Path(tempfile.mkdtemp(prefix=f".{key}{suffix}.", suffix=_STAGING, dir=folder))
+            try:
+                temporary = staging / f"{key[:16]}{suffix}"
+                make(temporary)
+                if not temporary.exists():
+                    raise ArtifactError(
+                        "nothing was written",
+                        where=entry,
+                        expected="a file",
+                        fix="this is a fault of edgeverify, please report it",
+                    )
+                os.replace(temporary, entry)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    return entry
+
+
+@contextmanager
+def _full_disk_told(folder: Path) -> Iterator[None]:
+    """Turns a full disk into an ArtifactError, however the library that wrote reported it."""
+    try:
+        yield
+    except ArtifactError as error:
+        if _tells_full_disk(error.__cause__) or _tells_full_disk(error):
+            raise _full_disk(folder) from error
+        raise
+    except PermissionError as error:
+        raise ArtifactError(
+            f"the cache cannot be written ({error.strerror})",
+            where=error.filename or folder,
+            expected="a writable directory",
+            fix="set EDGEVERIFY_CACHE to one",
+        ) from error
+    except Exception as error:
+        if _tells_full_disk(error):
+            raise _full_disk(folder) from error
+        raise
+
+
+def _tells_full_disk(error: BaseException | None) -> bool:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    # Native writers (safetensors, the converter) carry the reason in their text only.
+    return error is not None and "no space left on device" in str(error).lower()
+
+
+def _full_disk(folder: Path) -> ArtifactError:
+    return ArtifactError(
+        "the disk is full",
+        where=folder,
+        expected="room for a converted model (about its float32 size) and its instrumented copies",
+        fix="free some space, or set EDGEVERIFY_CACHE to a directory on a larger disk",
+    )
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Holds a lock file; yields whether it is held. A lock dies with its process."""
+    if fcntl is None:
+        yield wait
+        return
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            os.close(descriptor)
+            if wait:
+                raise
+            yield False
+            return
+        # The file may have been removed by its last holder between open and flock.
+        try:
+            current = os.stat(path).st_ino == os.fstat(descriptor).st_ino
+        except FileNotFoundError:
+            current = False
+        if current:
+            break
+        os.close(descriptor)
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what dead processes left: staging directories whose entry's lock is free."""
+    if fcntl is None:
+        return
+    for staging in folder.glob(f".*{_STAGING}"):
+        entry = staging.name[1 : -len(_STAGING)].rpartition(".")[0]
+        lock = folder / f".{entry}.lock"
+        if lock.exists():
+            # A killed process leaves its lock file, but not its lock.
+            with _locked(lock, wait=False) as free:
+                if free:
+                    shutil.rmtree(staging, ignore_errors=True)
+        else:
+            shutil.rmtree(staging, ignore_errors=True)

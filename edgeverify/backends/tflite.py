@@ -1,0 +1,440 @@
+"""Runs a .tflite in the LiteRT interpreter, step by step, and records its taps.
+
+Logits and KV caches always come from the untouched file. Inner taps come from an instrumented
+copy, and count only where that copy's logits and caches are bitwise those of the untouched file:
+reading intermediates can change what the runtime computes (LiteRT #8928).
+
+Nothing here imports torch, so that it also runs on a device host.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from edgeverify import artifacts, taps
+from edgeverify.case import Case, Step
+from edgeverify.errors import ArtifactError
+from edgeverify.flatbuffer import (
+    INJECT,
+    TAP,
+    Instrumentation,
+    Located,
+    ModelFile,
+    instrument,
+)
+from edgeverify.quiet import quiet
+from edgeverify.trace import Trace
+
+# A change to what the locator or the instrumentation does must change this.
+INSTRUMENTATION_VERSION = 1
+RESOLVERS = {
+    "xnnpack": OpResolverType.BUILTIN,
+    "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    "reference": OpResolverType.BUILTIN_REF,
+}
+# The order of a cache's axes that gives (B, T, N, H), by layout, for K and V.
+CACHE_ORDER = {
+    "default": {"k": (0, 1, 2, 3), "v": (0, 1, 2, 3)},
+    "transposed": {"k": (0, 2, 1, 3), "v": (0, 3, 1, 2)},
+}
+
+
+def run_file(
+    path: Path,
+    case: Case,
+    *,
+    mask_kinds: Sequence[str] = ("global",),
+    window: int | None = None,
+    oracle: Trace | None = None,
+    kernel: str | None = None,
+    num_threads: int | None = None,
+    cache: Path | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Trace, Trace | None]:
+    """Runs a file as a whole, and block by block on the oracle's inputs.
+
+    The two instrumented copies are made once and kept in the cache.
+
+    Args:
+        path: the converted file.
+        case, mask_kinds, window, kernel, num_threads: as for ``run``.
+        oracle: the trace whose block inputs the blocks are fed with, rounded to float32.
+        cache: another cache than the default one.
+        tick: called once for each step of the case, though each is run up to three times.
+
+    Returns:
+        The trace of the whole file, and that of its blocks in isolation (None without oracle).
+
+    Raises:
+        ArtifactError: as for ``run``.
+    """
+    passes = 2 if oracle is None else 3
+    calls = iter(range(1, passes * len(case.steps) + 1))
+
+    def shared_tick() -> None:
+        if next(calls) % passes == 0:
+            tick()
+
+    num_blocks = next(iter(ModelFile(path).signatures.values())).num_blocks
+    shared: dict[str, Any] = {
+        "num_blocks": num_blocks,
+        "mask_kinds": mask_kinds,
+        "window": window,
+        "kernel": kernel,
+        "num_threads": num_threads,
+        "tick": shared_tick,
+    }
+    whole = run(path, case, **shared, instrumented=instrumented_copy(path, root=cache))
+    if oracle is None:
+        return whole, None
+    isolated = instrumented_copy(path, isolate=True, root=cache)
+    return whole, run(path, case, **shared, instrumented=isolated, inject=oracle.arrays)
+
+
+def instrumented_copy(path: Path, *, isolate: bool = False, root: Path | None = None) -> Path:
+    """A copy of ``path`` that also returns its taps, from the cache."""
+    key = artifacts.digest(INSTRUMENTATION_VERSION, artifacts.file_digest(path, root=root), isolate)
+
+    def make(target: Path) -> None:
+        instrument(path, target, isolate=isolate)
+
+    return artifacts.cached("instrumented", key, ".tflite", make, root=root)
+
+
+def run(
+    path: Path,
+    case: Case,
+    *,
+    num_blocks: int,
+    kernel: str | None = None,
+    window: int | None = None,
+    mask_kinds: Sequence[str] = ("global",),
+    instrumented: Path | None = None,
+    inject: Mapping[str, np.ndarray] | None = None,
+    num_threads: int | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Trace:
+    """Runs every step of ``case`` from an empty cache.
+
+    Args:
+        path: the converted file.
+        case: the steps; also the cache's layout and length, and whether masks are inputs.
+        num_blocks: transformer blocks of the model.
+        kernel: ``xnnpack``, ``builtin`` or ``reference``; the case's own if left out.
+        window: width of ``local`` masks: position j is visible to i if ``i - window < j <= i``.
+        mask_kinds: the masks the file takes, if they are inputs.
+        instrumented: a copy written by ``flatbuffer.instrument``, for the inner taps.
+        inject: what each block and the final norm are fed with, ``"prefill.0/embed"``,
+            ``"prefill.0/blocks.0.out"``, …, (B, T, C), real rows only. Needs an ``instrumented``
+            copy that isolates; everything is then recorded from that copy.
+        num_threads: of the interpreter; the machine's if left out.
+        tick: called after every call of a signature.
+
+    Returns:
+        The trace, with the reasons for taps that could not be read in ``unavailable``.
+
+    Raises:
+        ArtifactError: a file cannot be opened or does not fit the case, a step writes past the
+            cache's end (the runtime would move it back over older rows), or the runtime failed.
+    """
+    kernel = kernel or case.kernel
+    num_threads = num_threads or os.cpu_count() or 1
+    options = {
+        "kernel": kernel,
+        "num_threads": num_threads,
+        "masks": (mask_kinds, window),
+        "tick": tick,
+    }
+    trace = Trace(
+        provenance={
+            "backend": "tflite",
+            "kernel": kernel,
+            "num_threads": num_threads,
+            "file": path.name,
+            "file_sha256": artifacts.file_digest(path),
+            "isolated": inject is not None,
+            "versions": artifacts.versions(),
+        }
+    )
+    if inject is not None:
+        if instrumented is None:
+            raise ValueError("inject needs an instrumented file")
+        for step, outputs, located in _drive(instrumented, case, options, inject):
+            _record(trace, case, step, num_blocks, outputs, outputs, located)
+        return trace
+
+    outer = [outputs for _, outputs, _ in _drive(path, case, options)]
+    if instrumented is None:
+        for step, outputs in zip(case.steps, outer, strict=True):
+            _record(trace, case, step, num_blocks, outputs, {}, None)
+        return trace
+    for (step, outputs, located), untouched in zip(
+        _drive(instrumented, case, options), outer, strict=True
+    ):
+        changed = _first_difference(untouched, outputs)
+        if changed is None:
+            _record(trace, case, step, num_blocks, untouched, outputs, located)
+        else:
+            reason = f"reading inner taps changed {changed!r} of the same step"
+            _record(trace, case, step, num_blocks, untouched, {}, located, reason)
+    return trace
+
+
+def _drive(
+    path: Path,
+    case: Case,
+    options: Mapping[str, Any],
+    inject: Mapping[str, np.ndarray] | None = None,
+) -> Iterator[tuple[Step, dict[str, np.ndarray], Located | None]]:
+    """Yields each step's outputs. One interpreter is alive, and only until the last step."""
+    located = _instrumentation(path, isolated=inject is not None)
+    interpreter = _open(path, options)
+    runners: dict[str, Any] = {}
+    cache: dict[str, np.ndarray] = {}
+    try:
+        for step in case.steps:
+            if step.signature not in runners:
+                runners[step.signature] = _runner(interpreter, path, step)
+            runner = runners[step.signature]
+            details = runner.get_input_details()
+            shapes = {name: tuple(item["shape"]) for name, item in details.items()}
+            _check_room(path, case, step, shapes)
+            if not cache:
+                cache = {n: np.zeros(s, np.float32) for n, s in shapes.items() if "kv_cache" in n}
+            inputs = {
+                "tokens": np.array([step.padded_tokens], np.int32),
+                "input_pos": np.arange(step.start, step.start + step.length, dtype=np.int32),
+                **cache,
+                **_masks(case, step, shapes, *options["masks"]),
+                **_injected(step, shapes, inject or {}),
+            }
+            outputs = _call(runner, path, step, inputs, shapes, first=step is case.steps[0])
+            cache = {name: outputs[name] for name in cache}
+            options["tick"]()
+            yield step, outputs, (located or {}).get(step.signature)
+    finally:
+        del interpreter
+        runners.clear()
+        gc.collect()
+
+
+def _instrumentation(path: Path, *, isolated: bool) -> Mapping[str, Located] | None:
+    found = Instrumentation.find(path)
+    if isolated and not (found and found.isolated):
+        raise ArtifactError(
+            "its blocks cannot be fed one by one",
+            where=path,
+            expected="a copy written by flatbuffer.instrument(isolate=True)",
+            fix="instrument the converted file again",
+        )
+    return found.located if found else None
+
+
+def _open(path: Path, options: Mapping[str, Any]) -> Interpreter:
+    if options["kernel"] == "xnnpack":
+        _require_memory(path)
+    try:
+        with quiet(show=False):
+            return Interpreter(
+                str(path),
+                num_threads=options["num_threads"],
+                experimental_op_resolver_type=RESOLVERS[options["kernel"]],
+            )
+    except (ValueError, RuntimeError) as error:
+        raise ArtifactError(
+            f"the runtime cannot open it ({error})",
+            where=path,
+            expected="a whole .tflite file that this version of ai-edge-litert reads",
+            fix="convert the model again, or update ai-edge-litert",
+        ) from error
+
+
+def _require_memory(path: Path) -> None:
+    """Refuses what would end in the out-of-memory killer.
+
+    XNNPACK repacks the weights of all signatures at the first call, each signature for itself:
+    154 MB for a file of 77 MB with two signatures, 4.4 GB for one of 2.46 GB.
+    """
+    available = available_memory()
+    needed = path.stat().st_size * len(ModelFile(path).signatures)
+    if available is not None and needed > available:
+        raise ArtifactError(
+            f"XNNPACK packs its weights once for each signature, about {needed / 2**30:.1f} GB",
+            where=path,
+            expected=f"at most the {available / 2**30:.1f} GB of memory that are available",
+            fix="take fewer --prefill, or --kernel builtin, which reads the weights in place",
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes that can be used without swapping others out, and free swap; None if unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    facts = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines)}
+    return 1024 * (facts["MemAvailable"] + facts.get("SwapFree", 0))
+
+
+def _runner(interpreter: Interpreter, path: Path, step: Step) -> Any:
+    try:
+        return interpreter.get_signature_runner(step.signature)
+    except ValueError as error:
+        raise ArtifactError(
+            f"has no signature {step.signature!r}",
+            where=path,
+            expected=f"one of {', '.join(interpreter.get_signature_list()) or '(none at all)'}",
+            fix="convert the model again with the prefill lengths of the case",
+        ) from error
+
+
+def _check_room(path: Path, case: Case, step: Step, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses what the runtime would take, and do wrong without a word."""
+    rows = shapes["kv_cache_k_0"][CACHE_ORDER[case.kv_layout]["k"][1]]
+    if rows != case.kv_cache_len:
+        raise ArtifactError(
+            f"its KV cache has {rows} rows in the {case.kv_layout} layout",
+            where=path,
+            expected=f"{case.kv_cache_len}, as in the case",
+            fix="convert the model again, with the case's KV layout and cache length",
+        )
+    if step.start + step.length > rows:
+        raise ArtifactError(
+            f"step {step.name} writes up to row {step.start + step.length} of a KV cache of {rows}"
+            " (the runtime would overwrite older rows instead of failing)",
+            where=path,
+            expected=f"at most {rows} rows",
+            fix="lengthen the cache, or shorten the prompt or the decode steps",
+        )
+
+
+def _masks(
+    case: Case,
+    step: Step,
+    shapes: Mapping[str, tuple[int, ...]],
+    kinds: Sequence[str],
+    window: int | None,
+) -> dict[str, np.ndarray]:
+    """The masks a signature takes, by input name, (1, 1, T, S): 0 where visible, else -inf."""
+    if not case.mask_as_input:
+        return {}
+    names = {"mask": kinds[0]} if len(kinds) == 1 else {f"mask_{kind}": kind for kind in kinds}
+    # The converter drops a mask that no layer reads; a file without any is none of this case.
+    taken = names.keys() & shapes.keys() or names.keys()
+    return {name: mask(names[name], step, case, window) for name in sorted(taken)}
+
+
+def mask(kind: str, step: Step, case: Case, window: int | None) -> np.ndarray:
+    """One attention mask, float32 (1, 1, T, S).
+
+    ``global``: key j is visible to query i if j <= i. ``local``: if also j > i - window, as in
+    transformers' ``sliding_window_overlay`` (masking_utils.py).
+
+    Raises:
+        ValueError: another kind, or a local mask without a window.
+    """
+    queries = np.arange(step.start, step.start + step.length)[:, None]
+    keys = np.arange(case.kv_cache_len)[None, :]
+    visible = keys <= queries
+    if kind == "local":
+        if not window:
+            raise ValueError("a local mask needs a window")
+        visible &= keys > queries - window
+    elif kind != "global":
+        raise ValueError(f"unknown mask kind {kind!r}")
+    return np.where(visible, np.float32(0), np.float32(-np.inf))[None, None]
+
+
+def _injected(
+    step: Step, shapes: Mapping[str, tuple[int, ...]], inject: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What the cut points are fed with, padded by repeating the last real row.
+
+    A pad row's content reaches no real row; a repeated one is sure to be in the norms' range.
+    """
+    inputs = {}
+    for name, shape in shapes.items():
+        if name.startswith(INJECT):
+            rows = np.asarray(inject[f"{step.name}/{name[len(INJECT) :]}"], np.float32)
+            pads = step.length - rows.shape[1]
+            padded = np.concatenate([rows, np.repeat(rows[:, -1:], pads, axis=1)], axis=1)
+            inputs[name] = np.ascontiguousarray(padded.reshape(shape))
+    return inputs
+
+
+def _call(
+    runner: Any,
+    path: Path,
+    step: Step,
+    inputs: dict[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    first: bool,
+) -> dict[str, np.ndarray]:
+    given = {name: value.shape for name, value in inputs.items()}
+    if given != dict(shapes):
+        wrong = sorted(n for n in given.keys() | shapes.keys() if given.get(n) != shapes.get(n))
+        listed = ", ".join(f"{n}: {shapes.get(n, 'no input')}" for n in wrong[:4])
+        raise ArtifactError(
+            f"signature {step.signature!r} takes other inputs than the case gives ({listed})",
+            where=path,
+            expected=", ".join(f"{n}: {given.get(n, 'no input')}" for n in wrong[:4]),
+            fix="convert the model again for this case",
+        )
+    try:
+        # The first call of an interpreter announces the delegate on standard error.
+        with quiet(first, show=False):
+            return runner(**inputs)
+    except (ValueError, RuntimeError) as error:
+        raise ArtifactError(
+            f"the runtime failed at step {step.name} ({error})",
+            where=path,
+            expected=f"signature {step.signature!r} to run",
+            fix="try another --kernel; if that passes, report it to LiteRT",
+        ) from error
+
+
+def _record(
+    trace: Trace,
+    case: Case,
+    step: Step,
+    num_blocks: int,
+    outer: Mapping[str, np.ndarray],
+    inner: Mapping[str, np.ndarray],
+    located: Located | None,
+    reason: str = "inner taps need an instrumented copy of the file",
+) -> None:
+    """Adds one step to the trace, in the standard order, cut to its real rows."""
+    missing = located.missing if located else {}
+    for tap in taps.standard_taps(num_blocks):
+        if tap.startswith("kv."):
+            _, block, which = tap.split(".")
+            cache = outer[f"kv_cache_{which}_{block}"]
+            array = cache.transpose(CACHE_ORDER[case.kv_layout][which])[:, : step.end]
+        elif tap == taps.LOGITS and tap in outer:
+            array = outer[tap][:, : len(step.tokens)]
+        elif located and tap in located.taps and TAP + tap in inner:
+            array = located.taps[tap].bring(inner[TAP + tap])[:, : len(step.tokens)]
+        else:
+            why = "the signature returns no logits" if tap == taps.LOGITS else reason
+            trace.unavailable[f"{step.name}/{tap}"] = missing.get(tap, why)
+            continue
+        # A copy, or a view of a few rows would keep the whole cache alive.
+        trace.add(step.name, tap, np.array(array, order="C"))
+
+
+def _first_difference(
+    untouched: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
+) -> str | None:
+    """The first output that is not bitwise the same (NaNs and signs of zero included)."""
+    for name, array in untouched.items():
+        if name not in other or array.tobytes() != other[name].tobytes():
+            return name
+    return None

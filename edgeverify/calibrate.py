@@ -1,0 +1,207 @@
+"""Measures what right ports show, and derives the thresholds from it.
+
+``python -m edgeverify.calibrate`` runs clean checks (registered ports × seeds × prefill lengths ×
+KV layouts × kernels) and writes two files of the package: ``calibration.json``, one row per run
+with the largest ratios seen in it, and ``thresholds.json``, which ``compare`` reads. The numbers
+that decide a verdict are thus always beside the runs that chose them.
+
+A threshold is the largest clean ratio seen, times ``MARGIN``, and never below ``FLOOR``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeverify.artifacts import versions
+from edgeverify.case import KERNELS, KV_LAYOUTS
+from edgeverify.compare import MIN_ROWS_FOR_RMS
+from edgeverify.report.model import PASS, LegResult
+from models import CATALOGUE
+
+PACKAGE = Path(__file__).parent
+# A clean run just past the largest seen so far must not fail: the maximum over twice as many runs
+# grows by a few per cent.
+MARGIN = 1.15
+FLOOR = {"rms": 1.5, "row": 4.0}
+LENGTHS = ((16, 32), (8, 24), (5, 48))
+
+
+@dataclass(frozen=True)
+class CleanRun:
+    """The largest ratios of one leg of one clean run.
+
+    Attributes:
+        model, leg, seed, token_seed, prefill, kv_layout, kernel: what was run.
+        outcome: under the thresholds that were in force.
+        rms: largest rms ratio of a tap with at least ``MIN_ROWS_FOR_RMS`` rows.
+        rms_tap: where.
+        row: largest ratio of a single row.
+        row_tap: where.
+        isolated_rms, isolated_row: likewise, each block fed with the oracle's input.
+        taps: how many taps were compared.
+    """
+
+    model: str
+    leg: str
+    seed: int
+    token_seed: int
+    prefill: tuple[int, ...]
+    kv_layout: str
+    kernel: str
+    outcome: str
+    rms: float
+    rms_tap: str
+    row: float
+    row_tap: str
+    isolated_rms: float
+    isolated_row: float
+    taps: int
+
+
+def summarise(leg: LegResult, rows_of: dict[str, int], **facts: Any) -> CleanRun:
+    """Reduces a leg to its largest ratios.
+
+    Args:
+        leg: a judged leg.
+        rows_of: step → its number of token rows.
+        facts: the fields that say what was run.
+    """
+    measured = [tap for tap in leg.taps if tap.error_ratio is not None]
+    many = [tap for tap in measured if rows_of[tap.tap.split("/")[0]] >= MIN_ROWS_FOR_RMS]
+    by_rms = max(many, key=lambda tap: tap.error_ratio or 0.0)
+    by_row = max(measured, key=lambda tap: tap.row_ratio or 0.0)
+    return CleanRun(
+        leg=leg.name,
+        outcome=leg.outcome,
+        rms=round(by_rms.error_ratio or 0.0, 4),
+        rms_tap=by_rms.tap,
+        row=round(by_row.row_ratio or 0.0, 4),
+        row_tap=by_row.tap,
+        isolated_rms=round(max((tap.isolated_ratio or 0.0 for tap in many), default=0.0), 4),
+        isolated_row=round(max(tap.isolated_row_ratio or 0.0 for tap in measured), 4),
+        taps=len(measured),
+        **facts,
+    )
+
+
+def plan(seeds: int, models: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The runs: authoring over weights, lengths and layouts; conversion over tokens and kernels.
+
+    Converting takes most of the time, so one file per model and layout serves all its conversion
+    runs, which differ by their tokens and kernels.
+    """
+    for model in models:
+        for layout in KV_LAYOUTS:
+            for seed in range(seeds):
+                yield {
+                    "port": model,
+                    "seed": seed,
+                    "token_seed": seed,
+                    "prefill": LENGTHS[seed % len(LENGTHS)],
+                    "kv_layout": layout,
+                    "backends": ("reference", "reauthored"),
+                }
+            for kernel in KERNELS:
+                for token_seed in range(max(1, seeds // 2)):
+                    yield {
+                        "port": model,
+                        "seed": 0,
+                        "token_seed": token_seed,
+                        "prefill": LENGTHS[0],
+                        "kv_layout": layout,
+                        "kernel": kernel,
+                    }
+
+
+def run(plans: Iterable[dict[str, Any]]) -> Iterator[CleanRun]:
+    """Runs each plan and yields one row per leg."""
+    from edgeverify.verify import verify
+
+    for selectors in plans:
+        report = verify(**selectors)
+        rows_of = {step["name"]: step["tokens"] for step in report.case["steps"]}
+        for leg in report.legs.values():
+            if (
+                leg.name == "authoring"
+                and "kernel" in selectors
+                and selectors["kernel"] != "xnnpack"
+            ):
+                continue  # the kernel does not touch this leg: it would be counted twice
+            yield summarise(
+                leg,
+                rows_of,
+                model=selectors["port"],
+                seed=selectors["seed"],
+                token_seed=selectors["token_seed"],
+                prefill=tuple(selectors["prefill"]),
+                kv_layout=selectors["kv_layout"],
+                kernel=selectors.get("kernel", "") if leg.name == "conversion" else "",
+            )
+
+
+def derive(runs: Sequence[CleanRun]) -> dict[str, dict[str, float]]:
+    """The thresholds of each leg, and of the block-by-block runs of all legs."""
+
+    def limits(rms: Iterable[float], row: Iterable[float]) -> dict[str, float]:
+        return {
+            "rms": max(FLOOR["rms"], round(max(rms) * MARGIN, 2)),
+            "row": max(FLOOR["row"], round(max(row) * MARGIN, 2)),
+        }
+
+    table = {
+        leg: limits([r.rms for r in runs if r.leg == leg], [r.row for r in runs if r.leg == leg])
+        for leg in dict.fromkeys(r.leg for r in runs)
+    }
+    table["isolated"] = limits([r.isolated_rms for r in runs], [r.isolated_row for r in runs])
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the calibration and writes its two files."""
+    parser = argparse.ArgumentParser(prog="python -m edgeverify.calibrate", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=6, help="seeds per port and layout")
+    parser.add_argument("--model", action="append", choices=sorted(CATALOGUE), help="default: all")
+    parser.add_argument("--output", type=Path, default=PACKAGE, help="directory of the two files")
+    options = parser.parse_args(argv)
+    rows: list[CleanRun] = []
+    for row in run(plan(options.seeds, options.model or list(CATALOGUE))):
+        rows.append(row)
+        print(
+            f"{len(rows):4d} {row.model:9} {row.leg:10} {row.kv_layout:10} {row.kernel:9} "
+            f"rms {row.rms:.2f} row {row.row:.2f} isolated {row.isolated_rms:.2f} "
+            f"{row.isolated_row:.2f} {row.outcome}",
+            flush=True,
+        )
+    table = derive(rows)
+    document = {
+        "command": "python -m edgeverify.calibrate " + " ".join(argv or sys.argv[1:]),
+        "environment": {**versions(), "machine": platform.machine()},
+        "thresholds": table,
+        "runs": [asdict(row) for row in rows],
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    calibration = options.output / "calibration.json"
+    calibration.write_text(_compact(document))
+    (options.output / "thresholds.json").write_text(json.dumps(table, indent=2) + "\n")
+    failed = [row for row in rows if row.outcome != PASS]
+    print(f"{len(rows)} clean runs, {len(failed)} above their thresholds; wrote {calibration}")
+    return 1 if failed else 0
+
+
+def _compact(document: dict[str, Any]) -> str:
+    """JSON with one run a line, so that a new calibration reads as a diff."""
+    runs = ",\n    ".join(json.dumps(run) for run in document["runs"])
+    head = {key: value for key, value in document.items() if key != "runs"}
+    text = json.dumps({**head, "runs": ["@"]}, indent=2)
+    return text.replace('"@"', runs).replace("[\n    {", "[\n    {") + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

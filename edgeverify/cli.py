@@ -1,0 +1,218 @@
+"""The command line. It reads options, calls ``edgeverify.verify`` and shows the report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from edgeverify import selectors
+from edgeverify.errors import EdgeVerifyError, UsageError
+from edgeverify.ports import catalogue, check_name
+from edgeverify.report.files import FORMATS, check_paths, write_reports
+from edgeverify.report.model import FAIL, PASS, UNCHECKED
+
+EXIT_CODES = {PASS: 0, FAIL: 1, UNCHECKED: 3}
+EXIT_USAGE = 2
+EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h: a fault of edgeverify itself
+EXIT_PIPE = 141  # 128 + SIGPIPE
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+EPILOG = """\
+MODEL is a registered name (see "edgeverify list"), package.module:ATTR or path/to/file.py:ATTR.
+
+exit status:
+  0  all passed
+  1  something failed
+  2  bad usage or bad input
+  3  nothing failed, but something could not be checked
+ 70  an error of edgeverify itself
+130  interrupted
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like every other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, fix=f"see {self.prog} --help")
+
+
+class _Version(argparse.Action):
+    """Reads the version when it is asked for: it costs a look through the installed packages."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"edgeverify {version('edgeverify')}")
+        parser.exit()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit status: see ``EPILOG``.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = _parser().parse_args(arguments)
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
+    except EdgeVerifyError as error:
+        if "--debug" in arguments:
+            raise
+        return _fail(str(error), EXIT_USAGE)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader left (``| head``). Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        return _fail(
+            f"unexpected {told}; this is a fault of edgeverify: please report it with the"
+            " traceback that --debug shows",
+            EXIT_INTERNAL,
+        )
+
+
+def _fail(line: str, status: int) -> int:
+    print(f"edgeverify: error: {line}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="edgeverify",
+        description="Says whether a model ported to LiteRT is still the Hugging Face original, "
+        "and if not, where it stopped being so.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, dest="command"
+    )
+
+    listed = _command(commands, "list", "list the registered models")
+    listed.set_defaults(run=_list)
+
+    check = _command(commands, "check", "compare reference, re-authored model and .tflite")
+    _add_model_and_selectors(check)
+    for name in FORMATS:
+        check.add_argument(f"--{name}", metavar="FILE", type=Path, help=f"write a {name} report")
+    check.set_defaults(run=_check)
+
+    convert = _command(commands, "convert", "write the .tflite files that check would run")
+    _add_model_and_selectors(convert)
+    convert.add_argument(
+        "--output", metavar="DIR", type=Path, required=True, help="folder of the files"
+    )
+    convert.set_defaults(run=_convert)
+    return parser
+
+
+def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("--debug", action="store_true", help="show tracebacks")
+    return command
+
+
+def _add_model_and_selectors(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL")
+    selectors.add_options(command.add_argument)
+    loudness = command.add_mutually_exclusive_group()
+    loudness.add_argument(
+        "-v", "--verbose", action="store_true", help="show every tap, and the libraries' chatter"
+    )
+    loudness.add_argument(
+        "-q", "--quiet", action="store_true", help="no progress; one line if all passed"
+    )
+
+
+def _list(options: argparse.Namespace) -> int:
+    del options
+    rows = [("MODEL", "SIZES", "DEFAULT", "HUB ID OF THE DEFAULT")]
+    for name, entry in catalogue().items():
+        hub_ids = getattr(entry, "hub_ids", {})
+        hub_id = hub_ids.get(entry.default_size) or next(iter(hub_ids.values()), "")
+        rows.append((name, ", ".join(entry.sizes), entry.default_size, hub_id))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    chosen = selectors.parse(options)
+    paths = {name: getattr(options, name) for name in FORMATS if getattr(options, name)}
+    check_paths({f"--{name}": path for name, path in paths.items()})
+    check_name(options.model, chosen.size)
+
+    from edgeverify import launch
+    from edgeverify.report.progress import progress_for
+
+    report = launch.check(
+        options.model,
+        chosen,
+        verbose=options.verbose,
+        progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
+    )
+
+    from edgeverify.report.terminal import console_for, print_outcome, print_report
+
+    write_reports(report, paths)
+    console = console_for(sys.stdout)
+    if options.quiet and report.passed:
+        print_outcome(report, console)
+    else:
+        print_report(report, console, verbose=options.verbose)
+    return EXIT_CODES[report.outcome]
+
+
+def _convert(options: argparse.Namespace) -> int:
+    chosen = selectors.parse(options)
+    if options.output.exists() and not options.output.is_dir():
+        raise UsageError("is a file", where=f"--output {options.output}", expected="a folder")
+    check_name(options.model, chosen.size)
+
+    from edgeverify import launch
+    from edgeverify.report.progress import progress_for
+
+    files = launch.convert(
+        options.model,
+        chosen,
+        options.output,
+        verbose=options.verbose,
+        progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
+    )
+    for file in files:
+        print(file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""Judges one trace against a baseline: identity first, then values, tap by tap.
+
+Nothing is skipped: a tap that is missing, extra, of another shape or dtype, or not finite fails
+before its values are looked at; one that could not be read is ``unchecked``; a comparison of
+nothing is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+
+import numpy as np
+
+from edgeverify import noise, taps
+from edgeverify.errors import TraceError
+from edgeverify.report.model import (
+    FAIL,
+    PASS,
+    UNCHECKED,
+    Divergence,
+    LegResult,
+    TapResult,
+    worst_outcome,
+)
+from edgeverify.trace import Trace
+
+# The rms over rows is a stable figure from about this many rows on; fewer are judged together with
+# the other short steps of the same tap (decode steps are one row each).
+MIN_ROWS_FOR_RMS = 8
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a candidate is held against.
+
+    Attributes:
+        oracle: the truth, float64.
+        floor: what a right float32 run is allowed, from ``noise.floor_of``.
+        isolated_floor: the same where each block is fed with the oracle's input.
+        own: the float32 run of the model itself.
+    """
+
+    oracle: Trace
+    floor: noise.Floor
+    isolated_floor: noise.Floor
+    own: Trace
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Allowed error ratios, rms over rows and at the worst row."""
+
+    rms: float
+    row: float
+
+    def as_dict(self) -> dict[str, float]:
+        return {"rms": self.rms, "row": self.row}
+
+
+@cache
+def thresholds(name: str) -> Thresholds:
+    """The calibrated thresholds of a leg, or of the ``isolated`` runs.
+
+    They are read from ``thresholds.json``, which ``python -m edgeverify.calibrate`` writes.
+    """
+    table = json.loads(resources.files("edgeverify").joinpath("thresholds.json").read_text())
+    entry = table[name]
+    return Thresholds(rms=float(entry["rms"]), row=float(entry["row"]))
+
+
+def compare(
+    candidate: Trace, oracle: Trace, floor: noise.Floor, limits: Thresholds, expected: Sequence[str]
+) -> tuple[TapResult, ...]:
+    """Judges every expected tap of every step.
+
+    Args:
+        candidate: the run to be judged; float32 arrays.
+        oracle: float64.
+        floor: from ``noise.floor_of``.
+        limits: allowed ratios.
+        expected: the ``step/tap`` keys that must be there, in forward order.
+
+    Returns:
+        One result per expected key, in order, then one failure per extra key.
+
+    Raises:
+        TraceError: nothing is expected, or the baseline itself lacks a key.
+    """
+    if not expected:
+        raise TraceError("nothing is to be compared", expected="at least one step with one tap")
+    for key in expected:
+        if key not in oracle or key not in floor:
+            raise TraceError(f"the baseline has no {key}", fix="delete the cache and run again")
+    measured: dict[str, noise.RowErrors] = {}
+    results: dict[str, TapResult] = {}
+    for key in expected:
+        problem = _identity(key, candidate, oracle)
+        if problem is not None:
+            results[key] = problem
+        else:
+            measured[key] = noise.measure(candidate[key], oracle[key], floor[key])
+    for key, rows, pooled in _pools(measured):
+        results[key] = _judge(key, rows, pooled, limits)
+        if results[key].outcome == PASS and taps.split(key)[1] == taps.LOGITS:
+            results[key] = _judge_greedy(results[key], candidate, oracle, floor, limits)
+    extra = [key for key in candidate if key not in set(expected)]
+    return (
+        *(results[key] for key in expected),
+        *(TapResult(key, FAIL, reason="extra: the baseline has no such tap") for key in extra),
+    )
+
+
+def _identity(key: str, candidate: Trace, oracle: Trace) -> TapResult | None:
+    if key not in candidate:
+        if key in candidate.unavailable:
+            return TapResult(key, UNCHECKED, reason=candidate.unavailable[key])
+        return TapResult(key, FAIL, reason="missing: the run did not produce this tap")
+    array, truth = candidate[key], oracle[key]
+    if array.shape != truth.shape:
+        return TapResult(key, FAIL, reason=f"shape {array.shape}, expected {truth.shape}")
+    if array.dtype != np.float32:
+        return TapResult(key, FAIL, reason=f"dtype {array.dtype}, expected float32")
+    if array.size == 0:
+        return TapResult(key, FAIL, reason=f"empty: shape {array.shape}")
+    bad = ~np.isfinite(array)
+    if bad.any():
+        where = np.argwhere(bad)[0]
+        return TapResult(
+            key,
+            FAIL,
+            worst_row=int(where[1]),
+            reason=f"{bad.sum()} of {array.size} values are NaN or Inf, from row {where[1]} on",
+        )
+    return None
+
+
+def _pools(
+    measured: Mapping[str, noise.RowErrors],
+) -> list[tuple[str, noise.RowErrors, noise.RowErrors]]:
+    """Each key with its own rows and the rows its rms is judged over."""
+    short: dict[str, list[str]] = {}
+    for key, rows in measured.items():
+        if len(rows.error) < MIN_ROWS_FOR_RMS:
+            short.setdefault(taps.split(key)[1], []).append(key)
+    pools = {
+        tap: noise.RowErrors.join([measured[key] for key in keys]) for tap, keys in short.items()
+    }
+    return [
+        (key, rows, pools[taps.split(key)[1]] if len(rows.error) < MIN_ROWS_FOR_RMS else rows)
+        for key, rows in measured.items()
+    ]
+
+
+def _judge(
+    key: str, rows: noise.RowErrors, pooled: noise.RowErrors, limits: Thresholds
+) -> TapResult:
+    ratios = rows.ratios(pooled.rms_floor)
+    worst = int(ratios.argmax())
+    own, row_ratio = rows.error_ratio, float(ratios[worst])
+    reasons = []
+    enough = len(pooled.error) >= MIN_ROWS_FOR_RMS
+    if enough and pooled.error_ratio > limits.rms and own > limits.rms:
+        together = "" if pooled is rows else f" ({pooled.error_ratio:.3g} over all short steps)"
+        reasons.append(f"error ratio {own:.3g}{together}, allowed {limits.rms:g}")
+    if row_ratio > limits.row:
+        reasons.append(f"row {worst}: ratio {row_ratio:.3g}, allowed {limits.row:g}")
+    return TapResult(
+        tap=key,
+        outcome=FAIL if reasons else PASS,
+        error=rows.rms_error,
+        floor=rows.rms_floor,
+        error_ratio=own,
+        row_ratio=row_ratio,
+        worst_row=worst,
+        reason="; ".join(reasons),
+    )
+
+
+def _judge_greedy(
+    result: TapResult, candidate: Trace, oracle: Trace, floor: noise.Floor, limits: Thresholds
+) -> TapResult:
+    key = result.tap
+    found = noise.greedy_mismatch(candidate[key], oracle[key], floor[key], limits.row)
+    if found is None:
+        return result
+    row, wanted, got, gap, explained = found
+    return replace(
+        result,
+        outcome=FAIL,
+        worst_row=row,
+        reason=(
+            f"row {row}: greedy token {got}, expected {wanted}; their logits are {gap:.3g} apart "
+            f"and rounding explains {explained:.3g}"
+        ),
+    )
+
+
+def judge_leg(
+    name: str,
+    candidate: Trace,
+    isolated: Trace | None,
+    baseline: Baseline,
+    expected: Sequence[str],
+    *,
+    notes: tuple[str, ...] = (),
+) -> LegResult:
+    """Judges a leg: the run as a whole and, where there is one, the block-by-block run.
+
+    Args:
+        name: the leg.
+        candidate: the run to be judged.
+        isolated: the same with each block fed with the oracle's input, or None.
+        baseline: what both are held against.
+        expected: as in ``compare``.
+        notes: carried into the result.
+    """
+    limits, block_limits = thresholds(name), thresholds("isolated")
+    results = list(compare(candidate, baseline.oracle, baseline.floor, limits, expected))
+    if isolated is not None:
+        alone = compare(isolated, baseline.oracle, baseline.isolated_floor, block_limits, expected)
+        by_key = {result.tap: result for result in alone}
+        results = [_with_isolated(result, by_key.get(result.tap)) for result in results]
+    outcome = worst_outcome([result.outcome for result in results])
+    return LegResult(
+        name=name,
+        outcome=outcome,
+        threshold=limits.as_dict(),
+        taps=tuple(results),
+        worst=_worst(results),
+        first_divergence=_first_divergence(results),
+        reason=_unchecked_reason(results) if outcome == UNCHECKED else "",
+        notes=notes,
+    )
+
+
+def _with_isolated(result: TapResult, alone: TapResult | None) -> TapResult:
+    if alone is None:
+        return result
+    reasons = [result.reason] if result.reason else []
+    if alone.outcome != PASS and alone.reason not in reasons:
+        reasons.append(f"with its block fed by the oracle: {alone.reason}")
+    return replace(
+        result,
+        outcome=worst_outcome([result.outcome, alone.outcome]),
+        isolated_ratio=alone.error_ratio,
+        isolated_row_ratio=alone.row_ratio,
+        isolated_outcome=alone.outcome,
+        reason="; ".join(reasons),
+    )
+
+
+def _worst(results: Sequence[TapResult]) -> TapResult | None:
+    """The result nearest to, or furthest past, its limits; a failure without a ratio is worst."""
+    broken = [r for r in results if r.outcome == FAIL and r.error_ratio is None]
+    if broken:
+        return broken[0]
+    measured = [r for r in results if r.error_ratio is not None and r.row_ratio is not None]
+    many = [r for r in measured if not taps.split(r.tap)[0].startswith("decode")] or measured
+    return max(many, key=lambda r: r.error_ratio or 0.0, default=None)
+
+
+def _first_divergence(results: Sequence[TapResult]) -> Divergence | None:
+    failed = [result for result in results if result.outcome == FAIL]
+    if not failed:
+        return None
+    first = failed[0]
+    ratios = [ratio for ratio in (first.error_ratio, first.isolated_ratio) if ratio is not None]
+    isolated: dict[int, str] = {}
+    for result in failed:
+        if result.isolated_outcome == FAIL:
+            tap = taps.split(result.tap)[1]
+            isolated.setdefault(_segment(tap), tap)
+    named = tuple(tap for _, tap in sorted(isolated.items()))
+    return Divergence(first.tap, max(ratios, default=float("inf")), named)
+
+
+def _segment(tap: str) -> int:
+    """What is fed by the oracle as one: the embedding, each block, the final norm with the head."""
+    block = taps.block_index(tap)
+    if block is not None:
+        return block
+    return -1 if tap == taps.EMBED else sys.maxsize
+
+
+def _unchecked_reason(results: Sequence[TapResult]) -> str:
+    unchecked = [result for result in results if result.outcome == UNCHECKED]
+    reasons = list(dict.fromkeys(result.reason for result in unchecked))
+    more = f" (and {len(reasons) - 1} more reasons)" if len(reasons) > 1 else ""
+    return f"{len(unchecked)} taps unchecked: {reasons[0]}{more}"

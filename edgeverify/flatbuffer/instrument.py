@@ -1,0 +1,234 @@
+"""Writes a copy of a .tflite that also returns its taps, and can be fed in the middle.
+
+Only the table is rebuilt. Weights are streamed from file to file behind it, as files above 2 GB
+keep them anyway (schema.fbs, ``Buffer.offset`` and ``Buffer.size``), so no copy passes through
+memory and files of every size take the same way.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import flatbuffers  # type: ignore[import-untyped]
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from edgeverify import taps as tap_names
+from edgeverify.flatbuffer.graph import IDENTIFIER, ModelFile, Signature
+from edgeverify.flatbuffer.locate import Located, TapRef, locate_taps
+
+TAP = "tap:"
+INJECT = "inject:"
+METADATA = "edgeverify.instrumentation"
+# The runtime wants 16 (schema.fbs, Buffer.data, force_align); 64 keeps weights on cache lines.
+ALIGNMENT = 64
+# Smaller buffers (shapes, scales, metadata) stay in the table, where Graph.constant reads them.
+INLINE_BYTES = 1024
+_PLACEHOLDER = 2**40
+
+
+@dataclass(frozen=True)
+class Instrumentation:
+    """What an instrumented file tells about itself.
+
+    Attributes:
+        isolated: whether blocks read their inputs from ``inject:…`` inputs.
+        located: per signature: the taps that are outputs, and why others are not.
+    """
+
+    isolated: bool
+    located: Mapping[str, Located]
+
+    def to_json(self) -> str:
+        signatures = {
+            name: {
+                "taps": {t: [r.tensor, r.view, r.order] for t, r in found.taps.items()},
+                "missing": found.missing,
+            }
+            for name, found in self.located.items()
+        }
+        return json.dumps({"isolated": self.isolated, "signatures": signatures})
+
+    @classmethod
+    def find(cls, path: Path) -> Instrumentation | None:
+        """Reads it back from a file; None if the file is not an instrumented one."""
+        stored = ModelFile(path).metadata(METADATA)
+        if stored is None:
+            return None
+        data = json.loads(stored)
+        located = {
+            name: Located(
+                {t: TapRef(r[0], tuple(r[1]), tuple(r[2])) for t, r in entry["taps"].items()},
+                entry["missing"],
+            )
+            for name, entry in data["signatures"].items()
+        }
+        return cls(data["isolated"], located)
+
+
+def instrument(
+    source: Path,
+    target: Path,
+    located: Mapping[str, Located] | None = None,
+    *,
+    isolate: bool = False,
+) -> Instrumentation:
+    """Writes a copy of ``source`` whose signatures also return their taps, as ``tap:{name}``.
+
+    Args:
+        source: a converted .tflite.
+        target: where the copy goes.
+        located: per signature: what ``locate_taps`` found; found anew if left out.
+        isolate: cut the residual stream between blocks, too. What would enter block 0 is read
+            from a new input ``inject:embed``, block i from ``inject:blocks.{i-1}.out``, and the
+            final norm from that of the last block. The taps still show what was computed.
+
+    Returns:
+        What the copy tells about itself, also stored in it.
+
+    Raises:
+        ArtifactError: the source cannot be read.
+        OSError: the target cannot be written.
+    """
+    file = ModelFile(source)
+    if located is None:
+        located = {name: locate_taps(file, name) for name in file.signatures}
+    for name, found in located.items():
+        signature = file.signature(name)
+        _add_outputs(file.model, signature, found)
+        if isolate:
+            _cut(file.model, signature, found)
+    result = Instrumentation(isolate, located)
+    _add_metadata(file.model, result.to_json().encode())
+    write(file, target)
+    return result
+
+
+def _add_outputs(model: Any, signature: Signature, found: Located) -> None:
+    graph = model.subgraphs[signature.subgraph]
+    outputs = [int(i) for i in graph.outputs]
+    definition = model.signatureDefs[signature.position]
+    for tap, ref in found.taps.items():
+        if ref.tensor not in outputs:
+            outputs.append(ref.tensor)
+        definition.outputs.append(_entry(TAP + tap, ref.tensor))
+    graph.outputs = np.array(outputs, np.int32)
+
+
+def _cut(model: Any, signature: Signature, found: Located) -> None:
+    graph = model.subgraphs[signature.subgraph]
+    definition = model.signatureDefs[signature.position]
+    inputs = [int(i) for i in graph.inputs]
+    for tap in cut_points(signature.num_blocks):
+        if tap not in found.taps:
+            continue
+        old = found.taps[tap].tensor
+        new = len(graph.tensors)
+        tensor = copy.copy(graph.tensors[old])
+        tensor.name = (INJECT + tap).encode()
+        tensor.buffer = 0
+        graph.tensors.append(tensor)
+        for op in graph.operators:
+            if op.inputs is not None and (np.asarray(op.inputs) == old).any():
+                op.inputs = np.where(np.asarray(op.inputs) == old, new, op.inputs).astype(np.int32)
+        inputs.append(new)
+        definition.inputs.append(_entry(INJECT + tap, new))
+    graph.inputs = np.array(inputs, np.int32)
+
+
+def cut_points(num_blocks: int) -> tuple[str, ...]:
+    """The taps at which the residual stream is cut: what enters each block and the final norm."""
+    return (tap_names.EMBED, *(tap_names.block(i, "out") for i in range(num_blocks)))
+
+
+def _entry(name: str, tensor: int) -> Any:
+    entry = schema.TensorMapT()
+    entry.name = name.encode()
+    entry.tensorIndex = tensor
+    return entry
+
+
+def _add_metadata(model: Any, data: bytes) -> None:
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(data, np.uint8)
+    entry = schema.MetadataT()
+    entry.name = METADATA.encode()
+    entry.buffer = len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [*(model.metadata or ()), entry]
+
+
+def write(file: ModelFile, target: Path) -> None:
+    """Writes a file's changed object tree, its weights streamed from the file it was read from.
+
+    Raises:
+        OSError: the target cannot be written.
+    """
+    model = file.model
+    moved: list[tuple[Any, str, int, int]] = []  # (holder, attribute, where from, bytes)
+    for index, buffer in enumerate(model.buffers):
+        # Buffers that were added have no place in the source; they are small and stay inside.
+        span = file.buffer_span(index) if index < file.num_buffers else None
+        if span is not None and (buffer.offset or span[1] > INLINE_BYTES):
+            buffer.data, buffer.size = None, span[1]
+            moved.append((buffer, "offset", *span))
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            if op.largeCustomOptionsOffset:
+                span = op.largeCustomOptionsOffset, op.largeCustomOptionsSize
+                moved.append((op, "largeCustomOptionsOffset", *span))
+
+    # The table's length does not depend on the offsets it holds, as long as none is the default.
+    for holder, attribute, _, _ in moved:
+        setattr(holder, attribute, _PLACEHOLDER)
+    end = len(_pack(model))
+    for holder, attribute, _, size in moved:
+        start = _aligned(end)
+        setattr(holder, attribute, start)
+        end = start + size
+    table = _pack(model)
+
+    with file.path.open("rb") as source, target.open("wb") as out:
+        out.write(table)
+        for holder, attribute, origin, size in moved:
+            start = getattr(holder, attribute)
+            out.write(b"\0" * (start - out.tell()))
+            _copy(source, out, origin, size)
+
+
+def _aligned(position: int) -> int:
+    return -(-position // ALIGNMENT) * ALIGNMENT
+
+
+def _pack(model: Any) -> bytes:
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _copy(source: IO[bytes], target: IO[bytes], start: int, size: int) -> None:
+    """Appends a span of ``source`` to ``target``, within the kernel where that is possible."""
+    target.flush()
+    done = 0
+    while done < size:
+        try:
+            count = os.copy_file_range(
+                source.fileno(), target.fileno(), size - done, start + done, target.tell()
+            )
+        except (AttributeError, OSError):  # another system, or two file systems
+            source.seek(start + done)
+            chunk = source.read(min(size - done, 16 * 2**20))
+            target.write(chunk)
+            target.flush()
+            count = len(chunk)
+        else:
+            target.seek(count, os.SEEK_CUR)
+        if count == 0:
+            raise OSError(f"{source.name} ended {size - done} bytes early")
+        done += count

@@ -1,0 +1,118 @@
+"""What the implementations are fed with: token ids of a prompt, and of the decode steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeverify.case import (
+    Case,
+    cache_rows_needed,
+    check_lengths,
+    default_cache_len,
+    plan_steps,
+    prompt_length,
+)
+from edgeverify.errors import CheckpointError, UsageError
+from edgeverify.selectors import Selectors
+
+# Of our own. Plain prose, so that a trained model is run where it was trained.
+PROSE = (
+    "The lighthouse keeper wrote down the weather every evening before he lit the lamp. "
+    "Wind from the west, a falling glass, two ships on the horizon, and once, in a hard winter, "
+    "ice as far as the outer rocks. His daughter learned to read from those books. She found that "
+    "the storms of her childhood were shorter than she remembered, and that the quiet days, of "
+    "which there were many more, had left no trace in anybody's memory but his. When she was asked "
+    "later why she had become a scientist, she said that it began with a column of numbers that "
+    "did not agree with her."
+)
+
+
+def load_tokenizer(directory: Path, gguf_file: str | None, *, trust_remote_code: bool) -> Any:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if gguf_file is not None:
+        options["gguf_file"] = gguf_file
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise CheckpointError(
+            f"the tokenizer cannot be loaded ({error})",
+            where=directory,
+            expected="tokenizer.json or tokenizer.model beside the weights",
+            fix="add the tokenizer's files, or leave out --prompt",
+        ) from error
+
+
+def plan_case(
+    model: str,
+    size: str,
+    hf_config: Mapping[str, Any],
+    tokenizer: Any | None,
+    chosen: Selectors,
+    max_positions: int,
+) -> Case:
+    """Chooses the tokens and plans the steps.
+
+    With a tokenizer the prompt is text and the decode steps continue it greedily, as users do;
+    without one all ids are drawn with the seed, with the first and the last id of the vocabulary
+    among them.
+
+    Raises:
+        UsageError: the case does not fit the cache or the model.
+    """
+    lengths = sorted(set(chosen.prefill))
+    wanted = prompt_length(lengths)
+    decode = [0] * chosen.decode_steps
+    if tokenizer is not None:
+        prompt = _text_tokens(tokenizer, chosen.prompt, wanted)
+    elif chosen.prompt is not None:
+        raise UsageError(
+            "a prompt needs a tokenizer",
+            where="--prompt",
+            expected="a --checkpoint that has one",
+            fix="give the checkpoint's directory, or leave out --prompt",
+        )
+    else:
+        seed = chosen.seed if chosen.token_seed is None else chosen.token_seed
+        vocabulary = int(hf_config["vocab_size"])
+        drawn = np.random.default_rng(seed).integers(0, vocabulary, wanted + chosen.decode_steps)
+        drawn[1], drawn[wanted - 1] = vocabulary - 1, 0
+        prompt, decode = drawn[:wanted].tolist(), drawn[wanted:].tolist()
+    steps = plan_steps(prompt, lengths, decode)
+    rows = chosen.kv_cache_len
+    if rows is None:
+        rows = default_cache_len(steps)
+        if rows > max_positions >= cache_rows_needed(steps):
+            rows = max_positions
+    check_lengths(lengths, steps, rows, max_positions)
+    return Case(
+        model=model,
+        size=size,
+        kv_layout=chosen.kv_layout,
+        prefill_lengths=tuple(lengths),
+        kv_cache_len=rows,
+        steps=steps,
+        mask_as_input=chosen.mask_as_input,
+        greedy=tokenizer is not None,
+        kernel=chosen.kernel,
+    )
+
+
+def _text_tokens(tokenizer: Any, prompt: str | None, wanted: int) -> list[int]:
+    """The prompt's ids, or ``wanted`` ids of prose of our own."""
+    ids = [int(token) for token in tokenizer(PROSE if prompt is None else prompt)["input_ids"]]
+    if not ids:
+        raise UsageError("the prompt has no tokens", where="--prompt", fix="give some text")
+    if prompt is None:
+        ids = (ids * -(-wanted // len(ids)))[:wanted]
+    return ids

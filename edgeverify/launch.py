@@ -1,0 +1,94 @@
+"""What the command line and pytest have in common: a run without the libraries' chatter."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from edgeverify.ports import load_port
+from edgeverify.progress import Progress
+from edgeverify.quiet import quiet
+from edgeverify.report.model import Report
+from edgeverify.selectors import Selectors
+
+Result = TypeVar("Result")
+
+# What TensorFlow, XNNPACK, absl, transformers and the hub write while they are imported and used.
+QUIET_ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "GLOG_minloglevel": "3",
+    "ABSL_MIN_LOG_LEVEL": "3",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def check(
+    model: str, chosen: Selectors, *, verbose: bool = False, progress: Progress | None = None
+) -> Report:
+    """Loads the port and verifies it.
+
+    Args:
+        model: a registered name, ``package.module:ATTR`` or ``path/to/file.py:ATTR``.
+        chosen: what to run.
+        verbose: lets the libraries write to the terminal.
+        progress: told of the stages.
+
+    Raises:
+        EdgeVerifyError: bad input.
+    """
+
+    def run() -> Report:
+        from edgeverify.verify import verify
+
+        port = load_port(model)
+        return verify(port, **chosen.arguments(), verbose=verbose, progress=progress or Progress())
+
+    return _without_chatter(run, enabled=not verbose)
+
+
+def convert(
+    model: str,
+    chosen: Selectors,
+    output: Path,
+    *,
+    verbose: bool = False,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Loads the port and writes its .tflite files into ``output``; like ``check`` otherwise."""
+
+    def run() -> list[Path]:
+        from edgeverify.verify import convert_model
+
+        port = load_port(model)
+        return convert_model(
+            port,
+            output=output,
+            **chosen.arguments(),
+            verbose=verbose,
+            progress=progress or Progress(),
+        )
+
+    return _without_chatter(run, enabled=not verbose)
+
+
+def _without_chatter(run: Callable[[], Result], *, enabled: bool) -> Result:
+    if enabled:
+        for name, value in QUIET_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+    error: Exception | None = None
+    with warnings.catch_warnings(), quiet(enabled):
+        if enabled and not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        try:
+            return run()
+        except Exception as raised:
+            # Past ``quiet`` it would bring the chatter along, and bad input is told in one line.
+            error = raised
+    raise error

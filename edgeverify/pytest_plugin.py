@@ -1,0 +1,219 @@
+"""``pytest -m parity --model tinyllama``: one test per leg and step, in any project.
+
+Only hooks and options are here. The tests need no file: they are made when the mark expression
+asks for ``parity`` or ``--model`` is given, so that a plain ``pytest`` never runs them. Each model
+is verified once per session, when the first of its tests is set up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from edgeverify import selectors
+from edgeverify.errors import EdgeVerifyError
+from edgeverify.ports import catalogue, check_name, is_file
+from edgeverify.report.files import FORMATS, check_paths, write_reports
+
+if TYPE_CHECKING:
+    from edgeverify.report.model import Report
+
+MARK = "parity"
+ALL = "all"
+CHOSEN = pytest.StashKey[selectors.Selectors]()
+RUNS = pytest.StashKey[dict[str, Any]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declares ``--model``, the selectors and the report files."""
+    group = parser.getgroup("edgeverify", "edgeverify: model parity")
+    group.addoption(
+        "--model",
+        dest="edgeverify_model",
+        action="append",
+        metavar="MODEL",
+        help="a registered name, package.module:ATTR or path/to/file.py:ATTR; repeatable; "
+        "default with -m parity: all",
+    )
+    selectors.add_options(group.addoption)
+    for name in FORMATS:
+        # Not --html and --json: pytest-html and others have them.
+        group.addoption(
+            f"--parity-{name}",
+            dest=f"edgeverify_report_{name}",
+            metavar="FILE",
+            help=f"write a {name} report; of several models, to FILE with the model in its name",
+        )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the mark, and refuses bad input before anything is collected."""
+    config.addinivalue_line("markers", f"{MARK}: a model against its Hugging Face original")
+    config.stash[RUNS] = {}
+    if not _wanted(config):
+        return
+    try:
+        chosen = selectors.parse(config.option)
+        check_paths({f"--parity-{name}": path for name, path in _paths(config).items()})
+        for model in _models(config):
+            check_name(model, chosen.size)
+    except EdgeVerifyError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[CHOSEN] = chosen
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, object, object]:
+    """Adds the parity tests before any plugin chooses (``-m``, ``-k``) or groups (xdist) tests."""
+    if CHOSEN in config.stash:
+        items.extend(session.genitems(ParityCollector.from_parent(session, nodeid=MARK, name=MARK)))
+    return (yield)
+
+
+def _wanted(config: pytest.Config) -> bool:
+    """Whether ``--model`` is given, or ``-m`` chooses ``parity`` tests, and them by that name."""
+    if config.option.edgeverify_model:
+        return True
+    text = config.option.markexpr
+    if not text or MARK not in text:
+        return False
+    from _pytest.mark.expression import Expression
+
+    try:
+        expression = Expression.compile(text)
+    except SyntaxError:
+        return False  # pytest itself will tell
+    return _chooses(expression, {MARK}) and not _chooses(expression, set())
+
+
+def _chooses(expression: Any, marks: set[str]) -> bool:
+    return bool(expression.evaluate(lambda name, /, **_: name in marks))
+
+
+def _models(config: pytest.Config) -> list[str]:
+    given = config.option.edgeverify_model or [ALL]
+    named = [name for model in given for name in (list(catalogue()) if model == ALL else [model])]
+    return list(dict.fromkeys(named))
+
+
+def _paths(config: pytest.Config) -> dict[str, Path]:
+    given = {name: getattr(config.option, f"edgeverify_report_{name}") for name in FORMATS}
+    return {name: config.invocation_params.dir / path for name, path in given.items() if path}
+
+
+def _ids(models: list[str]) -> dict[str, str]:
+    """Model → its name in ids and file names: ``path/to/file.py:PORT`` is ``file.PORT``."""
+    ids = {model: _short(model) for model in models}
+    names = list(ids.values())
+    # Two files of one name keep their folders, as far as a file name can hold them.
+    return {
+        model: name if names.count(name) == 1 else re.sub(r"[^\w.-]+", "_", model)
+        for model, name in ids.items()
+    }
+
+
+def _short(model: str) -> str:
+    place, _, attribute = model.rpartition(":")
+    if not place:
+        return model
+    return f"{Path(place).stem if is_file(place) else place}.{attribute}"
+
+
+class ParityCollector(pytest.Collector):
+    """Yields the tests of all chosen models."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """One test per model, leg and step; per leg where the steps depend on a tokenizer."""
+        chosen = self.config.stash[CHOSEN]
+        # With ``--dist loadgroup`` a model's tests stay on one worker and share its run. xdist
+        # knows a group by this suffix; its own mark (3.8) sets it in an attribute that pytest 9.2
+        # no longer reads.
+        grouped = getattr(self.config.option, "loadgroup", False)
+        for model, name in _ids(_models(self.config)).items():
+            for leg in chosen.legs:
+                for step in chosen.step_names or ("",):
+                    test = f"{name}[{leg}-{step}]" if step else f"{name}[{leg}]"
+                    test += f"@{name}" if grouped else ""
+                    yield ParityItem.from_parent(self, name=test, model=model, leg=leg, step=step)
+
+
+class ParityItem(pytest.Item):
+    """One step of one leg of one model; all tests of a model share one run."""
+
+    def __init__(self, *, model: str, leg: str, step: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model, self.leg, self.step = model, leg, step
+        self.add_marker(MARK)
+
+    def setup(self) -> None:
+        """Runs the model's check, unless an earlier test has."""
+        self.report = _report_of(self.config, self.model)
+
+    def runtest(self) -> None:
+        """Fails with the report's own words unless the step passed."""
+        from edgeverify.report.model import PASS
+        from edgeverify.report.steps import find_step, step_text
+
+        leg = self.report.legs.get(self.leg)
+        if leg is None:
+            pytest.fail(f"{self.leg}: unchecked: the report has no such leg", pytrace=False)
+        result = find_step(leg, self.step)
+        for ratio in ("error_ratio", "row_ratio"):
+            self.user_properties.append((f"worst_{ratio}", result.worst(ratio)))
+        if result.outcome != PASS:
+            pytest.fail(step_text(leg, result, self.report.findings), pytrace=False)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """No file of its own: the project's root, and the id."""
+        return self.config.rootpath, None, self.nodeid
+
+
+def _report_of(config: pytest.Config, model: str) -> Report:
+    """The model's report of this session; made, and its files written, when first asked for."""
+    from edgeverify import launch
+
+    runs = config.stash[RUNS]
+    if model not in runs:
+        try:
+            runs[model] = launch.check(model, config.stash[CHOSEN])
+            write_reports(runs[model], _paths_of(config, model))
+        except EdgeVerifyError as error:
+            runs[model] = f"cannot check {model}: {error}"
+        except Exception as error:
+            # The first test shows the traceback, the others refer to it.
+            told = f"{type(error).__name__}: {error}"
+            runs[model] = f"cannot check {model}: the first of its tests raised {told}"
+            raise
+    found = runs[model]
+    if isinstance(found, str):
+        pytest.fail(found, pytrace=False)
+    return found
+
+
+def _paths_of(config: pytest.Config, model: str) -> dict[str, Path]:
+    """The report files of one model: the options' own, with the model's name if there are more."""
+    paths, models = _paths(config), _models(config)
+    if len(models) == 1:
+        return paths
+    name = _ids(models)[model]
+    return {format_: path.with_stem(f"{path.stem}-{name}") for format_, path in paths.items()}
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Shows outcome and worst ratios of each model; under xdist the workers have them instead."""
+    reports = [run for run in config.stash[RUNS].values() if not isinstance(run, str)]
+    if not reports:
+        return
+    from edgeverify.report.words import case_line, leg_lines
+
+    terminalreporter.section("edgeverify")
+    for report in reports:
+        terminalreporter.write_line(f"{report.outcome.upper()}  {case_line(report.case)}")
+        for leg in report.legs.values():
+            terminalreporter.write_line(f"  {leg.name}: {leg.outcome}, {leg_lines(leg)[0]}")

@@ -1,0 +1,70 @@
+"""Report files: checked before the run, written whole after it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+
+from edgeverify.errors import UsageError
+from edgeverify.report.model import Report
+
+FORMATS = ("json", "html", "junit")
+
+
+def check_paths(paths: Mapping[str, Path]) -> None:
+    """Refuses a report path that could not be written after the run.
+
+    Args:
+        paths: option, e.g. ``--json`` → the file.
+
+    Raises:
+        UsageError: the folder is missing or read-only, the path is a folder, or two options
+            name one file.
+    """
+    seen: dict[Path, str] = {}
+    for option, path in paths.items():
+        where = f"{option} {path}"
+        if path.is_dir():
+            raise UsageError("is a folder", where=where, expected="a file name")
+        if not path.parent.is_dir():
+            raise UsageError(
+                f"the folder {str(path.parent)!r} does not exist",
+                where=where,
+                expected="a file in a folder that exists",
+                fix="make the folder first",
+            )
+        if not os.access(path.parent, os.W_OK):
+            raise UsageError(f"the folder {str(path.parent)!r} cannot be written", where=where)
+        other = seen.setdefault(path.resolve(), option)
+        if other != option:
+            raise UsageError(f"{other} names the same file", where=where, expected="two files")
+
+
+def write_reports(report: Report, paths: Mapping[str, Path]) -> None:
+    """Writes the report in each format asked for.
+
+    Args:
+        report: what came of the run.
+        paths: format (of ``FORMATS``) → the file.
+
+    Raises:
+        UsageError: a file could not be written.
+    """
+    for name, path in paths.items():
+        text = import_module(f"edgeverify.report.{name}").render(report)
+        try:
+            write_atomically(path, text)
+        except OSError as error:
+            raise UsageError(f"cannot be written ({error.strerror})", where=path) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes ``text`` so that ``path`` is either what it was or the whole new file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,112 @@
+"""The report on a terminal: outcome, leg, first diverging tap, ratio, what to look at."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgeverify.report.model import FAIL, PASS, UNCHECKED, LegResult, Report
+from edgeverify.report.words import (
+    case_line,
+    continuation_lines,
+    leg_lines,
+    loose_findings,
+    number,
+    plural,
+    scientific,
+)
+
+STYLES = {PASS: "bold green", FAIL: "bold red", UNCHECKED: "bold yellow"}
+# A pipe has no width: long enough that no line is broken and a search by line finds whole lines.
+PIPED_WIDTH = 500
+# Below this the leg's name and outcome get a line of their own.
+NARROW = 80
+
+
+def console_for(stream: object, *, color: bool | None = None) -> Console:
+    """A console on ``stream``: no colour and no line breaks where it is not a terminal."""
+    console = Console(file=stream, highlight=False, no_color=None if color is None else not color)  # type: ignore[arg-type]
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    return console
+
+
+def print_report(report: Report, console: Console, *, verbose: bool = False) -> None:
+    """Prints the report; with ``verbose``, every tap of every leg, too."""
+    print_outcome(report, console)
+    for leg in report.legs.values():
+        _print_leg(report, leg, console)
+    loose = [finding.message for finding in loose_findings(report)]
+    for line in [*continuation_lines(report.case), *loose]:
+        _print_indented(console, Text("  "), line)
+    if verbose:
+        for leg in report.legs.values():
+            console.print()
+            console.print(_tap_table(leg), crop=False)
+        _print_facts(report, console)
+
+
+def print_outcome(report: Report, console: Console) -> None:
+    """Prints the first line alone."""
+    line = Text.assemble((report.outcome.upper(), STYLES[report.outcome]), "  ")
+    line.append(case_line(report.case))
+    console.print(line)
+
+
+def _print_leg(report: Report, leg: LegResult, console: Console) -> None:
+    width = max(len(name) for name in report.legs) + 2
+    head = Text.assemble(f"  {leg.name:{width}}", (f"{leg.outcome:10}", STYLES[leg.outcome]))
+    if console.width < NARROW:
+        console.print(head)
+        head = Text("    ")
+    for line in leg_lines(leg, report.findings):
+        _print_indented(console, head, line)
+        head = Text(" " * len(head))
+
+
+def _print_indented(console: Console, head: Text, line: str) -> None:
+    """Prints ``line`` after ``head``; what does not fit goes below, under its beginning."""
+    for part in Text(line).wrap(console, max(console.width - len(head), 20)):
+        part.rstrip()
+        console.print(head + part)
+        head = Text(" " * len(head))
+
+
+def _tap_table(leg: LegResult) -> Table:
+    allowed = f"allowed {number(leg.threshold.get('rms'))}, row {number(leg.threshold.get('row'))}"
+    table = Table(
+        title=f"{leg.name}: {leg.outcome} · {plural(len(leg.taps), 'tap')} · {allowed}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("tap", no_wrap=True)
+    for heading in ("error", "floor", "ratio", "row", "isolated"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("outcome", overflow="fold")
+    for tap in leg.taps:
+        outcome = Text(tap.outcome, style=STYLES[tap.outcome] if tap.outcome != PASS else "green")
+        if tap.reason:
+            outcome.append(f" {tap.reason}", style="default")
+        table.add_row(
+            Text(tap.tap),
+            scientific(tap.error),
+            scientific(tap.floor),
+            number(tap.error_ratio),
+            number(tap.row_ratio),
+            number(tap.isolated_ratio),
+            outcome,
+        )
+    return table
+
+
+def _print_facts(report: Report, console: Console) -> None:
+    for title, facts in (("environment", report.environment), ("seconds", report.timings)):
+        if facts:
+            shown = ", ".join(
+                f"{key} {value:.1f}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in facts.items()
+            )
+            console.print()
+            console.print(Text(f"{title}: {shown}"))

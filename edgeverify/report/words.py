@@ -1,0 +1,172 @@
+"""The report's own words: one place that says numbers, cases, legs and taps in text.
+
+Nothing here decides; it reads what ``compare`` decided. Text is plain, so that the terminal, JUnit,
+HTML and pytest say the same thing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from edgeverify.report.model import (
+    FAIL,
+    PASS,
+    UNCHECKED,
+    Divergence,
+    Finding,
+    LegResult,
+    Report,
+    TapResult,
+)
+
+# More would push the first one, which matters most, off a terminal.
+LISTED = 6
+
+
+def number(value: float | None) -> str:
+    """A ratio with three significant digits at most: 1.08, 71.0, 2.3e+05, inf; "–" for None."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) < 10:
+        return f"{value:.2f}"
+    if abs(value) < 1000:
+        return f"{value:.1f}"
+    return f"{value:.1e}"
+
+
+def scientific(value: float | None) -> str:
+    """An error or a floor: 4.1e-07; "–" for None."""
+    return "–" if value is None else f"{value:.1e}"
+
+
+def case_line(case: Mapping[str, Any]) -> str:
+    """One line: ``tinyllama tiny · 69 prompt tokens in 3 chunks + 8 decode steps · KV default``."""
+    parts = [" ".join(str(case[key]) for key in ("model", "size") if case.get(key))]
+    if case.get("checkpoint"):
+        parts.append(str(case["checkpoint"]))
+    steps = case.get("steps") or ()
+    chunks = [step for step in steps if step["signature"] != "decode"]
+    if chunks:
+        tokens = sum(int(step["tokens"]) for step in chunks)
+        decodes = len(steps) - len(chunks)
+        parts.append(
+            f"{plural(tokens, 'prompt token')} in {plural(len(chunks), 'chunk')}"
+            f" + {plural(decodes, 'decode step')}"
+        )
+    if case.get("kv_layout"):
+        parts.append(f"KV {case['kv_layout']}")
+    if case.get("mask_as_input"):
+        parts.append("mask as input")
+    if case.get("kernel"):
+        parts.append(str(case["kernel"]))
+    return " · ".join(part for part in parts if part)
+
+
+def continuation_lines(case: Mapping[str, Any]) -> list[str]:
+    """What each implementation says next, where there was a tokenizer: one line if all agree."""
+    said: Mapping[str, str] = case.get("continuation") or {}
+    if len(said) > 1 and len(set(said.values())) == 1:
+        return [f"all continue with {next(iter(said.values()))!r}"]
+    return [f"{name} continues with {text!r}" for name, text in said.items()]
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 chunk``, ``3 chunks``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def counts(taps: Iterable[TapResult]) -> str:
+    """``412 taps compared: 410 pass, 2 fail, 0 unchecked``."""
+    found = Counter(tap.outcome for tap in taps)
+    each = ", ".join(f"{found[outcome]} {outcome}" for outcome in (PASS, FAIL, UNCHECKED))
+    return f"{plural(found.total(), 'tap')} compared: {each}"
+
+
+def worst_line(leg: LegResult) -> str:
+    """The worst ratios of a leg beside what is allowed, and where they were seen."""
+    if leg.worst is None:
+        return ""
+    text = (
+        f"worst {number(leg.worst.error_ratio)} (allowed {number(leg.threshold.get('rms'))})"
+        f" at {leg.worst.tap}"
+    )
+    rows = [tap for tap in leg.taps if tap.row_ratio is not None and not math.isnan(tap.row_ratio)]
+    row = max(rows, key=lambda tap: tap.row_ratio or 0.0, default=leg.worst)
+    if row.row_ratio is None:
+        return text
+    where = "" if row.tap == leg.worst.tap else f" at {row.tap}"
+    return (
+        f"{text}, worst row {number(row.row_ratio)}"
+        f" (allowed {number(leg.threshold.get('row'))}){where}"
+    )
+
+
+def divergence_line(leg: LegResult, divergence: Divergence, *, brief: bool = False) -> str:
+    """The first tap that fails, with its ratios beside what is allowed.
+
+    Args:
+        leg: the leg that it belongs to.
+        divergence: the leg's first divergence.
+        brief: only the tap and its ratio, where a finding tells the rest.
+    """
+    text = f"first diverging tap {divergence.tap}: error ratio {number(divergence.error_ratio)}"
+    if brief:
+        return text
+    text += f" (allowed {number(leg.threshold.get('rms'))})"
+    tap = next((tap for tap in leg.taps if tap.tap == divergence.tap), None)
+    if tap is None or tap.row_ratio is None:
+        return text
+    text += f", worst row {number(tap.row_ratio)} (allowed {number(leg.threshold.get('row'))})"
+    return text if tap.worst_row is None else f"{text} at row {tap.worst_row}"
+
+
+def tap_line(tap: TapResult, threshold: Mapping[str, float]) -> str:
+    """One tap that is no pass, and why; its ratios where it gives no reason of its own."""
+    reason = tap.reason
+    if not reason and tap.error_ratio is not None:
+        reason = (
+            f"error ratio {number(tap.error_ratio)} (allowed {number(threshold.get('rms'))}),"
+            f" worst row {number(tap.row_ratio)} (allowed {number(threshold.get('row'))})"
+        )
+    return f"{tap.tap}: {tap.outcome}" + (f", {reason}" if reason else "")
+
+
+def leg_lines(leg: LegResult, findings: Iterable[Finding] = ()) -> list[str]:
+    """What a person wants to know of one leg, the most important line first.
+
+    Args:
+        leg: the leg.
+        findings: the report's findings; those of other legs are left out.
+    """
+    own = [finding for finding in findings if finding.leg == leg.name]
+    lines: list[str] = []
+    if (first := leg.first_divergence) is not None:
+        told = any(finding.tap == first.tap for finding in own)
+        lines.append(divergence_line(leg, first, brief=told))
+        if first.isolated:
+            lines.append(f"faulty on its own: {', '.join(first.isolated)}")
+    lines += dict.fromkeys(
+        text for text in (leg.reason, *(finding.message for finding in own)) if text
+    )
+    for outcome in (FAIL, UNCHECKED):
+        if outcome == FAIL and leg.first_divergence is not None:
+            continue
+        odd = [tap for tap in leg.taps if tap.outcome == outcome]
+        lines += [tap_line(tap, leg.threshold) for tap in odd[:LISTED]]
+        if len(odd) > LISTED:
+            lines.append(f"and {len(odd) - LISTED} more {outcome}")
+    lines += leg.notes
+    worst = worst_line(leg)
+    if leg.outcome == PASS and not lines and worst:
+        return [f"{worst} · {plural(len(leg.taps), 'tap')}"]
+    return [*lines, *([worst] if worst else []), counts(leg.taps)]
+
+
+def loose_findings(report: Report) -> list[Finding]:
+    """Findings that belong to no leg of the report."""
+    return [finding for finding in report.findings if finding.leg not in report.legs]

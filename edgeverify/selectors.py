@@ -1,0 +1,298 @@
+"""The options that say what to run: one table for the command line and for pytest.
+
+All are taken as text and judged here, so that both front ends refuse the same values in the same
+words, before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from edgeverify.case import (
+    DEFAULT_DECODE_STEPS,
+    DEFAULT_PREFILL_LENGTHS,
+    KERNELS,
+    KV_LAYOUTS,
+    Step,
+    check_lengths,
+    plan_steps,
+    prompt_length,
+)
+from edgeverify.errors import UsageError
+
+RECIPES = ("float32",)
+BACKENDS = ("reference", "reauthored", "tflite")
+MAX_SEED = 2**32 - 1  # what numpy takes
+PREFIX = "edgeverify_"
+
+_LENGTHS = " ".join(str(length) for length in DEFAULT_PREFILL_LENGTHS)
+# Flag → (metavar, how it is taken, help). Taken: once, repeated, or as a switch.
+OPTIONS: dict[str, tuple[str, str, str]] = {
+    "--size": ("S", "once", "size of the model (default: the port's default size)"),
+    "--checkpoint": (
+        "PATH_OR_HUB_ID",
+        "once",
+        "weights: a file, a folder or a hub id (default: seeded random weights)",
+    ),
+    "--recipe": ("R", "repeated", f"recipe of the file, repeatable: {', '.join(RECIPES)}"),
+    "--backend": ("B", "repeated", f"what to run, repeatable (default: {' '.join(BACKENDS)})"),
+    "--kv-layout": ("LAYOUT", "once", f"layout of the KV cache: {', '.join(KV_LAYOUTS)}"),
+    "--prefill": (
+        "N",
+        "repeated",
+        f"length of a prefill signature, repeatable (default: {_LENGTHS})",
+    ),
+    "--decode-steps": (
+        "N",
+        "once",
+        f"decode steps after the prompt (default: {DEFAULT_DECODE_STEPS})",
+    ),
+    "--seed": ("N", "once", "seed of random weights and of the prompt (default: 0)"),
+    "--kernel": ("K", "once", f"LiteRT kernels: {', '.join(KERNELS)}"),
+    "--mask-as-input": ("", "switch", "masks are inputs of the signatures"),
+    "--prompt": ("TEXT", "once", "a text to run instead of seeded tokens; needs a tokenizer"),
+    "--kv-cache-len": ("N", "once", "rows of the KV cache (default: what the steps need)"),
+    "--trust-remote-code": (
+        "",
+        "switch",
+        "let transformers run a checkpoint's own code where it reads its tokenizer or GGUF",
+    ),
+    "--cache": ("DIR", "once", "folder of converted files and oracle traces"),
+}
+
+
+@dataclass(frozen=True)
+class Selectors:
+    """What to run, checked as far as it can be without loading anything.
+
+    Attributes:
+        size: a size of the port; its default size if None.
+        checkpoint: file, directory or hub id; seeded random weights if None.
+        recipes: quantization recipes; ``float32`` so far.
+        backends: ``reauthored`` asks for the leg ``authoring``, ``tflite`` for ``conversion``,
+            which needs the re-authored model, too.
+        kv_layout: ``default`` or ``transposed``.
+        prefill: lengths of the prefill signatures, in tokens.
+        decode_steps: how many decode steps follow the prompt.
+        seed: of random weights and random tokens.
+        kernel: ``xnnpack``, ``builtin`` or ``reference``.
+        mask_as_input: masks are inputs of the signatures.
+        prompt: text to continue greedily; needs a checkpoint with a tokenizer.
+        kv_cache_len: rows of the KV cache; a little longer than the case if None.
+        trust_remote_code: handed to transformers where it reads a checkpoint's files itself.
+        cache: the cache directory; the user's own if None.
+        token_seed: of random tokens alone; ``seed`` if None.
+    """
+
+    size: str | None = None
+    checkpoint: str | None = None
+    recipes: tuple[str, ...] = ("float32",)
+    backends: tuple[str, ...] = BACKENDS
+    kv_layout: str = "default"
+    prefill: tuple[int, ...] = DEFAULT_PREFILL_LENGTHS
+    decode_steps: int = DEFAULT_DECODE_STEPS
+    seed: int = 0
+    kernel: str = "xnnpack"
+    mask_as_input: bool = False
+    prompt: str | None = None
+    kv_cache_len: int | None = None
+    trust_remote_code: bool = False
+    cache: Path | None = None
+    token_seed: int | None = None
+
+    @classmethod
+    def of(cls, **given: Any) -> Selectors:
+        """Selectors from Python values; None means the default.
+
+        Raises:
+            UsageError: a name that is not a selector, or a value that no run could take.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in given:
+            one_of("selectors", name, names)
+        chosen = cls(**{name: value for name, value in given.items() if value is not None})
+        for recipe in chosen.recipes:
+            one_of("recipes", recipe, RECIPES)
+        for backend in chosen.backends:
+            one_of("backends", backend, BACKENDS)
+        one_of("kv_layout", chosen.kv_layout, KV_LAYOUTS)
+        one_of("kernel", chosen.kernel, KERNELS)
+        for name, values in (("prefill", chosen.prefill), ("decode_steps", [chosen.decode_steps])):
+            if not values or min(values) < 1:
+                raise UsageError(f"got {values}", where=name, expected="whole numbers from 1 on")
+        return chosen.checked()
+
+    def checked(self) -> Selectors:
+        """Itself, if its parts go together.
+
+        Raises:
+            UsageError: nothing would be compared, or the steps do not fit the cache.
+        """
+        if not self.legs:
+            raise UsageError(
+                "the reference alone has nothing to be compared with",
+                where="--backend",
+                expected="reauthored, tflite or both",
+            )
+        _check_cache_len(self)
+        return self
+
+    @property
+    def legs(self) -> tuple[str, ...]:
+        """The legs of the chosen backends; a file is judged beside the model it comes from."""
+        if "tflite" in self.backends:
+            return ("authoring", "conversion")
+        return ("authoring",) if "reauthored" in self.backends else ()
+
+    @property
+    def step_names(self) -> tuple[str, ...] | None:
+        """The steps of the case; None where a prompt has to be tokenized first."""
+        if self.prompt is not None:
+            return None
+        tokens = range(prompt_length(self.prefill))
+        steps = plan_steps(tokens, self.prefill, range(self.decode_steps))
+        return tuple(step.name for step in steps)
+
+    def arguments(self) -> dict[str, Any]:
+        """As ``edgeverify.verify`` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def add_options(add: Callable[..., Any]) -> None:
+    """Declares the selectors with ``add``: argparse's ``add_argument``, pytest's ``addoption``."""
+    for flag, (metavar, taken, text) in OPTIONS.items():
+        destination = PREFIX + flag[2:].replace("-", "_")
+        if taken == "switch":
+            add(flag, dest=destination, action="store_true", default=False, help=text)
+        else:
+            action = "append" if taken == "repeated" else "store"
+            add(flag, dest=destination, action=action, metavar=metavar, default=None, help=text)
+
+
+def parse(options: Namespace) -> Selectors:
+    """Judges the options' text.
+
+    Args:
+        options: holds the destinations that ``add_options`` declared.
+
+    Raises:
+        UsageError: a value that no run could take, by its option.
+    """
+
+    def given(name: str) -> Any:
+        return getattr(options, PREFIX + name, None)
+
+    return Selectors(
+        size=_text("--size", given("size")),
+        checkpoint=_text("--checkpoint", given("checkpoint")),
+        recipes=_several("--recipe", given("recipe"), RECIPES, ("float32",)),
+        backends=_several("--backend", given("backend"), BACKENDS, BACKENDS),
+        kv_layout=one_of("--kv-layout", given("kv_layout") or "default", KV_LAYOUTS),
+        prefill=_lengths(given("prefill")),
+        decode_steps=_count("--decode-steps", given("decode_steps"), DEFAULT_DECODE_STEPS) or 0,
+        seed=_count("--seed", given("seed"), 0, lowest=0, highest=MAX_SEED) or 0,
+        kernel=one_of("--kernel", given("kernel") or "xnnpack", KERNELS),
+        mask_as_input=bool(given("mask_as_input")),
+        prompt=_text("--prompt", given("prompt")),
+        kv_cache_len=_count("--kv-cache-len", given("kv_cache_len"), None),
+        trust_remote_code=bool(given("trust_remote_code")),
+        cache=_folder("--cache", given("cache")),
+    ).checked()
+
+
+def one_of(option: str, value: str, choices: Sequence[str]) -> str:
+    """``value``, if it is one of ``choices``.
+
+    Raises:
+        UsageError: with the nearest choices and all of them.
+    """
+    if value in choices:
+        return value
+    raise UsageError(
+        f"there is no {value!r}",
+        where=option,
+        expected=f"one of {', '.join(choices)}",
+        fix=did_you_mean(value, choices),
+    )
+
+
+def did_you_mean(value: str, choices: Sequence[str]) -> str | None:
+    """``did you mean 'tinyllama'?``, or None where nothing is near."""
+    near = difflib.get_close_matches(value.lower(), choices, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(repr(name) for name in near)}?" if near else None
+
+
+def _several(
+    option: str, values: Sequence[str] | None, choices: Sequence[str], default: tuple[str, ...]
+) -> tuple[str, ...]:
+    if not values:
+        return default
+    return tuple(dict.fromkeys(one_of(option, value, choices) for value in values))
+
+
+def _text(option: str, value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise UsageError("is empty", where=option, expected="a value")
+    return value
+
+
+def _folder(option: str, value: str | None) -> Path | None:
+    if _text(option, value) is None:
+        return None
+    path = Path(str(value)).expanduser()
+    if path.exists() and not path.is_dir():
+        raise UsageError("is a file", where=f"{option} {path}", expected="a folder")
+    return path
+
+
+def _count(
+    option: str,
+    value: str | None,
+    default: int | None,
+    *,
+    lowest: int = 1,
+    highest: int | None = None,
+) -> int | None:
+    if value is None:
+        return default
+    expected = f"a whole number of {lowest} or more"
+    if highest is not None:
+        expected = f"a whole number from {lowest} to {highest}"
+    try:
+        number = int(value)
+    except ValueError:
+        number = lowest - 1
+    if number < lowest or (highest is not None and number > highest):
+        raise UsageError(f"got {value!r}", where=option, expected=expected)
+    return number
+
+
+def _lengths(values: Sequence[str] | None) -> tuple[int, ...]:
+    if not values:
+        return DEFAULT_PREFILL_LENGTHS
+    lengths = [_count("--prefill", value, None) or 0 for value in values]
+    twice = [length for length in lengths if lengths.count(length) > 1]
+    if twice:
+        raise UsageError(
+            f"{twice[0]} is given {lengths.count(twice[0])} times",
+            where="--prefill",
+            expected="each length once",
+        )
+    return tuple(sorted(lengths))
+
+
+def _check_cache_len(selectors: Selectors) -> None:
+    rows = selectors.kv_cache_len
+    if rows is None:
+        return
+    steps: tuple[Step, ...] = ()
+    if selectors.prompt is None:
+        tokens = range(prompt_length(selectors.prefill))
+        steps = plan_steps(tokens, selectors.prefill, range(selectors.decode_steps))
+    # Without the tokenizer the steps are unknown, but the signatures must fit all the same.
+    check_lengths(selectors.prefill, steps or plan_steps((0,), (1,), ()), rows, rows)

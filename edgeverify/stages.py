@@ -1,0 +1,254 @@
+"""The stages of a check, each from the cache where it can be.
+
+A ``Run`` is one port with one checkpoint and one case. Its weights are loaded once and shared by
+every model that is built from them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgeverify import artifacts, fingerprint, taps
+from edgeverify.backends import reauthored, reference, tflite
+from edgeverify.case import Case
+from edgeverify.checkpoints import Checkpoint
+from edgeverify.compare import Baseline
+from edgeverify.convert import convert
+from edgeverify.errors import PortError
+from edgeverify.flatbuffer import instrument
+from edgeverify.noise import floor_of, widest
+from edgeverify.progress import Progress
+from edgeverify.trace import Trace
+from models.port import LoadError, Port, build_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# A change to what a trace or a converted file holds must change this, so that older ones are not
+# taken for current.
+CACHE_VERSION = 1
+REFERENCE_SOURCES = (
+    "backends/reference.py",
+    "float32.py",
+    "float64.py",
+    "hf.py",
+    "noise.py",
+    "references/*.py",
+)
+
+
+@dataclass
+class Run:
+    """One check: what is run, where it is cached, how long each stage took."""
+
+    port: Port
+    checkpoint: Checkpoint
+    case: Case
+    cache: Path | None = None
+    verbose: bool = False
+    progress: Progress = field(default_factory=Progress)
+    timings: dict[str, float] = field(default_factory=dict)
+    _state: dict[str, torch.Tensor] | None = None
+
+    @property
+    def hf_config(self) -> Mapping[str, Any]:
+        return self.checkpoint.hf_config
+
+    @property
+    def num_blocks(self) -> int:
+        return self.port.model_config(self.hf_config).num_layers
+
+    @property
+    def window(self) -> int | None:
+        return self.hf_config.get("sliding_window")
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The weights: HF names → float32 tensors."""
+        if self._state is None:
+            with self.timed("load weights"):
+                self._state = self.checkpoint.tensors()
+        return self._state
+
+    def expected(self) -> tuple[str, ...]:
+        """The ``step/tap`` keys every candidate must have, in forward order."""
+        keys = []
+        for step in self.case.steps:
+            logits = step.is_decode or self.case.prefill_logits
+            keys += [
+                f"{step.name}/{tap}" for tap in taps.standard_taps(self.num_blocks, logits=logits)
+            ]
+        return tuple(keys)
+
+    @contextmanager
+    def timed(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+        """A stage that progress is told of and whose seconds are added to ``timings``."""
+        start = time.perf_counter()
+        try:
+            with self.progress.stage(name, total) as tick:
+                yield tick
+        finally:
+            elapsed = time.perf_counter() - start
+            self.timings[name] = round(self.timings.get(name, 0.0) + elapsed, 3)
+
+
+def reference_baselines(run: Run, *, with_file: bool) -> dict[str, Baseline]:
+    """What each leg is held against; cached. The case gets its decode tokens here.
+
+    The re-authored model runs on PyTorch as the reference does; the file's kernels sum one term
+    after another, so the floor of its leg has that order, too (see ``edgeverify.float32``).
+    """
+    key = artifacts.digest(
+        "reference",
+        CACHE_VERSION,
+        artifacts.versions(),
+        fingerprint.of_sources(*REFERENCE_SOURCES),
+        run.checkpoint.identity,
+        [asdict(step) for step in run.case.steps],
+        run.case.greedy,
+    )
+    built: list[Any] = []
+
+    def model() -> Any:
+        if not built:
+            built.append(reference.build(run.hf_config, run.state()))
+        return built[0]
+
+    def cached(kind: str, make: Callable[[], Trace]) -> Trace:
+        write = lambda path: make().save(path)  # noqa: E731
+        return Trace.load(artifacts.cached(kind, key, ".safetensors", write, root=run.cache))
+
+    def stepwise(inject: Trace | None) -> Trace:
+        with run.timed("reference, float32", len(run.case.steps)) as tick:
+            trace, used = reference.run(model(), run.case, inject=inject, tick=tick)
+        trace.provenance["decode_tokens"] = [s.tokens[0] for s in used.steps if s.is_decode]
+        return trace
+
+    def floor(inject: Trace | None, *, sequential: bool) -> Trace:
+        """The other float32 run's floor."""
+        name = "reference, float32 summed in order" if sequential else "reference, float32"
+        with run.timed(name):
+            other = reference.run_otherwise(model(), run.case, inject=inject, sequential=sequential)
+        return Trace(dict(floor_of(oracle.arrays, other.arrays)))
+
+    def oracle_run() -> Trace:
+        with run.timed("oracle, float64"):
+            return reference.run_oracle(model(), run.case)
+
+    def isolated_floor() -> Trace:
+        first = floor_of(oracle.arrays, stepwise(oracle).arrays)
+        return Trace(dict(widest(first, floor(oracle, sequential=False).arrays)))
+
+    own = cached("reference", lambda: stepwise(None))
+    run.case = run.case.with_decode_tokens(own.provenance["decode_tokens"])
+    oracle = cached("oracle", oracle_run)
+    other = cached("floor", lambda: floor(None, sequential=False))
+    whole = widest(floor_of(oracle.arrays, own.arrays), other.arrays)
+    isolated = cached("isolated-floor", isolated_floor).arrays
+    baselines = {"authoring": Baseline(oracle, whole, isolated, own)}
+    if with_file:
+        summed = cached("summed-floor", lambda: floor(None, sequential=True)).arrays
+        alone = cached("summed-isolated-floor", lambda: floor(oracle, sequential=True)).arrays
+        baselines["conversion"] = Baseline(
+            oracle, widest(whole, summed), widest(isolated, alone), own
+        )
+    return baselines
+
+
+def build_reauthored(run: Run) -> nn.Module:
+    try:
+        mask_cache = 0 if run.case.mask_as_input else run.case.kv_cache_len
+        return build_model(run.port, run.hf_config, run.state(), mask_cache_size=mask_cache)
+    except (LoadError, KeyError, ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise PortError(
+            str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}",
+            where=f"port {run.port.name!r} with {run.checkpoint.description}",
+            expected="a model that takes every tensor of the checkpoint exactly once",
+            fix="correct the port's tensor_names or model_config",
+        ) from error
+
+
+def run_reauthored(
+    run: Run, model: nn.Module, oracle: Trace | None, dtype: torch.dtype = torch.float32
+) -> tuple[Trace, Trace]:
+    """The re-authored model as a whole and, given an oracle, block by block (else empty)."""
+    options: dict[str, Any] = {
+        "mask_kinds": run.port.mask_kinds,
+        "window": run.window,
+        "dtype": dtype,
+    }
+    name = "re-authored" if dtype == torch.float32 else "re-authored, float64"
+    with run.timed(name, len(run.case.steps) * (1 if oracle is None else 2)) as tick:
+        whole = reauthored.run(model, run.case, tick=tick, **options)
+        if oracle is None:
+            return whole, Trace()
+        return whole, reauthored.run(model, run.case, inject=oracle, tick=tick, **options)
+
+
+def converted(run: Run, model: nn.Module) -> Path:
+    """The float .tflite of this model, from the cache or by conversion."""
+    case = run.case
+    probed = reauthored.run(
+        model,
+        fingerprint.probe(case, run.hf_config["vocab_size"]),
+        mask_kinds=run.port.mask_kinds,
+        window=run.window,
+    )
+    key = artifacts.digest(
+        "converted",
+        CACHE_VERSION,
+        artifacts.versions(),
+        run.checkpoint.identity,
+        fingerprint.of_module(model),
+        fingerprint.of_trace(probed),
+        [case.kv_layout, list(case.prefill_lengths), case.kv_cache_len],
+        [case.mask_as_input, case.prefill_logits, list(run.port.mask_kinds)],
+    )
+
+    def make(path: Path) -> None:
+        with run.timed("convert"):
+            convert(model, case, path, mask_kinds=run.port.mask_kinds, verbose=run.verbose)
+
+    return artifacts.cached("converted", key, ".tflite", make, root=run.cache)
+
+
+def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace]:
+    """The untouched file with its inner taps read from a copy, and the file block by block."""
+    options: dict[str, Any] = {
+        "num_blocks": run.num_blocks,
+        "window": run.window,
+        "mask_kinds": run.port.mask_kinds,
+        "num_threads": os.cpu_count(),
+    }
+    # The copies are as large as the file and made in seconds: they are not worth keeping.
+    with run.timed("run .tflite"), TemporaryDirectory(dir=path.parent) as folder:
+        copy = Path(folder) / "tapped.tflite"
+        instrument(path, copy)
+        whole = tflite.run(path, run.case, instrumented=copy, **options)
+        instrument(path, copy, isolate=True)
+        alone = tflite.run(path, run.case, instrumented=copy, inject=oracle.arrays, **options)
+    return whole, alone
+
+
+def own_baseline(run: Run, model: nn.Module, own: Trace, reference_: Baseline) -> Baseline:
+    """The re-authored model in float64 as the oracle of its own file.
+
+    The floor is the larger of its own and the reference's: the noise of a right float32 run does
+    not depend on which of the two is asked.
+    """
+    oracle, _ = run_reauthored(run, model, None, torch.float64)
+    _, isolated = run_reauthored(run, model, oracle)
+    return Baseline(
+        oracle,
+        widest(floor_of(oracle.arrays, own.arrays), reference_.floor),
+        widest(floor_of(oracle.arrays, isolated.arrays), reference_.isolated_floor),
+        own,
+    )

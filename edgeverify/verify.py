@@ -1,0 +1,237 @@
+"""The whole line: port and checkpoint → case → backends → traces → comparison → report.
+
+One whole model is resident at a time beside the weights themselves; what a later comparison needs
+is activations.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgeverify import artifacts, inputs, taps
+from edgeverify.case import Case
+from edgeverify.checkpoints import open_checkpoint
+from edgeverify.compare import Baseline, judge_leg, thresholds
+from edgeverify.convert import convert
+from edgeverify.errors import PortError
+from edgeverify.hints import hint
+from edgeverify.ports import load_port
+from edgeverify.progress import Progress
+from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult, Report
+from edgeverify.selectors import Selectors
+from edgeverify.stages import (
+    Run,
+    build_reauthored,
+    converted,
+    own_baseline,
+    reference_baselines,
+    run_file,
+    run_reauthored,
+)
+from edgeverify.trace import Trace
+from models.port import Port
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def verify(
+    port: Port | str,
+    *,
+    verbose: bool = False,
+    progress: Progress | None = None,
+    **selectors: Any,
+) -> Report:
+    """Says whether a port, and the file converted from it, are the Hugging Face model.
+
+    Args:
+        port: a port, a registered name, ``package.module:ATTR`` or ``path/to/file.py:ATTR``.
+        verbose: show what the converter prints.
+        progress: told of each stage.
+        selectors: what to run: the fields of ``edgeverify.selectors.Selectors``.
+
+    Returns:
+        The report. A leg that fails does not raise.
+
+    Raises:
+        EdgeVerifyError: bad usage or bad input.
+    """
+    chosen = Selectors.of(**selectors)
+    run, tokenizer = _prepare(port, chosen, verbose=verbose, progress=progress)
+    baselines = reference_baselines(run, with_file="conversion" in chosen.legs)
+    authoring = baselines["authoring"]
+    model = build_reauthored(run)
+    whole, isolated = run_reauthored(run, model, authoring.oracle)
+    traces = {"reference": authoring.own, "reauthored": whole}
+    legs = {"authoring": judge_leg("authoring", whole, isolated, authoring, run.expected())}
+    if "conversion" in chosen.legs:
+        legs["conversion"], traces["tflite"] = _conversion_leg(
+            run, model, whole, baselines["conversion"], authoring_failed=not _passed(legs)
+        )
+    return _report(run, legs, tokenizer, traces)
+
+
+def convert_model(
+    port: Port | str,
+    *,
+    output: Path,
+    verbose: bool = False,
+    progress: Progress | None = None,
+    **selectors: Any,
+) -> list[Path]:
+    """Converts a port to a float32 ``.tflite`` in ``output`` and checks nothing.
+
+    Args:
+        port: as in ``verify``.
+        output: a directory; made if it is not there.
+        verbose: as in ``verify``.
+        progress: as in ``verify``.
+        selectors: as in ``verify``.
+
+    Returns:
+        The files written: ``{model}_{size}_f32_{layout}_ekv{rows}.tflite``.
+
+    Raises:
+        EdgeVerifyError: bad usage or bad input.
+    """
+    run, _ = _prepare(port, Selectors.of(**selectors), verbose=verbose, progress=progress)
+    case = run.case
+    name = f"{case.model}_{case.size}_f32_{case.kv_layout}_ekv{case.kv_cache_len}.tflite"
+    model = build_reauthored(run)
+    output.mkdir(parents=True, exist_ok=True)
+    with run.timed("convert"):
+        convert(model, case, output / name, mask_kinds=run.port.mask_kinds, verbose=verbose)
+    return [output / name]
+
+
+def _prepare(
+    port: Port | str, chosen: Selectors, *, verbose: bool, progress: Progress | None
+) -> tuple[Run, Any | None]:
+    """Opens the checkpoint and plans the case; loads no weights."""
+    resolved = load_port(port) if isinstance(port, str) else port
+    opened = open_checkpoint(
+        chosen.checkpoint,
+        resolved,
+        size=chosen.size,
+        seed=chosen.seed,
+        trust_remote_code=chosen.trust_remote_code,
+        cache_root=chosen.cache,
+    )
+    try:
+        config = resolved.model_config(opened.hf_config)
+    except (KeyError, ValueError, TypeError) as error:
+        raise PortError(
+            f"model_config raised {type(error).__name__}: {error}",
+            where=f"port {resolved.name!r}",
+            expected="a ModelConfig of this HF config",
+            fix="correct the port's model_config, or take another checkpoint",
+        ) from error
+    tokenizer = None
+    if opened.tokenizer_dir is not None:
+        tokenizer = inputs.load_tokenizer(
+            opened.tokenizer_dir, opened.gguf_file, trust_remote_code=chosen.trust_remote_code
+        )
+    case = inputs.plan_case(
+        resolved.name, opened.size, opened.hf_config, tokenizer, chosen, config.max_seq_len
+    )
+    run = Run(resolved, opened, case, chosen.cache, verbose, progress or Progress())
+    return run, tokenizer
+
+
+def _conversion_leg(
+    run: Run, model: nn.Module, reauthored: Trace, baseline: Baseline, *, authoring_failed: bool
+) -> tuple[LegResult, Trace]:
+    """Converts, runs the file and judges it.
+
+    The file is held against the reference's oracle as long as authoring is right. Where anything
+    differs it is held against the re-authored model's own float64 run instead, so that a fault of
+    the port is not charged to the converter, and the converter's is not excused by it.
+    """
+    path = converted(run, model)
+    notes: tuple[str, ...] = ()
+    if not authoring_failed:
+        whole, isolated = run_file(run, path, baseline.oracle)
+        leg = judge_leg("conversion", whole, isolated, baseline, run.expected())
+        if leg.outcome != FAIL:
+            return leg, whole
+    own = own_baseline(run, model, reauthored, baseline)
+    whole, isolated = run_file(run, path, own.oracle)
+    notes = ("judged against the re-authored model's own float64 run",)
+    return judge_leg("conversion", whole, isolated, own, run.expected(), notes=notes), whole
+
+
+def _passed(legs: Mapping[str, LegResult]) -> bool:
+    return all(leg.outcome != FAIL for leg in legs.values())
+
+
+def _report(
+    run: Run,
+    legs: Mapping[str, LegResult],
+    tokenizer: Any | None,
+    traces: Mapping[str, Trace],
+) -> Report:
+    return Report(
+        case=_describe(run, legs, tokenizer, traces),
+        environment={
+            **artifacts.versions(),
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        legs=legs,
+        findings=tuple(finding for leg in legs.values() for finding in _findings(leg)),
+        timings=run.timings,
+    )
+
+
+def _findings(leg: LegResult) -> list[Finding]:
+    if leg.outcome == UNCHECKED:
+        return [Finding(f"{leg.name}.unchecked", leg.name, "", leg.reason)]
+    divergence = leg.first_divergence
+    if divergence is None:
+        return []
+    failed = next(result for result in leg.taps if result.tap == divergence.tap)
+    message = f"{failed.reason}. Look at {hint(divergence.tap)}."
+    return [Finding(f"{leg.name}.divergence", leg.name, divergence.tap, message)]
+
+
+def _describe(
+    run: Run,
+    legs: Mapping[str, LegResult],
+    tokenizer: Any | None,
+    traces: Mapping[str, Trace],
+) -> dict[str, Any]:
+    case = run.case
+    greedy = {name: _greedy(trace, case) for name, trace in traces.items()}
+    described = {key: value for key, value in asdict(case).items() if key != "steps"}
+    described |= {
+        "checkpoint": run.checkpoint.description,
+        "steps": [
+            {
+                "name": step.name,
+                "signature": step.signature,
+                "start": step.start,
+                "tokens": len(step.tokens),
+                "padding": step.length - len(step.tokens),
+            }
+            for step in case.steps
+        ],
+        "thresholds": {name: thresholds(name).as_dict() for name in (*legs, "isolated")},
+        "greedy_tokens": greedy,
+    }
+    if tokenizer is not None:
+        described["continuation"] = {name: tokenizer.decode(ids) for name, ids in greedy.items()}
+    return described
+
+
+def _greedy(trace: Trace, case: Case) -> list[int]:
+    """The token that follows the prompt, and the one that follows each decode step."""
+    last_prefill = max(i for i, step in enumerate(case.steps) if not step.is_decode)
+    keys = [f"{step.name}/{taps.LOGITS}" for step in case.steps[last_prefill:]]
+    return [int(trace[key][0, -1].argmax()) for key in keys if key in trace]
