@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -47,6 +48,9 @@ def check(
     def run() -> Report:
         from edgeverify.verify import verify
 
+        # The libraries' half a million objects live as long as the process: a collection that
+        # looks through them takes half a second.
+        gc.freeze()
         port = load_port(model)
         return verify(port, **chosen.arguments(), verbose=verbose, progress=progress or Progress())
 

@@ -6,13 +6,12 @@ every model that is built from them.
 
 from __future__ import annotations
 
-import os
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +23,6 @@ from edgeverify.checkpoints import Checkpoint
 from edgeverify.compare import Baseline
 from edgeverify.convert import convert
 from edgeverify.errors import PortError
-from edgeverify.flatbuffer import instrument
 from edgeverify.noise import floor_of, widest
 from edgeverify.progress import Progress
 from edgeverify.trace import Trace
@@ -58,6 +56,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     timings: dict[str, float] = field(default_factory=dict)
     _state: dict[str, torch.Tensor] | None = None
+    _model: nn.Module | None = None
 
     @property
     def hf_config(self) -> Mapping[str, Any]:
@@ -77,6 +76,21 @@ class Run:
             with self.timed("load weights"):
                 self._state = self.checkpoint.tensors()
         return self._state
+
+    def model(self) -> nn.Module:
+        """The re-authored model, loaded.
+
+        Raises:
+            PortError: the weights do not fit it, one to one.
+        """
+        if self._model is None:
+            self._model = _build_reauthored(self)
+        return self._model
+
+    def release(self) -> None:
+        """Lets go of the weights and the model, which the runtime's own copies need room for."""
+        self._state = self._model = None
+        gc.collect()
 
     def expected(self) -> tuple[str, ...]:
         """The ``step/tap`` keys every candidate must have, in forward order."""
@@ -163,7 +177,7 @@ def reference_baselines(run: Run, *, with_file: bool) -> dict[str, Baseline]:
     return baselines
 
 
-def build_reauthored(run: Run) -> nn.Module:
+def _build_reauthored(run: Run) -> nn.Module:
     try:
         mask_cache = 0 if run.case.mask_as_input else run.case.kv_cache_len
         return build_model(run.port, run.hf_config, run.state(), mask_cache_size=mask_cache)
@@ -177,7 +191,7 @@ def build_reauthored(run: Run) -> nn.Module:
 
 
 def run_reauthored(
-    run: Run, model: nn.Module, oracle: Trace | None, dtype: torch.dtype = torch.float32
+    run: Run, oracle: Trace | None, dtype: torch.dtype = torch.float32
 ) -> tuple[Trace, Trace]:
     """The re-authored model as a whole and, given an oracle, block by block (else empty)."""
     options: dict[str, Any] = {
@@ -185,6 +199,7 @@ def run_reauthored(
         "window": run.window,
         "dtype": dtype,
     }
+    model = run.model()
     name = "re-authored" if dtype == torch.float32 else "re-authored, float64"
     with run.timed(name, len(run.case.steps) * (1 if oracle is None else 2)) as tick:
         whole = reauthored.run(model, run.case, tick=tick, **options)
@@ -193,9 +208,9 @@ def run_reauthored(
         return whole, reauthored.run(model, run.case, inject=oracle, tick=tick, **options)
 
 
-def converted(run: Run, model: nn.Module) -> Path:
+def converted(run: Run) -> Path:
     """The float .tflite of this model, from the cache or by conversion."""
-    case = run.case
+    case, model = run.case, run.model()
     probed = reauthored.run(
         model,
         fingerprint.probe(case, run.hf_config["vocab_size"]),
@@ -220,32 +235,29 @@ def converted(run: Run, model: nn.Module) -> Path:
     return artifacts.cached("converted", key, ".tflite", make, root=run.cache)
 
 
-def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace]:
+def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
     """The untouched file with its inner taps read from a copy, and the file block by block."""
-    options: dict[str, Any] = {
-        "num_blocks": run.num_blocks,
-        "window": run.window,
-        "mask_kinds": run.port.mask_kinds,
-        "num_threads": os.cpu_count(),
-    }
-    # The copies are as large as the file and made in seconds: they are not worth keeping.
-    with run.timed("run .tflite"), TemporaryDirectory(dir=path.parent) as folder:
-        copy = Path(folder) / "tapped.tflite"
-        instrument(path, copy)
-        whole = tflite.run(path, run.case, instrumented=copy, **options)
-        instrument(path, copy, isolate=True)
-        alone = tflite.run(path, run.case, instrumented=copy, inject=oracle.arrays, **options)
-    return whole, alone
+    run.release()
+    with run.timed("run .tflite", len(run.case.steps)) as tick:
+        return tflite.run_file(
+            path,
+            run.case,
+            oracle,
+            mask_kinds=run.port.mask_kinds,
+            window=run.window,
+            cache=run.cache,
+            tick=tick,
+        )
 
 
-def own_baseline(run: Run, model: nn.Module, own: Trace, reference_: Baseline) -> Baseline:
+def own_baseline(run: Run, own: Trace, reference_: Baseline) -> Baseline:
     """The re-authored model in float64 as the oracle of its own file.
 
     The floor is the larger of its own and the reference's: the noise of a right float32 run does
     not depend on which of the two is asked.
     """
-    oracle, _ = run_reauthored(run, model, None, torch.float64)
-    _, isolated = run_reauthored(run, model, oracle)
+    oracle, _ = run_reauthored(run, None, torch.float64)
+    _, isolated = run_reauthored(run, oracle)
     return Baseline(
         oracle,
         widest(floor_of(oracle.arrays, own.arrays), reference_.floor),

@@ -26,6 +26,7 @@ BLOCK_TAPS = (
     "ff.out",
     "out",
 )
+CACHE_TAPS = ("attn_norm", "attn.k", "attn.v")
 
 _BLOCK = re.compile(r"^(?:blocks|kv)\.(\d+)\.")
 
@@ -45,11 +46,13 @@ def standard_taps(num_blocks: int, *, logits: bool = True) -> tuple[str, ...]:
 
     Args:
         num_blocks: transformer blocks of the model.
-        logits: whether the step computes the final norm and the logits.
+        logits: whether the step computes logits. If not, nothing of the last block is needed but
+            what goes into its KV cache, and a converted file leaves the rest out.
     """
     names = [EMBED]
     for index in range(num_blocks):
-        names += [block(index, tap) for tap in BLOCK_TAPS]
+        last = index == num_blocks - 1
+        names += [block(index, t) for t in (CACHE_TAPS if last and not logits else BLOCK_TAPS)]
     if logits:
         names += [FINAL_NORM, LOGITS]
     for index in range(num_blocks):

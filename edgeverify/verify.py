@@ -10,7 +10,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -27,7 +27,6 @@ from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult, Report
 from edgeverify.selectors import Selectors
 from edgeverify.stages import (
     Run,
-    build_reauthored,
     converted,
     own_baseline,
     reference_baselines,
@@ -36,9 +35,6 @@ from edgeverify.stages import (
 )
 from edgeverify.trace import Trace
 from models.port import Port
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def verify(
@@ -66,13 +62,12 @@ def verify(
     run, tokenizer = _prepare(port, chosen, verbose=verbose, progress=progress)
     baselines = reference_baselines(run, with_file="conversion" in chosen.legs)
     authoring = baselines["authoring"]
-    model = build_reauthored(run)
-    whole, isolated = run_reauthored(run, model, authoring.oracle)
+    whole, isolated = run_reauthored(run, authoring.oracle)
     traces = {"reference": authoring.own, "reauthored": whole}
     legs = {"authoring": judge_leg("authoring", whole, isolated, authoring, run.expected())}
     if "conversion" in chosen.legs:
         legs["conversion"], traces["tflite"] = _conversion_leg(
-            run, model, whole, baselines["conversion"], authoring_failed=not _passed(legs)
+            run, whole, baselines["conversion"], authoring_passed=legs["authoring"].outcome != FAIL
         )
     return _report(run, legs, tokenizer, traces)
 
@@ -103,7 +98,7 @@ def convert_model(
     run, _ = _prepare(port, Selectors.of(**selectors), verbose=verbose, progress=progress)
     case = run.case
     name = f"{case.model}_{case.size}_f32_{case.kv_layout}_ekv{case.kv_cache_len}.tflite"
-    model = build_reauthored(run)
+    model = run.model()
     output.mkdir(parents=True, exist_ok=True)
     with run.timed("convert"):
         convert(model, case, output / name, mask_kinds=run.port.mask_kinds, verbose=verbose)
@@ -145,7 +140,7 @@ def _prepare(
 
 
 def _conversion_leg(
-    run: Run, model: nn.Module, reauthored: Trace, baseline: Baseline, *, authoring_failed: bool
+    run: Run, reauthored: Trace, baseline: Baseline, *, authoring_passed: bool
 ) -> tuple[LegResult, Trace]:
     """Converts, runs the file and judges it.
 
@@ -153,21 +148,16 @@ def _conversion_leg(
     differs it is held against the re-authored model's own float64 run instead, so that a fault of
     the port is not charged to the converter, and the converter's is not excused by it.
     """
-    path = converted(run, model)
-    notes: tuple[str, ...] = ()
-    if not authoring_failed:
+    path = converted(run)
+    if authoring_passed:
         whole, isolated = run_file(run, path, baseline.oracle)
         leg = judge_leg("conversion", whole, isolated, baseline, run.expected())
         if leg.outcome != FAIL:
             return leg, whole
-    own = own_baseline(run, model, reauthored, baseline)
+    own = own_baseline(run, reauthored, baseline)
     whole, isolated = run_file(run, path, own.oracle)
     notes = ("judged against the re-authored model's own float64 run",)
     return judge_leg("conversion", whole, isolated, own, run.expected(), notes=notes), whole
-
-
-def _passed(legs: Mapping[str, LegResult]) -> bool:
-    return all(leg.outcome != FAIL for leg in legs.values())
 
 
 def _report(

@@ -9,10 +9,12 @@ Nothing here imports torch, so that it also runs on a device host.
 
 from __future__ import annotations
 
-import gc
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from edgeverify.trace import Trace
 
 # A change to what the locator or the instrumentation does must change this.
 INSTRUMENTATION_VERSION = 1
+LARGEST_KEPT_COPY = 64 * 2**20
 RESOLVERS = {
     "xnnpack": OpResolverType.BUILTIN,
     "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
@@ -49,10 +52,10 @@ CACHE_ORDER = {
 def run_file(
     path: Path,
     case: Case,
+    oracle: Trace | None = None,
     *,
     mask_kinds: Sequence[str] = ("global",),
     window: int | None = None,
-    oracle: Trace | None = None,
     kernel: str | None = None,
     num_threads: int | None = None,
     cache: Path | None = None,
@@ -60,7 +63,7 @@ def run_file(
 ) -> tuple[Trace, Trace | None]:
     """Runs a file as a whole, and block by block on the oracle's inputs.
 
-    The two instrumented copies are made once and kept in the cache.
+    The two instrumented copies are kept in the cache as long as they are small.
 
     Args:
         path: the converted file.
@@ -75,8 +78,7 @@ def run_file(
     Raises:
         ArtifactError: as for ``run``.
     """
-    passes = 2 if oracle is None else 3
-    calls = iter(range(1, passes * len(case.steps) + 1))
+    calls, passes = itertools.count(1), 2 if oracle is None else 3
 
     def shared_tick() -> None:
         if next(calls) % passes == 0:
@@ -91,21 +93,35 @@ def run_file(
         "num_threads": num_threads,
         "tick": shared_tick,
     }
-    whole = run(path, case, **shared, instrumented=instrumented_copy(path, root=cache))
+    with instrumented_copy(path, root=cache) as tapped:
+        whole = run(path, case, **shared, instrumented=tapped)
     if oracle is None:
         return whole, None
-    isolated = instrumented_copy(path, isolate=True, root=cache)
-    return whole, run(path, case, **shared, instrumented=isolated, inject=oracle.arrays)
+    with instrumented_copy(path, isolate=True, root=cache) as cut:
+        return whole, run(path, case, **shared, instrumented=cut, inject=oracle.arrays)
 
 
-def instrumented_copy(path: Path, *, isolate: bool = False, root: Path | None = None) -> Path:
-    """A copy of ``path`` that also returns its taps, from the cache."""
+@contextmanager
+def instrumented_copy(
+    path: Path, *, isolate: bool = False, root: Path | None = None
+) -> Iterator[Path]:
+    """A copy of ``path`` that also returns its taps.
+
+    A small one comes from the cache; a large one is made for the time being, because it takes as
+    much room as the file and is made in seconds.
+    """
+    if path.stat().st_size > LARGEST_KEPT_COPY:
+        with TemporaryDirectory(dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            instrument(path, temporary, isolate=isolate)
+            yield temporary
+        return
     key = artifacts.digest(INSTRUMENTATION_VERSION, artifacts.file_digest(path, root=root), isolate)
 
     def make(target: Path) -> None:
         instrument(path, target, isolate=isolate)
 
-    return artifacts.cached("instrumented", key, ".tflite", make, root=root)
+    yield artifacts.cached("instrumented", key, ".tflite", make, root=root)
 
 
 def run(
@@ -222,7 +238,6 @@ def _drive(
     finally:
         del interpreter
         runners.clear()
-        gc.collect()
 
 
 def _instrumentation(path: Path, *, isolated: bool) -> Mapping[str, Located] | None:

@@ -25,6 +25,15 @@ KV_INPUT = re.compile(r"^kv_cache_([kv])_(\d+)$")
 _OP_NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
 # Offsets 0 and 1 are placeholders (schema.fbs, table Buffer): the data is not outside the table.
 _FIRST_OUTSIDE_OFFSET = 2
+# What the generated readers raise on bytes that are no table.
+_DAMAGE = (
+    struct.error,
+    AttributeError,
+    IndexError,
+    ValueError,
+    TypeError,
+    UnicodeDecodeError,
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,6 @@ class ModelFile:
 
     Attributes:
         path: the file.
-        model: its object tree (``schema.ModelT``). Buffers hold views into the mapped file.
         signatures: name → signature, in the file's order.
         num_buffers: how many buffers the file has; the tree may be given more.
     """
@@ -90,24 +98,38 @@ class ModelFile:
         if self.map[4:8] != IDENTIFIER:
             raise _unreadable(path, "it does not begin as one")
         try:
-            self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(self.map, 0))
+            self._table = schema.Model.GetRootAs(self.map, 0)
             self.signatures = {s.name: s for s in self._read_signatures()}
-        except (struct.error, IndexError, ValueError, TypeError, UnicodeDecodeError) as error:
+            self.num_buffers = self._table.BuffersLength()
+            spans = [self.buffer_span(index) for index in range(self.num_buffers)]
+        except _DAMAGE as error:
             raise _unreadable(path, f"its table is damaged: {error}") from error
-        self.num_buffers = len(self.model.buffers)
-        for index in range(self.num_buffers):
-            span = self.buffer_span(index)
+        for index, span in enumerate(spans):
             if span is not None and span[0] + span[1] > len(self.map):
                 raise _unreadable(path, f"buffer {index} ends after the file: it was cut short")
 
+    @cached_property
+    def model(self) -> Any:
+        """The object tree (``schema.ModelT``), built when it is first needed: that takes a while.
+
+        Buffers hold views into the mapped file.
+        """
+        try:
+            return schema.ModelT.InitFromObj(self._table)
+        except _DAMAGE as error:
+            raise _unreadable(self.path, f"its table is damaged: {error}") from error
+
     def _read_signatures(self) -> Iterator[Signature]:
-        for position, item in enumerate(self.model.signatureDefs or ()):
+        for position in range(self._table.SignatureDefsLength()):
+            item = self._table.SignatureDefs(position)
+            inputs = (item.Inputs(i) for i in range(item.InputsLength()))
+            outputs = (item.Outputs(i) for i in range(item.OutputsLength()))
             yield Signature(
-                item.signatureKey.decode(),
+                item.SignatureKey().decode(),
                 position,
-                item.subgraphIndex,
-                {entry.name.decode(): entry.tensorIndex for entry in item.inputs or ()},
-                {entry.name.decode(): entry.tensorIndex for entry in item.outputs or ()},
+                item.SubgraphIndex(),
+                {entry.Name().decode(): entry.TensorIndex() for entry in inputs},
+                {entry.Name().decode(): entry.TensorIndex() for entry in outputs},
             )
 
     def signature(self, name: str) -> Signature:
@@ -174,12 +196,12 @@ class ModelFile:
 
     def buffer_span(self, buffer: int) -> tuple[int, int] | None:
         """Where a buffer's data lies in the file: (first byte, bytes); None if it has none."""
-        item = self.model.buffers[buffer]
-        if item.offset >= _FIRST_OUTSIDE_OFFSET and item.size:
-            return item.offset, item.size
-        if item.data is None or len(item.data) == 0:
+        item = self._table.Buffers(buffer)
+        if item.Offset() >= _FIRST_OUTSIDE_OFFSET and item.Size():
+            return item.Offset(), item.Size()
+        if item.DataLength() == 0:
             return None
-        return item.data.ctypes.data - self._base, len(item.data)
+        return item.DataAsNumpy().ctypes.data - self._base, item.DataLength()
 
     @cached_property
     def _base(self) -> int:
@@ -187,8 +209,9 @@ class ModelFile:
 
     def metadata(self, name: str) -> bytes | None:
         """The bytes stored under a name in the file's metadata."""
-        for item in self.model.metadata or ():
-            if item.name == name.encode() and (span := self.buffer_span(item.buffer)):
+        for index in range(self._table.MetadataLength()):
+            item = self._table.Metadata(index)
+            if item.Name() == name.encode() and (span := self.buffer_span(item.Buffer())):
                 return self.map[span[0] : span[0] + span[1]]
         return None
 
