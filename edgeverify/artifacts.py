@@ -187,6 +187,22 @@ def cached(
     return entry
 
 
+def place(source: Path, target: Path) -> None:
+    """Copies an entry out of the cache; ``target`` is there whole or not at all.
+
+    Raises:
+        ArtifactError: the folder cannot be written, or the disk is full.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    with _full_disk_told(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 @contextmanager
 def _full_disk_told(folder: Path) -> Iterator[None]:
     """Turns a full disk into an ArtifactError, however the library that wrote reported it."""
@@ -198,10 +214,10 @@ def _full_disk_told(folder: Path) -> Iterator[None]:
         raise
     except PermissionError as error:
         raise ArtifactError(
-            f"the cache cannot be written ({error.strerror})",
+            f"cannot be written ({error.strerror})",
             where=error.filename or folder,
             expected="a writable directory",
-            fix="set EDGEVERIFY_CACHE to one",
+            fix="take another --output, or another cache by --cache or EDGEVERIFY_CACHE",
         ) from error
     except Exception as error:
         if _tells_full_disk(error):

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
+from types import MappingProxyType
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from edgeverify.trace import Trace
 # The rms over rows is a stable figure from about this many rows on; fewer are judged together with
 # the other short steps of the same tap (decode steps are one row each).
 MIN_ROWS_FOR_RMS = 8
+NOWHERE: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,12 @@ def thresholds(name: str) -> Thresholds:
 
 
 def compare(
-    candidate: Trace, oracle: Trace, floor: noise.Floor, limits: Thresholds, expected: Sequence[str]
+    candidate: Trace,
+    oracle: Trace,
+    floor: noise.Floor,
+    limits: Thresholds,
+    expected: Sequence[str],
+    starts: Mapping[str, int] = NOWHERE,
 ) -> tuple[TapResult, ...]:
     """Judges every expected tap of every step.
 
@@ -84,6 +91,7 @@ def compare(
         floor: from ``noise.floor_of``.
         limits: allowed ratios.
         expected: the ``step/tap`` keys that must be there, in forward order.
+        starts: step → position of its first token, so that rows are told by their position.
 
     Returns:
         One result per expected key, in order, then one failure per extra key.
@@ -99,23 +107,33 @@ def compare(
     measured: dict[str, noise.RowErrors] = {}
     results: dict[str, TapResult] = {}
     for key in expected:
-        problem = _identity(key, candidate, oracle)
+        problem = _identity(key, candidate, oracle, floor, _first_position(key, starts))
         if problem is not None:
             results[key] = problem
         else:
             measured[key] = noise.measure(candidate[key], oracle[key], floor[key])
     for key, rows, pooled in _pools(measured):
-        results[key] = _judge(key, rows, pooled, limits)
+        first = _first_position(key, starts)
+        results[key] = _judge(key, rows, pooled, limits, first)
         if results[key].outcome == PASS and taps.split(key)[1] == taps.LOGITS:
-            results[key] = _judge_greedy(results[key], candidate, oracle, floor, limits)
-    extra = [key for key in candidate if key not in set(expected)]
+            results[key] = _judge_greedy(results[key], candidate, oracle, floor, limits, first)
+    wanted = set(expected)
+    extra = [key for key in candidate if key not in wanted]
     return (
         *(results[key] for key in expected),
         *(TapResult(key, FAIL, reason="extra: the baseline has no such tap") for key in extra),
     )
 
 
-def _identity(key: str, candidate: Trace, oracle: Trace) -> TapResult | None:
+def _first_position(key: str, starts: Mapping[str, int]) -> int:
+    """Position of the tap's first row: a cache's first row is always position 0."""
+    step, tap = taps.split(key)
+    return 0 if tap.startswith("kv.") else starts.get(step, 0)
+
+
+def _identity(
+    key: str, candidate: Trace, oracle: Trace, floor: noise.Floor, first: int
+) -> TapResult | None:
     if key not in candidate:
         if key in candidate.unavailable:
             return TapResult(key, UNCHECKED, reason=candidate.unavailable[key])
@@ -133,9 +151,13 @@ def _identity(key: str, candidate: Trace, oracle: Trace) -> TapResult | None:
         return TapResult(
             key,
             FAIL,
-            worst_row=int(where[1]),
-            reason=f"{bad.sum()} of {array.size} values are NaN or Inf, from row {where[1]} on",
+            worst_row=first + int(where[1]),
+            reason=f"{bad.sum()} of {array.size} values are NaN or Inf, "
+            f"from position {first + where[1]} on",
         )
+    if not (np.isfinite(truth).all() and np.isfinite(floor[key]).all()):
+        # Every comparison with NaN is false, and nothing exceeds Inf: it would look like a pass.
+        return TapResult(key, UNCHECKED, reason="the reference itself gives NaN or Inf here")
     return None
 
 
@@ -157,7 +179,7 @@ def _pools(
 
 
 def _judge(
-    key: str, rows: noise.RowErrors, pooled: noise.RowErrors, limits: Thresholds
+    key: str, rows: noise.RowErrors, pooled: noise.RowErrors, limits: Thresholds, first: int
 ) -> TapResult:
     ratios = rows.ratios(pooled.rms_floor)
     worst = int(ratios.argmax())
@@ -168,7 +190,7 @@ def _judge(
         together = "" if pooled is rows else f" ({pooled.error_ratio:.3g} over all short steps)"
         reasons.append(f"error ratio {own:.3g}{together}, allowed {limits.rms:g}")
     if row_ratio > limits.row:
-        reasons.append(f"row {worst}: ratio {row_ratio:.3g}, allowed {limits.row:g}")
+        reasons.append(f"position {first + worst}: {row_ratio:.3g}, allowed {limits.row:g}")
     return TapResult(
         tap=key,
         outcome=FAIL if reasons else PASS,
@@ -176,13 +198,18 @@ def _judge(
         floor=rows.rms_floor,
         error_ratio=own,
         row_ratio=row_ratio,
-        worst_row=worst,
+        worst_row=first + worst,
         reason="; ".join(reasons),
     )
 
 
 def _judge_greedy(
-    result: TapResult, candidate: Trace, oracle: Trace, floor: noise.Floor, limits: Thresholds
+    result: TapResult,
+    candidate: Trace,
+    oracle: Trace,
+    floor: noise.Floor,
+    limits: Thresholds,
+    first: int,
 ) -> TapResult:
     key = result.tap
     found = noise.greedy_mismatch(candidate[key], oracle[key], floor[key], limits.row)
@@ -192,10 +219,10 @@ def _judge_greedy(
     return replace(
         result,
         outcome=FAIL,
-        worst_row=row,
+        worst_row=first + row,
         reason=(
-            f"row {row}: greedy token {got}, expected {wanted}; their logits are {gap:.3g} apart "
-            f"and rounding explains {explained:.3g}"
+            f"position {first + row}: greedy token {got}, expected {wanted}; their logits are "
+            f"{gap:.3g} apart and rounding explains {explained:.3g}"
         ),
     )
 
@@ -206,6 +233,7 @@ def judge_leg(
     isolated: Trace | None,
     baseline: Baseline,
     expected: Sequence[str],
+    starts: Mapping[str, int] = NOWHERE,
     *,
     notes: tuple[str, ...] = (),
 ) -> LegResult:
@@ -216,13 +244,15 @@ def judge_leg(
         candidate: the run to be judged.
         isolated: the same with each block fed with the oracle's input, or None.
         baseline: what both are held against.
-        expected: as in ``compare``.
+        expected, starts: as in ``compare``.
         notes: carried into the result.
     """
     limits, block_limits = thresholds(name), thresholds("isolated")
-    results = list(compare(candidate, baseline.oracle, baseline.floor, limits, expected))
+    results = list(compare(candidate, baseline.oracle, baseline.floor, limits, expected, starts))
     if isolated is not None:
-        alone = compare(isolated, baseline.oracle, baseline.isolated_floor, block_limits, expected)
+        alone = compare(
+            isolated, baseline.oracle, baseline.isolated_floor, block_limits, expected, starts
+        )
         by_key = {result.tap: result for result in alone}
         results = [_with_isolated(result, by_key.get(result.tap)) for result in results]
     outcome = worst_outcome([result.outcome for result in results])

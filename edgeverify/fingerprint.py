@@ -8,8 +8,10 @@ config and the code of its classes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import types
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from edgeverify.case import Case, plan_steps
 from edgeverify.trace import Trace
 
 LIBRARIES = ("torch.", "litert_torch.")
+PLAIN = (bool, int, float, complex, str, bytes, frozenset, type(None))
 
 
 def probe(case: Case, vocab_size: int) -> Case:
@@ -33,28 +36,29 @@ def probe(case: Case, vocab_size: int) -> Case:
 
 
 def of_trace(trace: Trace) -> str:
-    """Digest of every array of a trace, names included."""
+    """Digest of every array of a trace; names, dtypes and shapes included."""
     sha = hashlib.sha256()
     for key in trace:
-        sha.update(key.encode())
+        sha.update(f"{key} {trace[key].dtype.str} {trace[key].shape}".encode())
         sha.update(trace[key].tobytes())
     return sha.hexdigest()
 
 
 def of_module(model: nn.Module) -> str:
-    """Digest of the config, and of the code and plain attributes of all classes in the model."""
-    sha = hashlib.sha256(_describe(getattr(model, "config", None)).encode())
-    seen: set[type] = set()
+    """Digest of the config, and of the code and plain attributes of all modules and classes.
+
+    Code is followed into what it calls: methods, properties, closures, defaults, and the functions,
+    classes and constants of its own package that it names.
+    """
+    code = _Code()
+    code.sha.update(_describe(getattr(model, "config", None)).encode())
     for path, module in model.named_modules():
-        sha.update(path.encode())
+        code.sha.update(path.encode())
         for name, value in sorted(vars(module).items()):
-            if isinstance(value, (bool, int, float, str, tuple)):
-                sha.update(f"{name}={value!r}".encode())
+            code.add(name, value)
         for kind in type(module).__mro__:
-            if kind not in seen and not (kind.__module__ + ".").startswith(LIBRARIES):
-                seen.add(kind)
-                _update_with_class(sha, kind)
-    return sha.hexdigest()
+            code.add_class(kind)
+    return code.sha.hexdigest()
 
 
 def of_sources(*patterns: str) -> str:
@@ -77,29 +81,88 @@ def _describe(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_describe, value))}]"
     if isinstance(value, types.FunctionType):
-        sha = hashlib.sha256()
-        _update_with_code(sha, value.__code__)
-        return f"{value.__module__}.{value.__qualname__}:{sha.hexdigest()}"
+        code = _Code()
+        code.add_function(value)
+        return f"{value.__module__}.{value.__qualname__}:{code.sha.hexdigest()}"
     return repr(value)
 
 
-def _update_with_class(sha: Any, kind: type) -> None:
-    for name, value in sorted(vars(kind).items()):
-        function = value
+class _Code:
+    """A digest of code and of plain values; each function and class goes into it once."""
+
+    def __init__(self) -> None:
+        self.sha = hashlib.sha256()
+        self._seen: set[Any] = set()
+
+    def add(self, name: str, value: Any) -> None:
+        """An attribute, if it is plain or code; other objects have no digest of their own."""
+        if isinstance(value, PLAIN):
+            self.sha.update(f"{name}={_plain(value)}".encode())
+        elif isinstance(value, tuple):
+            self.sha.update(f"{name}: {len(value)}".encode())
+            for part in value:
+                self.add(name, part)
+        elif isinstance(value, types.FunctionType):
+            self.sha.update(name.encode())
+            self.add_function(value)
+        elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
+            self.add(name, value.__func__)
+        elif isinstance(value, property):
+            self.add(name, value.fget)
+        elif isinstance(value, functools.cached_property):
+            self.add(name, value.func)
+        elif isinstance(value, functools.partial):
+            self.add(name, (value.func, value.args, *sorted(value.keywords.items())))
+        elif isinstance(value, type):
+            self.add_class(value)
+
+    def add_class(self, kind: type) -> None:
+        if kind in self._seen or kind is object or _of_library(kind):
+            return
+        self._seen.add(kind)
+        for name, value in sorted(vars(kind).items()):
+            if not (name.startswith("__") and isinstance(value, (*PLAIN, tuple))):
+                self.add(name, value)
+
+    def add_function(self, function: types.FunctionType) -> None:
         while hasattr(function, "__wrapped__"):
             function = function.__wrapped__
-        if isinstance(function, types.FunctionType):
-            sha.update(name.encode())
-            _update_with_code(sha, function.__code__)
-            for cell in function.__closure__ or ():
-                if isinstance(cell.cell_contents, (bool, int, float, str, tuple)):
-                    sha.update(repr(cell.cell_contents).encode())
+        if function in self._seen or _of_library(function):
+            return
+        self._seen.add(function)
+        self.add("defaults", function.__defaults__)
+        self.add("defaults", tuple((function.__kwdefaults__ or {}).items()))
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # not filled yet
+                self.add("closure", cell.cell_contents)
+        for name in self._add_code(function.__code__):
+            value = function.__globals__.get(name)
+            if isinstance(value, (*PLAIN, tuple)) or _package(value) == _package(function):
+                self.add(name, value)
+
+    def _add_code(self, code: types.CodeType) -> list[str]:
+        """Returns the names that the code, and code within it, looks up."""
+        names = list(code.co_names)
+        self.sha.update(code.co_code + repr(code.co_names).encode())
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                names += self._add_code(constant)
+            else:
+                self.sha.update(_plain(constant).encode())
+        return names
 
 
-def _update_with_code(sha: Any, code: types.CodeType) -> None:
-    sha.update(code.co_code)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            _update_with_code(sha, constant)
-        else:
-            sha.update(repr(constant).encode())
+def _plain(value: Any) -> str:
+    """``repr``, the same in every process: a set's order is not."""
+    if isinstance(value, frozenset):
+        return f"frozenset({sorted(map(_plain, value))})"
+    return repr(value)
+
+
+def _of_library(value: Any) -> bool:
+    return f"{value.__module__}.".startswith(LIBRARIES)
+
+
+def _package(value: Any) -> str | None:
+    module = getattr(value, "__module__", None)
+    return module.partition(".")[0] if isinstance(module, str) else None

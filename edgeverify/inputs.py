@@ -86,7 +86,7 @@ def plan_case(
         seed = chosen.seed if chosen.token_seed is None else chosen.token_seed
         vocabulary = int(hf_config["vocab_size"])
         drawn = np.random.default_rng(seed).integers(0, vocabulary, wanted + chosen.decode_steps)
-        drawn[1], drawn[wanted - 1] = vocabulary - 1, 0
+        drawn[min(1, wanted - 2)], drawn[wanted - 1] = vocabulary - 1, 0
         prompt, decode = drawn[:wanted].tolist(), drawn[wanted:].tolist()
     steps = plan_steps(prompt, lengths, decode)
     rows = chosen.kv_cache_len
@@ -103,6 +103,7 @@ def plan_case(
         kv_cache_len=rows,
         steps=steps,
         mask_as_input=chosen.mask_as_input,
+        prefill_logits=chosen.prefill_logits,
         greedy=tokenizer is not None,
         kernel=chosen.kernel,
     )

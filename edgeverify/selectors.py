@@ -55,6 +55,7 @@ OPTIONS: dict[str, tuple[str, str, str]] = {
     "--seed": ("N", "once", "seed of random weights and of the prompt (default: 0)"),
     "--kernel": ("K", "once", f"LiteRT kernels: {', '.join(KERNELS)}"),
     "--mask-as-input": ("", "switch", "masks are inputs of the signatures"),
+    "--no-prefill-logits": ("", "switch", "prefill signatures return the KV cache alone"),
     "--prompt": ("TEXT", "once", "a text to run instead of seeded tokens; needs a tokenizer"),
     "--kv-cache-len": ("N", "once", "rows of the KV cache (default: what the steps need)"),
     "--trust-remote-code": (
@@ -82,6 +83,8 @@ class Selectors:
         seed: of random weights and random tokens.
         kernel: ``xnnpack``, ``builtin`` or ``reference``.
         mask_as_input: masks are inputs of the signatures.
+        prefill_logits: prefill signatures return logits, too; without, a file has what decoding
+            needs and no more, as shipped files do.
         prompt: text to continue greedily; needs a checkpoint with a tokenizer.
         kv_cache_len: rows of the KV cache; a little longer than the case if None.
         trust_remote_code: handed to transformers where it reads a checkpoint's files itself.
@@ -99,6 +102,7 @@ class Selectors:
     seed: int = 0
     kernel: str = "xnnpack"
     mask_as_input: bool = False
+    prefill_logits: bool = True
     prompt: str | None = None
     kv_cache_len: int | None = None
     trust_remote_code: bool = False
@@ -198,6 +202,7 @@ def parse(options: Namespace) -> Selectors:
         seed=_count("--seed", given("seed"), 0, lowest=0, highest=MAX_SEED) or 0,
         kernel=one_of("--kernel", given("kernel") or "xnnpack", KERNELS),
         mask_as_input=bool(given("mask_as_input")),
+        prefill_logits=not given("no_prefill_logits"),
         prompt=_text("--prompt", given("prompt")),
         kv_cache_len=_count("--kv-cache-len", given("kv_cache_len"), None),
         trust_remote_code=bool(given("trust_remote_code")),

@@ -41,6 +41,7 @@ REFERENCE_SOURCES = (
     "hf.py",
     "noise.py",
     "references/*.py",
+    "taps.py",
 )
 
 
@@ -61,10 +62,6 @@ class Run:
     @property
     def hf_config(self) -> Mapping[str, Any]:
         return self.checkpoint.hf_config
-
-    @property
-    def num_blocks(self) -> int:
-        return self.port.model_config(self.hf_config).num_layers
 
     @property
     def window(self) -> int | None:
@@ -92,14 +89,16 @@ class Run:
         self._state = self._model = None
         gc.collect()
 
-    def expected(self) -> tuple[str, ...]:
-        """The ``step/tap`` keys every candidate must have, in forward order."""
+    def expected(self, oracle: Trace) -> tuple[str, ...]:
+        """The ``step/tap`` keys every candidate must have, in forward order.
+
+        The number of blocks is the reference's: a port that has fewer must not be asked for less.
+        """
+        blocks = sum(key.startswith(f"{self.case.steps[0].name}/kv.") for key in oracle) // 2
         keys = []
         for step in self.case.steps:
             logits = step.is_decode or self.case.prefill_logits
-            keys += [
-                f"{step.name}/{tap}" for tap in taps.standard_taps(self.num_blocks, logits=logits)
-            ]
+            keys += [f"{step.name}/{tap}" for tap in taps.standard_taps(blocks, logits=logits)]
         return tuple(keys)
 
     @contextmanager

@@ -87,12 +87,18 @@ class Trace:
                         expected=FORMAT,
                         fix="make the trace again with this version",
                     )
-                arrays = {key: file.get_tensor(key) for key in json.loads(metadata["order"])}
-        except (OSError, SafetensorError) as error:
+                order = json.loads(metadata["order"])
+                if sorted(order) != sorted(file.keys()):
+                    raise ValueError("its order does not name the arrays it holds")
+                return cls(
+                    {key: file.get_tensor(key) for key in order},
+                    json.loads(metadata["provenance"]),
+                    json.loads(metadata["unavailable"]),
+                )
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise TraceError(
                 f"cannot be read as a trace ({error})",
                 where=path,
                 expected="a whole .safetensors file",
                 fix="delete it and run again",
             ) from error
-        return cls(arrays, json.loads(metadata["provenance"]), json.loads(metadata["unavailable"]))

@@ -18,7 +18,6 @@ from edgeverify import artifacts, inputs, taps
 from edgeverify.case import Case
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.compare import Baseline, judge_leg, thresholds
-from edgeverify.convert import convert
 from edgeverify.errors import PortError
 from edgeverify.hints import hint
 from edgeverify.ports import load_port
@@ -64,7 +63,7 @@ def verify(
     authoring = baselines["authoring"]
     whole, isolated = run_reauthored(run, authoring.oracle)
     traces = {"reference": authoring.own, "reauthored": whole}
-    legs = {"authoring": judge_leg("authoring", whole, isolated, authoring, run.expected())}
+    legs = {"authoring": _judge(run, "authoring", whole, isolated, authoring)}
     if "conversion" in chosen.legs:
         legs["conversion"], traces["tflite"] = _conversion_leg(
             run, whole, baselines["conversion"], authoring_passed=legs["authoring"].outcome != FAIL
@@ -97,12 +96,12 @@ def convert_model(
     """
     run, _ = _prepare(port, Selectors.of(**selectors), verbose=verbose, progress=progress)
     case = run.case
-    name = f"{case.model}_{case.size}_f32_{case.kv_layout}_ekv{case.kv_cache_len}.tflite"
-    model = run.model()
-    output.mkdir(parents=True, exist_ok=True)
-    with run.timed("convert"):
-        convert(model, case, output / name, mask_kinds=run.port.mask_kinds, verbose=verbose)
-    return [output / name]
+    made = converted(run)
+    target = output / (
+        f"{case.model}_{case.size}_f32_{case.kv_layout}_ekv{case.kv_cache_len}.tflite"
+    )
+    artifacts.place(made, target)
+    return [target]
 
 
 def _prepare(
@@ -151,13 +150,27 @@ def _conversion_leg(
     path = converted(run)
     if authoring_passed:
         whole, isolated = run_file(run, path, baseline.oracle)
-        leg = judge_leg("conversion", whole, isolated, baseline, run.expected())
+        leg = _judge(run, "conversion", whole, isolated, baseline)
         if leg.outcome != FAIL:
             return leg, whole
     own = own_baseline(run, reauthored, baseline)
     whole, isolated = run_file(run, path, own.oracle)
-    notes = ("judged against the re-authored model's own float64 run",)
-    return judge_leg("conversion", whole, isolated, own, run.expected(), notes=notes), whole
+    note = "judged against the re-authored model's own float64 run"
+    return _judge(run, "conversion", whole, isolated, own, notes=(note,)), whole
+
+
+def _judge(
+    run: Run,
+    name: str,
+    whole: Trace,
+    isolated: Trace | None,
+    baseline: Baseline,
+    notes: tuple[str, ...] = (),
+) -> LegResult:
+    starts = {step.name: step.start for step in run.case.steps}
+    return judge_leg(
+        name, whole, isolated, baseline, run.expected(baseline.oracle), starts, notes=notes
+    )
 
 
 def _report(

@@ -1,44 +1,112 @@
-"""The faults that a check must find, and where it must see them first."""
+"""The faults that a check must find, where it must see them first, and whom it must blame."""
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 
-from edgeverify.report.model import FAIL
+import models
+from edgeverify import stages
+from edgeverify.cli import main
+from edgeverify.flatbuffer import ModelFile, locate_taps
+from edgeverify.report.model import FAIL, PASS, LegResult
 from edgeverify.verify import verify
 from tests import variants
 
 AUTHORING = ("reference", "reauthored")
 
-# fault → the tap of the first divergence, without its step, and the blocks named alone
+# fault → the tap of the first divergence, without its step, and the parts that are named alone
 FAULTS = {
-    "norm_eps_one_percent_off": ("blocks.0.attn_norm", {0, 1, 2, 3}),
-    "embedding_scale_in_bfloat16": ("embed", set()),
-    "query_scale_off": ("blocks.0.attn.out", {0, 1, 2, 3}),
-    "rms_eps_1_1e_5": ("blocks.0.attn_norm", None),
-    "gate_and_up_swapped_in_block_1": ("blocks.1.ff.out", {1}),
-    "rope_base_off": ("blocks.0.attn.q", {0, 1, 2}),
-    "fourth_layer_masked_wrongly": ("blocks.3.attn.out", {3}),
+    "norm_eps_one_percent_off": (
+        "blocks.0.attn_norm",
+        (*(f"blocks.{i}.attn_norm" for i in range(4)), "final_norm"),
+    ),
+    "embedding_scale_in_bfloat16": ("embed", ("embed",)),
+    "query_scale_off": ("blocks.0.attn.out", tuple(f"blocks.{i}.attn.out" for i in range(4))),
+    "rms_eps_1_1e_5": (
+        "blocks.0.attn_norm",
+        (*(f"blocks.{i}.attn_norm" for i in range(3)), "final_norm"),
+    ),
+    "gate_and_up_swapped_in_block_1": ("blocks.1.ff.out", ("blocks.1.ff.out",)),
+    "rope_base_off": ("blocks.0.attn.q", tuple(f"blocks.{i}.attn.q" for i in range(3))),
+    "fourth_layer_masked_wrongly": ("blocks.3.attn.out", ("blocks.3.attn.out",)),
 }
 
 
+def seen(leg: LegResult) -> tuple[str, tuple[str, ...]]:
+    assert leg.first_divergence is not None
+    return leg.first_divergence.tap.split("/")[1], leg.first_divergence.isolated
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-def test_fault_is_found_and_placed(fault: str) -> None:
-    tap, blocks = FAULTS[fault]
+def test_a_fault_of_the_port_is_found_and_placed(fault: str) -> None:
     report = verify(getattr(variants, fault)(), backends=AUTHORING)
     leg = report.legs["authoring"]
     assert leg.outcome == FAIL
-    assert leg.first_divergence is not None
-    assert leg.first_divergence.tap.split("/")[1] == tap
-    if blocks is not None:
-        named = {int(name.split(".")[1]) for name in leg.first_divergence.isolated if "." in name}
-        assert named == blocks
-    assert any(tap in finding.tap for finding in report.findings)
+    assert seen(leg) == FAULTS[fault]
+    assert [finding.id for finding in report.findings] == ["authoring.divergence"]
 
 
-def test_check_exits_with_1_and_says_where(
-    tmp_path: object, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("fault", ["gate_and_up_swapped_in_block_1"])
+def test_check_exits_with_1_and_names_tap_and_block(
+    fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = f"{variants.__file__}:FAULTY"
-    variants.FAULTY = variants.gate_and_up_swapped_in_block_1()  # type: ignore[attr-defined]
-    assert path
+    port = tmp_path / "port.py"
+    port.write_text(f"from tests.variants import {fault}\nPORT = {fault}()\n")
+    status = main(["check", f"{port}:PORT", "--backend", "reauthored"])
+    out = capsys.readouterr().out
+    assert status == 1
+    assert out.startswith("FAIL")
+    assert "prefill.0/blocks.1.ff.out" in out
+
+
+@pytest.mark.slow
+def test_the_converter_is_not_blamed_for_the_port() -> None:
+    report = verify(variants.gate_and_up_swapped_in_block_1())
+    assert {name: leg.outcome for name, leg in report.legs.items()} == {
+        "authoring": FAIL,
+        "conversion": PASS,
+    }
+    assert report.legs["conversion"].notes == (
+        "judged against the re-authored model's own float64 run",
+    )
+
+
+def changed_constant(source: Path, target: Path, tap: str, factor: float) -> None:
+    """Copies a file; in it, one weight of the projection that makes ``tap`` is scaled."""
+    file = ModelFile(source)
+    graph = file.graph("decode")
+    op = graph.producer[locate_taps(file, "decode").taps[tap].tensor]
+    weight = next(tensor for tensor in op.inputs if graph.is_constant(tensor))
+    span = file.buffer_span(graph.raw.tensors[weight].buffer)
+    assert span is not None
+    shutil.copyfile(source, target)
+    values = np.memmap(target, np.float32, "r+", offset=span[0], shape=(span[1] // 4,))
+    values[7] *= factor
+    values.flush()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("port_fails", [False, True])
+def test_a_fault_of_the_file_is_charged_to_the_conversion(
+    port_fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the port is wrong in another place."""
+    right = stages.converted
+
+    def broken(run: Any) -> Path:
+        target = tmp_path / "broken.tflite"
+        changed_constant(right(run), target, "blocks.2.attn.out", 1.01)
+        return target
+
+    monkeypatch.setattr(sys.modules["edgeverify.verify"], "converted", broken)
+    port = variants.gate_and_up_swapped_in_block_1() if port_fails else models.load("tinyllama")
+    report = verify(port)
+    assert report.legs["authoring"].outcome == (FAIL if port_fails else PASS)
+    assert report.legs["conversion"].outcome == FAIL
+    assert seen(report.legs["conversion"]) == ("blocks.2.attn.out", ("blocks.2.attn.out",))

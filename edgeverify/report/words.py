@@ -122,7 +122,7 @@ def divergence_line(leg: LegResult, divergence: Divergence, *, brief: bool = Fal
     if tap is None or tap.row_ratio is None:
         return text
     text += f", worst row {number(tap.row_ratio)} (allowed {number(leg.threshold.get('row'))})"
-    return text if tap.worst_row is None else f"{text} at row {tap.worst_row}"
+    return text if tap.worst_row is None else f"{text} at position {tap.worst_row}"
 
 
 def tap_line(tap: TapResult, threshold: Mapping[str, float]) -> str:
