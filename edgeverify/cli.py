@@ -154,11 +154,12 @@ def _add_model_and_selectors(command: argparse.ArgumentParser) -> None:
 
 def _list(options: argparse.Namespace) -> int:
     del options
-    rows = [("MODEL", "SIZES", "DEFAULT", "HUB ID OF THE DEFAULT")]
+    rows = [("MODEL", "SIZE", "HUB ID")]
     for name, entry in catalogue().items():
-        hub_ids = getattr(entry, "hub_ids", {})
-        hub_id = hub_ids.get(entry.default_size) or next(iter(hub_ids.values()), "")
-        rows.append((name, ", ".join(entry.sizes), entry.default_size, hub_id))
+        for size in entry.sizes:
+            default = " (default)" if size == entry.default_size else ""
+            hub_id = entry.hub_ids.get(size, "none: seeded weights only")
+            rows.append((name, f"{size}{default}", hub_id))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -195,8 +196,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     chosen = selectors.parse(options)
-    if options.output.exists() and not options.output.is_dir():
-        raise UsageError("is a file", where=f"--output {options.output}", expected="a folder")
+    _check_output(options.output)
     check_name(options.model, chosen.size)
 
     from edgeverify import launch
@@ -212,6 +212,20 @@ def _convert(options: argparse.Namespace) -> int:
     for file in files:
         print(file)
     return 0
+
+
+def _check_output(folder: Path) -> None:
+    """Refuses a folder that could not be made or written to, before anything is converted."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError("is a file", where=f"--output {there}", expected="a folder")
+    if not os.access(there, os.W_OK):
+        raise UsageError(
+            "cannot be written",
+            where=f"--output {there}",
+            expected="a writable folder",
+            fix="change its permissions, or name another one",
+        )
 
 
 if __name__ == "__main__":

@@ -191,6 +191,8 @@ def _judge(
         reasons.append(f"error ratio {own:.3g}{together}, allowed {limits.rms:g}")
     if row_ratio > limits.row:
         reasons.append(f"position {first + worst}: {row_ratio:.3g}, allowed {limits.row:g}")
+    if reasons and first == 0 and 0 <= ratios[0] <= limits.row and len(ratios) > 1:
+        reasons.append("position 0 agrees")
     return TapResult(
         tap=key,
         outcome=FAIL if reasons else PASS,

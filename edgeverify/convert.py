@@ -71,12 +71,12 @@ def convert(
             raise _failed(case, "out of memory", "close other programs or take fewer --prefill") \
                 from error  # fmt: skip
         except Exception as error:
-            reason = f"{type(error).__name__}: {_last_line(error)}"
+            reason = f"{type(error).__name__}: {_first_line(error)}"
             raise _failed(
                 case,
                 reason,
-                "see the converter's output above; a forward that branches on tensor values, or "
-                "whose shapes depend on them, cannot be exported",
+                "run again with -v to see what the converter wrote; a forward that branches on "
+                "tensor values, or whose shapes depend on them, cannot be exported",
             ) from error
     gc.collect()  # exported programs hold cycles, and with them copies of the weights
     # Parsing also finds a file that was cut short.
@@ -145,6 +145,7 @@ def _failed(case: Case, reason: str, fix: str) -> ArtifactError:
     )
 
 
-def _last_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
+    """The reason; what torch.export and the converter write below it is advice and tracebacks."""
     lines = str(error).strip().splitlines()
-    return lines[-1] if lines else "no reason given"
+    return lines[0] if lines else "no reason given"

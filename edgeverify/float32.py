@@ -124,7 +124,8 @@ def angles_rounded_otherwise(model: nn.Module) -> Iterator[None]:
         positions = kwargs.get("position_ids", args[-1]).double()
         exact = positions[:, :, None] * exact_frequencies(module)
         generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, exact.shape, generator=generator) * 2 - 1
+        # In float64, because 1 + half an ulp is 1 in float32.
+        signs = torch.randint(0, 2, exact.shape, generator=generator).double() * 2 - 1
         moved = exact * (1 + HALF_ULP * signs)
         moved = torch.cat((moved, moved), dim=-1)
         scaling = getattr(module, "attention_scaling", 1.0)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from edgeverify.errors import PortError
 from edgeverify.ports import load_port
 from edgeverify.progress import Progress
 from edgeverify.quiet import quiet
@@ -92,6 +93,14 @@ def _without_chatter(run: Callable[[], Result], *, enabled: bool) -> Result:
             warnings.simplefilter("ignore")
         try:
             return run()
+        except SystemExit as raised:
+            # It would end the check with the port's own status: 0 would be read as a pass.
+            error = PortError(
+                f"called sys.exit({raised.code!r}) while it ran",
+                where="the port",
+                expected="a port that raises where it cannot go on",
+                fix="take the call out of its code",
+            )
         except Exception as raised:
             # Past ``quiet`` it would bring the chatter along, and bad input is told in one line.
             error = raised

@@ -24,24 +24,58 @@ class CatalogueEntry:
     Attributes:
         module: the module that defines the port.
         attribute: the port's name in that module.
-        sizes: its sizes, ``"tiny"`` first, the published ones ascending.
+        hub_ids: published size → hub id, ascending. ``tiny`` has none: its weights are seeded.
         default_size: the size that is checked when none is asked for.
     """
 
     module: str
     attribute: str
-    sizes: tuple[str, ...]
+    hub_ids: Mapping[str, str]
     default_size: str = TINY
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """``tiny`` first, the published ones ascending."""
+        return (TINY, *self.hub_ids)
 
 
 CATALOGUE: Mapping[str, CatalogueEntry] = {
-    "gemma1": CatalogueEntry("models.gemma", "GEMMA1", (TINY, "2b", "7b")),
-    "gemma2": CatalogueEntry("models.gemma2", "GEMMA2", (TINY, "2b")),
-    "tinyllama": CatalogueEntry("models.tiny_llama", "TINYLLAMA", (TINY, "1.1b")),
-    "phi2": CatalogueEntry("models.phi", "PHI2", (TINY, "2.7b")),
-    "openelm": CatalogueEntry("models.openelm", "OPENELM", (TINY, "270m", "450m", "1.1b", "3b")),
-    "smollm": CatalogueEntry("models.smollm", "SMOLLM", (TINY, "135m", "360m", "1.7b")),
-    "smollm2": CatalogueEntry("models.smollm", "SMOLLM2", (TINY, "135m", "360m", "1.7b")),
+    "gemma1": CatalogueEntry(
+        "models.gemma", "GEMMA1", {"2b": "google/gemma-2b", "7b": "google/gemma-7b"}
+    ),
+    "gemma2": CatalogueEntry("models.gemma2", "GEMMA2", {"2b": "google/gemma-2-2b"}),
+    "tinyllama": CatalogueEntry(
+        "models.tiny_llama", "TINYLLAMA", {"1.1b": "TinyLlama/TinyLlama-1.1B-Chat-v1.0"}
+    ),
+    "phi2": CatalogueEntry("models.phi", "PHI2", {"2.7b": "microsoft/phi-2"}),
+    "openelm": CatalogueEntry(
+        "models.openelm",
+        "OPENELM",
+        {
+            "270m": "apple/OpenELM-270M",
+            "450m": "apple/OpenELM-450M",
+            "1.1b": "apple/OpenELM-1_1B",
+            "3b": "apple/OpenELM-3B",
+        },
+    ),
+    "smollm": CatalogueEntry(
+        "models.smollm",
+        "SMOLLM",
+        {
+            "135m": "HuggingFaceTB/SmolLM-135M",
+            "360m": "HuggingFaceTB/SmolLM-360M",
+            "1.7b": "HuggingFaceTB/SmolLM-1.7B",
+        },
+    ),
+    "smollm2": CatalogueEntry(
+        "models.smollm",
+        "SMOLLM2",
+        {
+            "135m": "HuggingFaceTB/SmolLM2-135M",
+            "360m": "HuggingFaceTB/SmolLM2-360M",
+            "1.7b": "HuggingFaceTB/SmolLM2-1.7B",
+        },
+    ),
 }
 
 

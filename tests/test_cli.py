@@ -70,6 +70,7 @@ BAD = {
     "convert tinyllama": "the following arguments are required: --output; see edgeverify convert "
     "--help",
     "convert tinyllama --output file": "--output file: is a file; expected a folder",
+    "convert tinyllama --output file/x": "--output file: is a file; expected a folder",
 }
 
 
@@ -116,7 +117,7 @@ def test_the_selectors_reach_verify(fake_verify: Any, tmp_path: Path) -> None:
     line = (
         "check tinyllama --size 1.1b --checkpoint org/name --recipe float32 --backend reauthored"
         " --kv-layout transposed --prefill 8 --prefill 4 --decode-steps 3 --seed 7"
-        " --kernel builtin --mask-as-input --kv-cache-len 64 --trust-remote-code -v"
+        " --kernel builtin --mask-as-input --no-prefill-logits --kv-cache-len 64 --trust-remote-code -v"
     )
     assert main([*line.split(), "--prompt", "The capital", "--cache", str(tmp_path)]) == 0
     (call,) = fake_verify.calls
@@ -133,10 +134,12 @@ def test_the_selectors_reach_verify(fake_verify: Any, tmp_path: Path) -> None:
         "seed": 7,
         "kernel": "builtin",
         "mask_as_input": True,
+        "prefill_logits": False,
         "prompt": "The capital",
         "kv_cache_len": 64,
         "trust_remote_code": True,
         "cache": tmp_path,
+        "token_seed": None,
         "verbose": True,
     }
 
@@ -167,6 +170,14 @@ def test_bad_input_found_by_the_run_is_exit_2_and_writes_nothing(
     assert main(["check", "tinyllama", "--json", str(tmp_path / "r.json")]) == 2
     assert one_error_line(capsys) == "w: is empty; expected weights; copy it"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_that_ends_the_process_does_not_choose_the_status(
+    fake_verify: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_verify.result = SystemExit(0)
+    assert main(["check", "tinyllama"]) == 2
+    assert one_error_line(capsys).startswith("the port: called sys.exit(0) while it ran; expected")
 
 
 def test_an_unexpected_error_asks_for_a_report(
@@ -218,8 +229,11 @@ def test_convert_prints_the_files(
 def test_list_shows_every_port_with_its_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[0] for row in rows[1:]] == NAMES.split(", ")
-    assert rows[5][:7] == ["openelm", "tiny,", "270m,", "450m,", "1.1b,", "3b", "tiny"]
+    assert list(dict.fromkeys(row[0] for row in rows[1:])) == NAMES.split(", ")
+    assert [row[1] for row in rows if row[0] == "openelm"] == [
+        *("tiny", "270m", "450m", "1.1b", "3b")
+    ]
+    assert ["gemma2", "2b", "google/gemma-2-2b"] in rows
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -49,6 +49,7 @@ def test_a_model_that_cannot_be_exported(
         convert(Branching(config).eval(), case_of(), tmp_path / "x.tflite", Progress())
     assert caught.value.where == "mine tiny"
     assert caught.value.what.startswith("the conversion failed (")
+    assert "data-dependent" in caught.value.what  # the reason, not the advice below it
     assert "expected a .tflite with prefill_4, prefill_11, decode" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     shown = capfd.readouterr()

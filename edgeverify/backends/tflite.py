@@ -184,6 +184,7 @@ def run(
             raise ValueError("inject needs an instrumented file")
         for step, outputs, located in _drive(instrumented, case, options, inject):
             _record(trace, case, step, num_blocks, outputs, outputs, located)
+            _forget_unfed(trace, step, num_blocks, located)
         return trace
 
     outer = [outputs for _, outputs, _ in _drive(path, case, options)]
@@ -443,6 +444,23 @@ def _record(
             continue
         # A copy, or a view of a few rows would keep the whole cache alive.
         trace.add(step.name, tap, np.array(array, order="C"))
+
+
+def _forget_unfed(trace: Trace, step: Step, num_blocks: int, located: Located | None) -> None:
+    """Takes back the taps of each part whose input was not found, so that nothing fed it.
+
+    It ran on what the part before gave it, which the floor of isolated runs does not allow for.
+    """
+    feeds = [taps.EMBED, *(taps.block(index, "out") for index in range(num_blocks))]
+    found = located.taps if located else {}
+    for part, feed in enumerate(feeds):
+        if feed in found:
+            continue
+        for tap in taps.standard_taps(num_blocks):
+            index = num_blocks if tap in (taps.FINAL_NORM, taps.LOGITS) else taps.block_index(tap)
+            key = f"{step.name}/{tap}"
+            if index == part and trace.arrays.pop(key, None) is not None:
+                trace.unavailable[key] = f"not possible: {feed} was not found in the file"
 
 
 def _first_difference(

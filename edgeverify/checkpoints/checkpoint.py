@@ -114,7 +114,7 @@ def _seeded(port: Port, size: str, seed: int) -> Checkpoint:
         hf_config=config,
         size=size,
         identity=artifacts.digest(seeded.SCHEME, config, seed),
-        description=f"seeded random weights ({seeded.SCHEME}), size {size}, seed {seed}",
+        description=f"seeded random weights, seed {seed}",
         tokenizer_dir=None,
         _load=lambda: seeded.draw_tensors(draws, seed),
     )
@@ -148,7 +148,7 @@ def _from_files(
         load, note = _plan_load(weights, weights.format, expected)
         digests = [artifacts.file_digest(file, root=cache_root) for file in weights.files]
     found = configs.size_of(config, port)
-    told = [f"{name or weights.where}: {note}, size {found}"]
+    told = [f"{name or weights.where}: {note}"]
     if weights.unused:
         told.append(f"not used: {', '.join(weights.unused)}")
     return Checkpoint(

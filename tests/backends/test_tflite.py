@@ -122,6 +122,29 @@ def test_isolation_names_the_faulty_block_alone(made: Any, tap: str, tmp_path: P
 
 
 @pytest.mark.slow
+def test_a_block_whose_input_was_not_found_is_not_taken_for_isolated(
+    made: Any, tmp_path: Path
+) -> None:
+    file, copy = ModelFile(made.path), tmp_path / "copy.tflite"
+    located = {name: locate_taps(file, name) for name in file.signatures}
+    for found in located.values():
+        for block in (PATCHED, made.num_blocks - 1):
+            del found.taps[taps.block(block, "out")]
+    instrument(made.path, copy, located, isolate=True)
+    options = {**made.options, "cache": tmp_path}
+    whole, _ = tflite.run_file(made.path, made.case, **options)
+    options = {**made.options, "num_blocks": made.num_blocks}
+    alone = tflite.run(made.path, made.case, **options, instrumented=copy, inject=whole.arrays)
+    parts = {taps.block_index(taps.split(key)[1]) for key in alone}
+    assert PATCHED + 1 not in parts
+    assert {PATCHED - 1, PATCHED} <= parts
+    reason = f"not possible: blocks.{PATCHED}.out was not found in the file"
+    assert alone.unavailable[f"decode.0/{taps.block(PATCHED + 1, 'attn.q')}"] == reason
+    assert alone.unavailable[f"decode.0/{taps.kv(PATCHED + 1, 'k')}"] == reason
+    assert f"decode.0/{taps.LOGITS}" in alone.unavailable
+
+
+@pytest.mark.slow
 def test_taps_of_a_copy_that_computes_something_else_are_unchecked(
     made: Any, tmp_path: Path
 ) -> None:

@@ -44,7 +44,7 @@ def test_whole_and_sharded_are_equal(
     second = opened(folder)
     assert_same(second.tensors(), tensors)
     kind = {"safetensors": "safetensors", "bin": "PyTorch"}[form]
-    assert second.description == f"{folder}: {kind} in 3 shards, float32, size tiny"
+    assert second.description == f"{folder}: {kind} in 3 shards, float32"
     assert second.size == "tiny"
 
 
@@ -135,7 +135,7 @@ def test_safetensors_win_and_the_others_are_told(
     checkpoint = opened(folder)
     assert_same(checkpoint.tensors(), tensors)
     assert checkpoint.description == (
-        f"{folder}: safetensors, float32, size tiny; not used: model.Q4_0.gguf (there is "
+        f"{folder}: safetensors, float32; not used: model.Q4_0.gguf (there is "
         "safetensors), pytorch_model.bin (there is safetensors)"
     )
     assert checkpoint.gguf_file is None

@@ -90,7 +90,7 @@ def test_a_gguf_gives_the_tensors_and_the_config_it_was_written_from(
     cache = tmp_path / "cache"
     first = open_checkpoint(file.parent, port, cache_root=cache)
     assert first.size == "tiny"
-    assert first.description == f"{file.parent}: GGUF, dequantized to float32, size tiny"
+    assert first.description == f"{file.parent}: GGUF, dequantized to float32"
     assert (first.tokenizer_dir, first.gguf_file) == (file.parent, "tiny.gguf")
     assert first.hf_config["rms_norm_eps"] == 5e-3  # stored as float32
     loaded = first.tensors()
@@ -116,7 +116,7 @@ def test_a_config_beside_it_wins_and_is_told(file: Path, port: Port, tmp_path: P
     assert checkpoint.hf_config == beside
     assert checkpoint.description == (
         f"{file.parent}: GGUF, dequantized to float32, with config.json's rope_parameters instead "
-        "of its own, size custom"
+        "of its own"
     )
 
 

@@ -62,7 +62,7 @@ def test_safetensors_are_fetched_after_the_config_and_instead_of_pickles(
     torch.save(tensors, hub.repository / "pytorch_model.bin")
     checkpoint = open_checkpoint(HUB_ID, port, cache_root=tmp_path / "cache")
     assert hub.asked == [["config.json", "tokenizer.json"], ["model.safetensors"]]
-    assert checkpoint.description == f"{HUB_ID}: safetensors, float32, size tiny"
+    assert checkpoint.description == f"{HUB_ID}: safetensors, float32"
     assert checkpoint.tokenizer_dir == hub.snapshot
     assert torch.equal(checkpoint.tensors()["lm_head.weight"], tensors["lm_head.weight"])
 

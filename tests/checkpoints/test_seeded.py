@@ -118,7 +118,7 @@ def test_default_size_and_config_are_the_ports(port: Port) -> None:
     assert checkpoint.size == "tiny"
     assert checkpoint.hf_config == port.hf_configs["tiny"]
     assert checkpoint.tokenizer_dir is None
-    assert checkpoint.description == "seeded random weights (seeded-2), size tiny, seed 0"
+    assert checkpoint.description == "seeded random weights, seed 0"
 
 
 TOKENS = torch.randint(0, 200, (48,), generator=torch.Generator().manual_seed(0))
