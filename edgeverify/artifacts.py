@@ -43,6 +43,8 @@ PACKAGES = (
 REMEMBERED_BYTES = 8 * 2**20
 _STAGING = ".making"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# The last two: a file stands where the cache, or a folder of it, should be.
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def cache_root() -> Path:
@@ -103,6 +105,16 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, bytes | np.ndarray):
         return digest(value)
     raise TypeError(f"{type(value).__name__} has no canonical form for a digest")
+
+
+def source_digest(*patterns: str) -> str:
+    """Digest of files of this package, so that a change to them makes new cache entries."""
+    package = Path(__file__).parent
+    sha = hashlib.sha256()
+    for pattern in patterns:
+        for path in sorted(package.glob(pattern)):
+            sha.update(path.name.encode() + path.read_bytes())
+    return sha.hexdigest()
 
 
 def file_digest(path: Path, *, root: Path | None = None) -> str:
@@ -212,16 +224,16 @@ def _full_disk_told(folder: Path) -> Iterator[None]:
         if _tells_full_disk(error.__cause__) or _tells_full_disk(error):
             raise _full_disk(folder) from error
         raise
-    except PermissionError as error:
-        raise ArtifactError(
-            f"cannot be written ({error.strerror})",
-            where=error.filename or folder,
-            expected="a writable directory",
-            fix="take another --output, or another cache by --cache or EDGEVERIFY_CACHE",
-        ) from error
     except Exception as error:
         if _tells_full_disk(error):
             raise _full_disk(folder) from error
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            raise ArtifactError(
+                f"cannot be written ({error.strerror})",
+                where=error.filename or folder,
+                expected="a writable directory",
+                fix="take another --output, or another cache by --cache or EDGEVERIFY_CACHE",
+            ) from error
         raise
 
 

@@ -185,12 +185,14 @@ def _check(options: argparse.Namespace) -> int:
 
     from edgeverify.report.terminal import console_for, print_outcome, print_report
 
-    write_reports(report, paths)
-    console = console_for(sys.stdout)
-    if options.quiet and report.passed:
-        print_outcome(report, console)
-    else:
-        print_report(report, console, verbose=options.verbose)
+    try:
+        write_reports(report, paths)
+    finally:  # a file that cannot be written must not cost the verdict of a long run
+        console = console_for(sys.stdout)
+        if options.quiet and report.passed:
+            print_outcome(report, console)
+        else:
+            print_report(report, console, verbose=options.verbose)
     return EXIT_CODES[report.outcome]
 
 

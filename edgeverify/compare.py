@@ -60,6 +60,11 @@ class Thresholds:
     rms: float
     row: float
 
+    def rms_over(self, rows: int) -> float:
+        """What is allowed of the rms over few rows: from the row's limit for one to ``rms``."""
+        missing = max(0, MIN_ROWS_FOR_RMS - rows) / (MIN_ROWS_FOR_RMS - 1)
+        return self.rms + (self.row - self.rms) * missing
+
     def as_dict(self) -> dict[str, float]:
         return {"rms": self.rms, "row": self.row}
 
@@ -185,10 +190,10 @@ def _judge(
     worst = int(ratios.argmax())
     own, row_ratio = rows.error_ratio, float(ratios[worst])
     reasons = []
-    enough = len(pooled.error) >= MIN_ROWS_FOR_RMS
-    if enough and pooled.error_ratio > limits.rms and own > limits.rms:
+    allowed = limits.rms_over(len(pooled.error))
+    if pooled.error_ratio > allowed and own > allowed:
         together = "" if pooled is rows else f" ({pooled.error_ratio:.3g} over all short steps)"
-        reasons.append(f"error ratio {own:.3g}{together}, allowed {limits.rms:g}")
+        reasons.append(f"error ratio {own:.3g}{together}, allowed {allowed:.3g}")
     if row_ratio > limits.row:
         reasons.append(f"position {first + worst}: {row_ratio:.3g}, allowed {limits.row:g}")
     if reasons and first == 0 and 0 <= ratios[0] <= limits.row and len(ratios) > 1:
@@ -256,7 +261,8 @@ def judge_leg(
             isolated, baseline.oracle, baseline.isolated_floor, block_limits, expected, starts
         )
         by_key = {result.tap: result for result in alone}
-        results = [_with_isolated(result, by_key.get(result.tap)) for result in results]
+        results = [_with_isolated(result, by_key.pop(result.tap, None)) for result in results]
+        results += by_key.values()  # what only the block-by-block run has: extra taps
     outcome = worst_outcome([result.outcome for result in results])
     return LegResult(
         name=name,

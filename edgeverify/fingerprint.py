@@ -13,7 +13,6 @@ import hashlib
 import types
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -61,16 +60,6 @@ def of_module(model: nn.Module) -> str:
     return code.sha.hexdigest()
 
 
-def of_sources(*patterns: str) -> str:
-    """Digest of files of this package, so that a change to them makes new cache entries."""
-    package = Path(__file__).parent
-    sha = hashlib.sha256()
-    for pattern in patterns:
-        for path in sorted(package.glob(pattern)):
-            sha.update(path.name.encode() + path.read_bytes())
-    return sha.hexdigest()
-
-
 def _describe(value: Any) -> str:
     """``repr`` without addresses: a function is its name and code."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -98,10 +87,13 @@ class _Code:
         """An attribute, if it is plain or code; other objects have no digest of their own."""
         if isinstance(value, PLAIN):
             self.sha.update(f"{name}={_plain(value)}".encode())
-        elif isinstance(value, tuple):
+        elif isinstance(value, (tuple, list)):
             self.sha.update(f"{name}: {len(value)}".encode())
             for part in value:
                 self.add(name, part)
+        elif isinstance(value, dict):
+            for key, part in value.items():  # a hook's key is a number that counts them all
+                self.add(f"{name}.{key}" if isinstance(key, str) else name, part)
         elif isinstance(value, types.FunctionType):
             self.sha.update(name.encode())
             self.add_function(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import warnings
@@ -87,6 +88,8 @@ def _without_chatter(run: Callable[[], Result], *, enabled: bool) -> Result:
     if enabled:
         for name, value in QUIET_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        # It warns, while it is imported, of each of its libraries that is for another machine.
+        logging.getLogger("torchao").setLevel(logging.ERROR)
     error: Exception | None = None
     with warnings.catch_warnings(), quiet(enabled):
         if enabled and not sys.warnoptions:

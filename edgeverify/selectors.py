@@ -127,8 +127,13 @@ class Selectors:
         one_of("kv_layout", chosen.kv_layout, KV_LAYOUTS)
         one_of("kernel", chosen.kernel, KERNELS)
         for name, values in (("prefill", chosen.prefill), ("decode_steps", [chosen.decode_steps])):
-            if not values or min(values) < 1:
-                raise UsageError(f"got {values}", where=name, expected="whole numbers from 1 on")
+            if not values or min(values) < 1 or len(set(values)) < len(values):
+                raise UsageError(
+                    f"got {values}", where=name, expected="whole numbers from 1 on, each once"
+                )
+        for name, seed in (("seed", chosen.seed), ("token_seed", chosen.token_seed or 0)):
+            if not 0 <= seed <= MAX_SEED:
+                raise UsageError(f"got {seed}", where=name, expected=f"from 0 to {MAX_SEED}")
         return chosen.checked()
 
     def checked(self) -> Selectors:

@@ -27,6 +27,7 @@ from edgeverify.selectors import Selectors
 from edgeverify.stages import (
     Run,
     converted,
+    fitting_threads,
     own_baseline,
     reference_baselines,
     run_file,
@@ -59,6 +60,12 @@ def verify(
     """
     chosen = Selectors.of(**selectors)
     run, tokenizer = _prepare(port, chosen, verbose=verbose, progress=progress)
+    with fitting_threads(run):
+        legs, traces = _judge_legs(run, chosen)
+        return _report(run, legs, tokenizer, traces)
+
+
+def _judge_legs(run: Run, chosen: Selectors) -> tuple[dict[str, LegResult], dict[str, Trace]]:
     baselines = reference_baselines(run, with_file="conversion" in chosen.legs)
     authoring = baselines["authoring"]
     whole, isolated = run_reauthored(run, authoring.oracle)
@@ -68,7 +75,7 @@ def verify(
         legs["conversion"], traces["tflite"] = _conversion_leg(
             run, whole, baselines["conversion"], authoring_passed=legs["authoring"].outcome != FAIL
         )
-    return _report(run, legs, tokenizer, traces)
+    return legs, traces
 
 
 def convert_model(

@@ -202,3 +202,22 @@ def test_versions_import_nothing_heavy() -> None:
         "assert not {'torch', 'tensorflow', 'transformers'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_cache_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ArtifactError, match="cannot be written") as caught:
+        cached("kind", "key", ".txt", lambda path: None, root=tmp_path)
+    assert caught.value.where == str(tmp_path / "kind")
+
+
+def test_a_cache_below_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match=r"cannot be written \(Not a directory\)"):
+        cached("kind", "key", ".txt", lambda path: None, root=tmp_path / "file" / "cache")

@@ -94,6 +94,7 @@ def test_a_plan_by_hand() -> None:
     assert cache_rows_needed(steps) == 112  # the pads are written, too
     # A short rest takes the smallest signature that holds it.
     assert [s.length for s in plan_steps(range(18), (4, 11), ())] == [4, 11, 4]
+    assert [s.length for s in plan_steps(range(7), (4, 11), ())] == [4, 4]
 
 
 def test_a_multiple_of_16_is_not_a_cache_without_a_spare_row() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgeverify.cli import main
-from edgeverify.errors import CheckpointError
+from edgeverify.errors import CheckpointError, UsageError
 from edgeverify.report.model import Report
 
 NAMES = "gemma1, gemma2, tinyllama, phi2, openelm, smollm, smollm2"
@@ -117,7 +117,8 @@ def test_the_selectors_reach_verify(fake_verify: Any, tmp_path: Path) -> None:
     line = (
         "check tinyllama --size 1.1b --checkpoint org/name --recipe float32 --backend reauthored"
         " --kv-layout transposed --prefill 8 --prefill 4 --decode-steps 3 --seed 7"
-        " --kernel builtin --mask-as-input --no-prefill-logits --kv-cache-len 64 --trust-remote-code -v"
+        " --kernel builtin --mask-as-input --no-prefill-logits --kv-cache-len 64"
+        " --trust-remote-code -v"
     )
     assert main([*line.split(), "--prompt", "The capital", "--cache", str(tmp_path)]) == 0
     (call,) = fake_verify.calls
@@ -161,6 +162,22 @@ def test_report_files_are_written_after_the_run(fake_verify: Any, tmp_path: Path
     assert paths["html"].read_text().startswith("<!doctype html>")
     assert paths["junit"].read_text().startswith("<?xml")
     assert sorted(tmp_path.iterdir()) == sorted(paths.values())
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_the_verdict(
+    fake_verify: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(report: Report, paths: Any) -> None:
+        raise UsageError("cannot be written", where="r.json")
+
+    monkeypatch.setattr("edgeverify.cli.write_reports", full)
+    assert main(["check", "tinyllama", "--json", str(tmp_path / "r.json")]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("PASS")
+    assert err == "edgeverify: error: r.json: cannot be written\n"
 
 
 def test_bad_input_found_by_the_run_is_exit_2_and_writes_nothing(

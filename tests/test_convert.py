@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -13,12 +14,15 @@ import pytest
 import torch
 from torch import nn
 
-from edgeverify.case import Case, Step
+import models
+from edgeverify.case import Case, Step, plan_steps
+from edgeverify.checkpoints import open_checkpoint
 from edgeverify.convert import convert, sample_inputs
 from edgeverify.errors import ArtifactError
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.progress import Progress
 from edgeverify.quiet import quiet, terminal
+from models.port import build_model
 
 
 def case_of(**choices: Any) -> Case:
@@ -145,3 +149,20 @@ def test_quiet_can_be_turned_off(capfd: pytest.CaptureFixture[str]) -> None:
     with quiet(False):
         os.write(1, b"shown")
     assert capfd.readouterr().out == "shown"
+
+
+@pytest.mark.slow
+def test_nothing_holds_the_weights_after_a_conversion(tmp_path: Path) -> None:
+    """At full size the runtime needs the room: its own copies are three times the weights."""
+    port = models.load("smollm")
+    checkpoint = open_checkpoint(None, port)
+    state = checkpoint.tensors()
+    model = build_model(port, checkpoint.hf_config, state, mask_cache_size=16)
+    case = Case("smollm", "tiny", "default", (4,), 16, plan_steps([1, 2, 3], [4], [5]))
+    convert(model, case, tmp_path / "model.tflite")
+    addresses = {tensor.data_ptr() for tensor in state.values()}
+    del state, model
+    gc.collect()
+    tensors = [o for o in gc.get_objects() if type(o) in (torch.Tensor, nn.Parameter)]
+    held = [t for t in tensors if t.device.type == "cpu" and t.data_ptr() in addresses]
+    assert held == []

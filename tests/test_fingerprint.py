@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import models
-from edgeverify import fingerprint
+from edgeverify import artifacts, fingerprint
 from edgeverify.backends import reauthored
 from edgeverify.case import Case, plan_steps
 from edgeverify.checkpoints import open_checkpoint
@@ -227,6 +227,12 @@ def with_attribute(value: Any) -> nn.Module:
     return model
 
 
+def hooked(function: Callable[..., Any]) -> nn.Module:
+    model = small()
+    model.register_forward_hook(function)
+    return model
+
+
 CHANGES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
     "a config value": (lambda: small(Config(1e-5)), lambda: small(Config(1.1e-5))),
     "a function of the config": (
@@ -261,6 +267,10 @@ CHANGES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
         lambda: small(forward=calling(factor_two)),
     ),
     "an attribute of the module": (lambda: with_attribute(1.0), lambda: with_attribute(2.0)),
+    "a list of the module": (lambda: with_attribute([13, 0]), lambda: with_attribute([13, 13])),
+    "a dict of the module": (lambda: with_attribute({"a": 1}), lambda: with_attribute({"a": 2})),
+    "a hook": (small, lambda: hooked(factor_one)),
+    "another hook": (lambda: hooked(factor_one), lambda: hooked(factor_two)),
     "a function as attribute of the module": (
         lambda: with_attribute(factor_one),
         lambda: with_attribute(factor_two),
@@ -303,17 +313,17 @@ def test_functions_that_call_each_other_end() -> None:
 
 
 def test_sources_change_with_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprint, "__file__", str(tmp_path / "fingerprint.py"))
+    monkeypatch.setattr(artifacts, "__file__", str(tmp_path / "artifacts.py"))
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.py").write_text("1")
-    digests = [fingerprint.of_sources("a.py", "sub/*.py")]
+    digests = [artifacts.source_digest("a.py", "sub/*.py")]
     (tmp_path / "a.py").write_text("2")
-    digests.append(fingerprint.of_sources("a.py", "sub/*.py"))
+    digests.append(artifacts.source_digest("a.py", "sub/*.py"))
     (tmp_path / "sub" / "b.py").write_text("3")
-    digests.append(fingerprint.of_sources("a.py", "sub/*.py"))
+    digests.append(artifacts.source_digest("a.py", "sub/*.py"))
     (tmp_path / "other.py").write_text("4")
     assert len(set(digests)) == 3
-    assert fingerprint.of_sources("a.py", "sub/*.py") == digests[-1]
+    assert artifacts.source_digest("a.py", "sub/*.py") == digests[-1]
 
 
 def test_every_named_source_exists() -> None:

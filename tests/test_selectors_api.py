@@ -65,12 +65,19 @@ def test_a_bad_choice_is_told_the_nearest(
 
 
 @pytest.mark.parametrize(
-    "given_values", [{"prefill": (0,)}, {"prefill": (16, -1)}, {"prefill": ()}, {"decode_steps": 0}]
+    "given_values",
+    [
+        {"prefill": (0,)},
+        {"prefill": (16, -1)},
+        {"prefill": ()},
+        {"prefill": (4, 4)},
+        {"decode_steps": 0},
+    ],
 )
 def test_lengths_start_at_one(given_values: dict[str, Any]) -> None:
     error = refusal(**given_values)
     assert error.where == next(iter(given_values))
-    assert error.expected == "whole numbers from 1 on"
+    assert error.expected == "whole numbers from 1 on, each once"
 
 
 @pytest.mark.parametrize("backends", [("reference",), ()])

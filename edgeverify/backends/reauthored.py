@@ -93,15 +93,16 @@ def run(
                         export_config=export,
                         **masks,
                     )
-            except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+                    cache, logits = output["kv_cache"], output.get("logits")
+            except Exception as error:  # whatever a port's own code raises is the port's
                 raise PortError(
                     f"the re-authored model raised {type(error).__name__}: {error}",
                     where=f"{case.model}, step {step.name} ({step.signature})",
-                    expected="a forward of tokens, input_pos, kv_cache, mask, export_config",
+                    expected="a forward of tokens, input_pos, kv_cache, mask and export_config "
+                    "that returns a dict with kv_cache and logits",
                     fix="run `python -m models NAME` on the port first",
                 ) from error
-            cache = output["kv_cache"]
-            _store(trace, step, recorder, output.get("logits"), cache, case)
+            _store(trace, step, recorder, logits, cache, case)
             tick()
     return trace
 

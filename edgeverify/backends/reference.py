@@ -72,14 +72,17 @@ def build(hf_config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Pr
     config = reference_config(hf_config)
     with torch.device("meta"):
         model_class = type(AutoModelForCausalLM.from_config(config))
-    model, info = model_class.from_pretrained(
-        None,
-        config=config,
-        state_dict=dict(state),
-        dtype=torch.float32,
-        attn_implementation=ATTENTION,
-        output_loading_info=True,
-    )
+    try:
+        model, info = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(state),
+            dtype=torch.float32,
+            attn_implementation=ATTENTION,
+            output_loading_info=True,
+        )
+    except RuntimeError as error:  # raised for another shape
+        info = {"mismatched_keys": [str(error).strip().splitlines()[0]]}
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info.get(kind):
             raise CheckpointError(

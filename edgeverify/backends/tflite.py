@@ -34,8 +34,6 @@ from edgeverify.flatbuffer import (
 from edgeverify.quiet import quiet
 from edgeverify.trace import Trace
 
-# A change to what the locator or the instrumentation does must change this.
-INSTRUMENTATION_VERSION = 1
 LARGEST_KEPT_COPY = 64 * 2**20
 RESOLVERS = {
     "xnnpack": OpResolverType.BUILTIN,
@@ -116,7 +114,8 @@ def instrumented_copy(
             instrument(path, temporary, isolate=isolate)
             yield temporary
         return
-    key = artifacts.digest(INSTRUMENTATION_VERSION, artifacts.file_digest(path, root=root), isolate)
+    sources = artifacts.source_digest("flatbuffer/*.py")
+    key = artifacts.digest(sources, artifacts.file_digest(path, root=root), isolate)
 
     def make(target: Path) -> None:
         instrument(path, target, isolate=isolate)

@@ -303,6 +303,19 @@ def test_a_faulty_block_does_not_reach_the_next_one(
     assert changed == {"blocks.1.ff.out", "blocks.1.out"}
 
 
+@pytest.mark.parametrize("name", ["tinyllama", "gemma2"])
+def test_the_head_is_fed_too(tiny: Callable[[str], Tiny], name: str) -> None:
+    family = tiny(name)
+    other = Trace(dict(family.oracle.arrays))
+    last = family.port.model_config(family.config).num_layers - 1
+    for step in family.case.steps:
+        key = f"{step.name}/blocks.{last}.out"
+        other.arrays[key] = other[key][..., ::-1].copy()
+    before, after = (family.run(inject=inject) for inject in (family.oracle, other))
+    changed = {taps.split(key)[1] for key in before if not np.array_equal(after[key], before[key])}
+    assert changed == {"final_norm", "logits"}
+
+
 def test_the_functions_of_the_library_are_put_back(tiny: Callable[[str], Tiny]) -> None:
     def functions() -> list[Any]:
         names = (*reauthored.PLAIN_ATTENTION, reauthored.TRANSPOSED_ATTENTION)

@@ -311,9 +311,14 @@ def test_run_otherwise_is_as_right_and_another_run(
     for key in oracle:
         assert other[key].dtype == np.float32
         assert close(other[key], oracle[key]), key
-    differing = {key for key in own if not np.array_equal(own[key], other[key])}
-    assert any(key.endswith("attn.q") for key in differing)
-    assert ("prefill.0/blocks.0.attn.v" in differing) or not sequential
+    usual = reference._run_at_once(family.model, family.case, None)
+    first = {
+        tap: np.array_equal(other[f"prefill.1/blocks.0.{tap}"], usual[f"prefill.1/blocks.0.{tap}"])
+        for tap in ("attn_norm", "attn.q", "attn.v")
+    }
+    # Angles are rounded otherwise in both ways, and nothing else is where sums are not in order.
+    assert first["attn.q"] is False
+    assert first["attn.v"] is not sequential
     again, _ = reference.run(family.model, family.case)
     assert all(np.array_equal(again[key], own[key]) for key in own)  # nothing is left behind
 
