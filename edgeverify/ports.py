@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -53,7 +54,12 @@ def load_port(name_or_path: str) -> Port:
         return models.load(name_or_path)
     place, attribute = split(name_or_path)
     module = _load_file(Path(place)) if is_file(place) else _load_module(place)
-    return _port_of(module, attribute, place)
+    port = _port_of(module, attribute, place)
+    if port.name in catalogue():
+        # A variant made by dataclasses.replace keeps its name, but is not what that name says.
+        label = f"{Path(place).stem if is_file(place) else place}:{attribute}"
+        return dataclasses.replace(port, name=label)
+    return port
 
 
 def check_name(name_or_path: str, size: str | None = None) -> None:

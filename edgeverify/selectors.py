@@ -28,6 +28,7 @@ from edgeverify.errors import UsageError
 RECIPES = ("float32",)
 BACKENDS = ("reference", "reauthored", "tflite")
 MAX_SEED = 2**32 - 1  # what numpy takes
+MAX_LENGTH = 2**20  # tokens; no model of today has as many positions
 PREFIX = "edgeverify_"
 
 _LENGTHS = " ".join(str(length) for length in DEFAULT_PREFILL_LENGTHS)
@@ -127,7 +128,8 @@ class Selectors:
         one_of("kv_layout", chosen.kv_layout, KV_LAYOUTS)
         one_of("kernel", chosen.kernel, KERNELS)
         for name, values in (("prefill", chosen.prefill), ("decode_steps", [chosen.decode_steps])):
-            if not values or min(values) < 1 or len(set(values)) < len(values):
+            odd = not values or min(values) < 1 or max(values) > MAX_LENGTH
+            if odd or len(set(values)) < len(values):
                 raise UsageError(
                     f"got {values}", where=name, expected="whole numbers from 1 on, each once"
                 )
@@ -203,7 +205,10 @@ def parse(options: Namespace) -> Selectors:
         backends=_several("--backend", given("backend"), BACKENDS, BACKENDS),
         kv_layout=one_of("--kv-layout", given("kv_layout") or "default", KV_LAYOUTS),
         prefill=_lengths(given("prefill")),
-        decode_steps=_count("--decode-steps", given("decode_steps"), DEFAULT_DECODE_STEPS) or 0,
+        decode_steps=_count(
+            "--decode-steps", given("decode_steps"), DEFAULT_DECODE_STEPS, highest=MAX_LENGTH
+        )
+        or 0,
         seed=_count("--seed", given("seed"), 0, lowest=0, highest=MAX_SEED) or 0,
         kernel=one_of("--kernel", given("kernel") or "xnnpack", KERNELS),
         mask_as_input=bool(given("mask_as_input")),
@@ -285,7 +290,7 @@ def _count(
 def _lengths(values: Sequence[str] | None) -> tuple[int, ...]:
     if not values:
         return DEFAULT_PREFILL_LENGTHS
-    lengths = [_count("--prefill", value, None) or 0 for value in values]
+    lengths = [_count("--prefill", value, None, highest=MAX_LENGTH) or 0 for value in values]
     twice = [length for length in lengths if lengths.count(length) > 1]
     if twice:
         raise UsageError(

@@ -71,10 +71,21 @@ def _judge_legs(run: Run, chosen: Selectors) -> tuple[dict[str, LegResult], dict
     whole, isolated = run_reauthored(run, authoring.oracle)
     traces = {"reference": authoring.own, "reauthored": whole}
     legs = {"authoring": _judge(run, "authoring", whole, isolated, authoring)}
-    if "conversion" in chosen.legs:
+    if "conversion" not in chosen.legs:
+        return legs, traces
+    passed = legs["authoring"].outcome != FAIL
+    try:
         legs["conversion"], traces["tflite"] = _conversion_leg(
-            run, whole, baselines["conversion"], authoring_passed=legs["authoring"].outcome != FAIL
+            run, whole, baselines["conversion"], authoring_passed=passed
         )
+    except Exception as error:
+        # A model that is known to be wrong may well be one that cannot be converted or run; what
+        # is known must not be lost over it.
+        if passed:
+            raise
+        reason = f"not possible with this port: {type(error).__name__}: {error}"
+        limits = thresholds("conversion").as_dict()
+        legs["conversion"] = LegResult("conversion", UNCHECKED, limits, reason=reason)
     return legs, traces
 
 
@@ -125,8 +136,8 @@ def _prepare(
         cache_root=chosen.cache,
     )
     try:
-        config = resolved.model_config(opened.hf_config)
-    except (KeyError, ValueError, TypeError) as error:
+        max_positions = resolved.model_config(opened.hf_config).max_seq_len
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise PortError(
             f"model_config raised {type(error).__name__}: {error}",
             where=f"port {resolved.name!r}",
@@ -139,7 +150,7 @@ def _prepare(
             opened.tokenizer_dir, opened.gguf_file, trust_remote_code=chosen.trust_remote_code
         )
     case = inputs.plan_case(
-        resolved.name, opened.size, opened.hf_config, tokenizer, chosen, config.max_seq_len
+        resolved.name, opened.size, opened.hf_config, tokenizer, chosen, max_positions
     )
     run = Run(resolved, opened, case, chosen.cache, verbose, progress or Progress())
     return run, tokenizer
@@ -207,8 +218,28 @@ def _findings(leg: LegResult) -> list[Finding]:
     if divergence is None:
         return []
     failed = next(result for result in leg.taps if result.tap == divergence.tap)
-    message = f"{failed.reason}. Look at {hint(divergence.tap)}."
+    message = f"{failed.reason}. Look at {_where_to_look(leg, divergence.tap)}."
     return [Finding(f"{leg.name}.divergence", leg.name, divergence.tap, message)]
+
+
+def _where_to_look(leg: LegResult, key: str) -> str:
+    """A hint for the first diverging tap, with what the leg and the step's other taps tell."""
+    if leg.name == "conversion":
+        return (
+            "the file's operators between the last tap that agrees and this one: constants, fused "
+            "operations, composites. If --kernel builtin agrees, it is the kernel's fault"
+        )
+    step, tap = taps.split(key)
+    block = taps.block_index(tap)
+    outcomes = {result.tap: result.outcome for result in leg.taps}
+    if block is not None and tap == taps.block(block, "attn.out"):
+        written = [outcomes.get(f"{step}/{taps.kv(block, which)}") for which in "kv"]
+        if FAIL in written:
+            return (
+                f"how the cache of block {block} is written (row, input_pos, layout): it is wrong "
+                "in the same step, although k and v agree"
+            )
+    return hint(key)
 
 
 def _describe(
@@ -244,4 +275,5 @@ def _greedy(trace: Trace, case: Case) -> list[int]:
     """The token that follows the prompt, and the one that follows each decode step."""
     last_prefill = max(i for i, step in enumerate(case.steps) if not step.is_decode)
     keys = [f"{step.name}/{taps.LOGITS}" for step in case.steps[last_prefill:]]
-    return [int(trace[key][0, -1].argmax()) for key in keys if key in trace]
+    logits = [trace[key] for key in keys if key in trace]
+    return [int(array[0, -1].argmax()) for array in logits if array.dtype.kind == "f"]

@@ -48,11 +48,11 @@ BAD = {
     "of default, transposed; did you mean 'transposed'?",
     "check tinyllama --kernel xnpack": "--kernel: there is no 'xnpack'; expected one of xnnpack, "
     "builtin, reference; did you mean 'xnnpack'?",
-    "check tinyllama --prefill 0": "--prefill: got '0'; expected a whole number of 1 or more",
+    "check tinyllama --prefill 0": "--prefill: got '0'; expected a whole number from 1 to 1048576",
     "check tinyllama --prefill 16 --prefill 16": "--prefill: 16 is given 2 times; expected each "
     "length once",
-    "check tinyllama --decode-steps -1": "--decode-steps: got '-1'; expected a whole number of 1 "
-    "or more",
+    "check tinyllama --decode-steps -1": "--decode-steps: got '-1'; expected a whole number from "
+    "1 to 1048576",
     "check tinyllama --seed 1.5": "--seed: got '1.5'; expected a whole number from 0 to 4294967295",
     "check tinyllama --kv-cache-len 20": "--prefill: a prefill of 32 tokens does not fit a KV "
     "cache of 20 rows; expected at most 20; take a shorter --prefill or a longer --kv-cache-len",

@@ -201,7 +201,7 @@ class TestIdentityComesFirst:
             world.floor[KEY][3] = bad
         result = world.judge(candidate)[KEY]
         assert result.outcome == UNCHECKED
-        assert result.reason == "the reference itself gives NaN or Inf here"
+        assert result.reason == "the baseline itself gives NaN or Inf here"
         assert world.failed(candidate) == set()
 
 

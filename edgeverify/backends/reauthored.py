@@ -147,13 +147,36 @@ class _Recorder:
     inject: list[torch.Tensor] | None = None
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     block: int | None = None
+    fed: set[int] = field(default_factory=set)
+
+    def feed(self, part: int) -> torch.Tensor | None:
+        """What a part is fed with: a block by its number, the final norm by that of the blocks."""
+        if self.inject is None:
+            return None
+        self.fed.add(part)
+        return self.inject[part]
+
+    def was_fed(self, tap: str) -> bool:
+        """Whether what the tap shows began with the oracle's input, where there is one."""
+        if self.inject is None or tap == taps.EMBED:
+            return True
+        block = taps.block_index(tap)
+        return (len(self.inject) - 1 if block is None else block) in self.fed
 
     def put(self, tap: str, tensor: torch.Tensor) -> None:
-        self.arrays.setdefault(tap, tensor.detach().numpy().copy())
+        self.arrays.setdefault(tap, _array(tensor))
 
     def put_block(self, tap: str, tensor: torch.Tensor) -> None:
         if self.block is not None:
             self.put(taps.block(self.block, tap), tensor)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """A copy. numpy lacks bfloat16: opaque bytes keep it from being taken for another dtype."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view("V2").copy()
+    return tensor.numpy().copy()
 
 
 def _padded_inputs(step: Step, oracle: Trace | None) -> list[torch.Tensor] | None:
@@ -181,18 +204,24 @@ def _store(
 ) -> None:
     arrays = recorder.arrays
     if logits is not None:
-        arrays[taps.LOGITS] = logits.detach().numpy().copy()
+        arrays[taps.LOGITS] = _array(logits)
     for index, entry in enumerate(cache.caches):
         k, v = entry.k_cache, entry.v_cache
         if case.kv_layout == "transposed":
             k, v = k.permute(0, 2, 1, 3), v.permute(0, 3, 1, 2)
         for which, tensor in (("k", k), ("v", v)):
-            arrays[taps.kv(index, which)] = tensor[:, : step.end].detach().numpy().copy()
-    for tap in taps.standard_taps(len(cache.caches), logits=logits is not None):
-        if tap in arrays:
+            arrays[taps.kv(index, which)] = _array(tensor[:, : step.end])
+    wanted = step.is_decode or case.prefill_logits
+    for tap in taps.standard_taps(len(cache.caches), logits=wanted):
+        if tap in arrays and not recorder.was_fed(tap):
+            trace.unavailable[f"{step.name}/{tap}"] = (
+                "its part could not be fed with the oracle's input: the port calls its forward "
+                "directly, past the module's hooks"
+            )
+        elif tap in arrays:
             rows = arrays[tap] if tap.startswith("kv.") else arrays[tap][:, : len(step.tokens)]
             trace.add(step.name, tap, rows)
-        else:
+        elif tap != taps.LOGITS:  # logits that a step did not return are missing: a failure
             trace.unavailable[f"{step.name}/{tap}"] = (
                 "the port's block does not pass through the Generative API's layer that is read "
                 "for this tap"
@@ -224,9 +253,9 @@ def _hook_block(block: nn.Module, index: int, recorder: _Recorder, stack: ExitSt
         x = args[0] if args else kwargs["x"]
         if index == 0:
             recorder.put(taps.EMBED, x)
-        if recorder.inject is None:
+        given = recorder.feed(index)
+        if given is None:
             return None
-        given = recorder.inject[index]
         return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "x": given})
 
     def leave(_: nn.Module, args: Any, output: Any) -> None:
@@ -249,7 +278,8 @@ def _hook_block(block: nn.Module, index: int, recorder: _Recorder, stack: ExitSt
 
 def _hook_head(model: nn.Module, num_blocks: int, recorder: _Recorder, stack: ExitStack) -> None:
     def give(_: nn.Module, args: tuple[Any, ...]) -> Any:
-        return None if recorder.inject is None else (recorder.inject[num_blocks], *args[1:])
+        given = recorder.feed(num_blocks)
+        return None if given is None else (given, *args[1:])
 
     norm = getattr(model, "final_norm", None)
     if isinstance(norm, nn.Module):
