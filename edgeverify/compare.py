@@ -33,6 +33,7 @@ from edgeverify.trace import Trace
 # The rms over rows is a stable figure from about this many rows on; fewer are judged together with
 # the other short steps of the same tap (decode steps are one row each).
 MIN_ROWS_FOR_RMS = 8
+POSITION_0_AGREES = "position 0 agrees"
 NOWHERE: Mapping[str, int] = MappingProxyType({})
 
 
@@ -202,7 +203,7 @@ def _judge(
     if row_ratio > limits.row:
         reasons.append(f"position {first + worst}: {row_ratio:.3g}, allowed {limits.row:g}")
     if reasons and first == 0 and 0 <= ratios[0] <= limits.row and len(ratios) > 1:
-        reasons.append("position 0 agrees")
+        reasons.append(POSITION_0_AGREES)
     return TapResult(
         tap=key,
         outcome=FAIL if reasons else PASS,

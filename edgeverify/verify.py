@@ -17,12 +17,12 @@ import torch
 from edgeverify import artifacts, inputs, taps
 from edgeverify.case import Case
 from edgeverify.checkpoints import open_checkpoint
-from edgeverify.compare import Baseline, judge_leg, thresholds
+from edgeverify.compare import POSITION_0_AGREES, Baseline, judge_leg, thresholds
 from edgeverify.errors import PortError
 from edgeverify.hints import hint
 from edgeverify.ports import load_port
 from edgeverify.progress import Progress
-from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult, Report
+from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult, Report, TapResult
 from edgeverify.selectors import Selectors
 from edgeverify.stages import (
     Run,
@@ -218,19 +218,21 @@ def _findings(leg: LegResult) -> list[Finding]:
     if divergence is None:
         return []
     failed = next(result for result in leg.taps if result.tap == divergence.tap)
-    message = f"{failed.reason}. Look at {_where_to_look(leg, divergence.tap)}."
+    message = f"{failed.reason}. Look at {_where_to_look(leg, failed)}."
     return [Finding(f"{leg.name}.divergence", leg.name, divergence.tap, message)]
 
 
-def _where_to_look(leg: LegResult, key: str) -> str:
+def _where_to_look(leg: LegResult, failed: TapResult) -> str:
     """A hint for the first diverging tap, with what the leg and the step's other taps tell."""
     if leg.name == "conversion":
         return (
             "the file's operators between the last tap that agrees and this one: constants, fused "
             "operations, composites. If --kernel builtin agrees, it is the kernel's fault"
         )
-    step, tap = taps.split(key)
+    step, tap = taps.split(failed.tap)
     block = taps.block_index(tap)
+    if tap.endswith((".attn.q", ".attn.k")) and POSITION_0_AGREES in failed.reason:
+        return "RoPE, which leaves position 0 alone: base, rotary share, interleaved or halves"
     outcomes = {result.tap: result.outcome for result in leg.taps}
     if block is not None and tap == taps.block(block, "attn.out"):
         written = [outcomes.get(f"{step}/{taps.kv(block, which)}") for which in "kv"]
@@ -239,7 +241,7 @@ def _where_to_look(leg: LegResult, key: str) -> str:
                 f"how the cache of block {block} is written (row, input_pos, layout): it is wrong "
                 "in the same step, although k and v agree"
             )
-    return hint(key)
+    return hint(failed.tap)
 
 
 def _describe(
