@@ -14,7 +14,7 @@ import models
 from edgeverify import stages
 from edgeverify.cli import main
 from edgeverify.flatbuffer import ModelFile, locate_taps
-from edgeverify.report.model import FAIL, PASS, LegResult
+from edgeverify.report.model import FAIL, PASS, UNCHECKED, LegResult
 from edgeverify.verify import verify
 from tests import variants
 
@@ -110,3 +110,28 @@ def test_a_fault_of_the_file_is_charged_to_the_conversion(
     assert report.legs["authoring"].outcome == (FAIL if port_fails else PASS)
     assert report.legs["conversion"].outcome == FAIL
     assert seen(report.legs["conversion"]) == ("blocks.2.attn.out", ("blocks.2.attn.out",))
+
+
+@pytest.mark.slow
+def test_an_authoring_verdict_survives_a_conversion_that_cannot_be_judged() -> None:
+    report = verify(variants.logits_of_the_last_position_only())
+    authoring, conversion = report.legs["authoring"], report.legs["conversion"]
+    assert seen(authoring) == ("logits", ("logits",))
+    assert conversion.outcome == UNCHECKED
+    assert conversion.reason.startswith("not possible with this port: ")
+    assert report.outcome == FAIL
+
+
+def test_a_cache_row_that_is_written_wrongly_is_told_from_attention() -> None:
+    report = verify(variants.kv_row_off_by_one_in_decode(), backends=AUTHORING)
+    (finding,) = report.findings
+    assert finding.tap == "decode.0/blocks.0.attn.out"
+    assert "how the cache of block 0 is written" in finding.message
+
+
+def test_a_right_port_whose_parts_cannot_be_fed_is_unchecked_and_no_failure() -> None:
+    leg = verify(variants.final_norm_past_its_hooks(), backends=AUTHORING).legs["authoring"]
+    assert leg.outcome == UNCHECKED
+    odd = {tap.tap.split("/")[1] for tap in leg.taps if tap.outcome != PASS}
+    assert odd == {"final_norm", "logits"}
+    assert "could not be fed with the oracle's input" in leg.reason

@@ -95,3 +95,49 @@ def fourth_layer_masked_wrongly() -> Port:
         return right
 
     return replace(port, model_config=config)
+
+
+def final_norm_past_its_hooks() -> Port:
+    """Right, but its final norm is called so that nothing can be fed into it."""
+
+    def change(model: nn.Module) -> None:
+        kind = type(model.final_norm)
+        model.final_norm.__class__ = type("Direct", (kind,), {"__call__": kind.forward})
+
+    return with_model(models.load("phi2"), change)
+
+
+def logits_of_the_last_position_only() -> Port:
+    def change(model: nn.Module) -> None:
+        forward = model.forward
+
+        def last_only(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            output = forward(*args, **kwargs)
+            return {**output, "logits": output["logits"][:, -1:]}
+
+        model.forward = last_only
+
+    return with_model(models.load("smollm"), change)
+
+
+def kv_row_off_by_one_in_decode() -> Port:
+    """Each decode step writes its row of the cache over the one before."""
+
+    def change(model: nn.Module) -> None:
+        for block in model.transformer_blocks:
+            attend = block.atten_func.forward
+
+            def forward(
+                x: torch.Tensor,
+                rope: Any,
+                mask: Any,
+                input_pos: torch.Tensor,
+                *rest: Any,
+                attend: Callable[..., Any] = attend,
+            ) -> Any:
+                shift = 1 if len(input_pos) == 1 else 0
+                return attend(x, rope, mask, input_pos - shift, *rest)
+
+            block.atten_func.forward = forward
+
+    return with_model(models.load("tinyllama"), change)
