@@ -123,26 +123,24 @@ def run(plans: Iterable[dict[str, Any]]) -> Iterator[CleanRun]:
     """Runs each plan and yields one row per leg."""
     from edgeverify.verify import verify
 
+    counted = set()
     for selectors in plans:
         report = verify(**selectors)
         rows_of = {step["name"]: step["tokens"] for step in report.case["steps"]}
         for leg in report.legs.values():
-            if (
-                leg.name == "authoring"
-                and "kernel" in selectors
-                and selectors["kernel"] != "xnnpack"
-            ):
-                continue  # the kernel does not touch this leg: it would be counted twice
-            yield summarise(
-                leg,
-                rows_of,
-                model=selectors["port"],
-                seed=selectors["seed"],
-                token_seed=selectors["token_seed"],
-                prefill=tuple(selectors["prefill"]),
-                kv_layout=selectors["kv_layout"],
-                kernel=selectors.get("kernel", "") if leg.name == "conversion" else "",
-            )
+            facts = {
+                "model": selectors["port"],
+                "seed": selectors["seed"],
+                "token_seed": selectors["token_seed"],
+                "prefill": tuple(selectors["prefill"]),
+                "kv_layout": selectors["kv_layout"],
+                # The kernel does not touch the other leg.
+                "kernel": selectors.get("kernel", "") if leg.name == "conversion" else "",
+            }
+            run_key = (leg.name, *facts.values())
+            if run_key not in counted:
+                counted.add(run_key)
+                yield summarise(leg, rows_of, **facts)
 
 
 def derive(runs: Sequence[CleanRun]) -> dict[str, dict[str, float]]:
