@@ -62,7 +62,10 @@ class Thresholds:
     row: float
 
     def rms_over(self, rows: int) -> float:
-        """What is allowed of the rms over few rows: from the row's limit for one to ``rms``."""
+        """What is allowed of the rms over few rows: from the row's limit for one to ``rms``.
+
+        Both ends are calibrated; in between the allowance falls evenly with every further row.
+        """
         missing = max(0, MIN_ROWS_FOR_RMS - rows) / (MIN_ROWS_FOR_RMS - 1)
         return self.rms + (self.row - self.rms) * missing
 

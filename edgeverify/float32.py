@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from edgeverify.float64 import exact_frequencies
+from edgeverify.float64 import exact_frequencies, rope_type
 
 HALF_ULP = 2.0**-24
 
@@ -98,7 +98,6 @@ _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     functional.linear: _linear,
     torch.matmul: _matmul,
     torch.Tensor.matmul: _matmul,
-    torch.Tensor.__matmul__: _matmul,
     torch.Tensor.mean: _mean,
     torch.mean: _mean,
     functional.layer_norm: _layer_norm,
@@ -140,9 +139,3 @@ def angles_rounded_otherwise(model: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def rope_type(module: nn.Module) -> str:
-    """The kind of RoPE of a Hugging Face rotary module, ``default`` if its config names none."""
-    parameters = getattr(module.config, "rope_parameters", None) or {}
-    return str(parameters.get("rope_type", "default"))

@@ -95,14 +95,19 @@ def widened(module: nn.Module) -> Iterator[None]:
             parameter.data = narrow
 
 
+def rope_type(module: Any) -> str:
+    """The kind of RoPE of a Hugging Face rotary module, ``default`` if its config names none."""
+    parameters = getattr(module.config, "rope_parameters", None) or {}
+    return str(parameters.get("rope_type", "default"))
+
+
 def exact_frequencies(module: Any) -> torch.Tensor:
     """The inverse frequencies of a Hugging Face rotary module, computed in float64 from its config.
 
     Returns:
         (D/2,) float64.
     """
-    parameters = getattr(module.config, "rope_parameters", None) or {}
-    kind = parameters.get("rope_type", "default")
+    kind = rope_type(module)
     if kind == "default":
         compute = module.compute_default_rope_parameters
     else:

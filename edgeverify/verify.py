@@ -161,16 +161,14 @@ def _conversion_leg(
 ) -> tuple[LegResult, Trace]:
     """Converts, runs the file and judges it.
 
-    The file is held against the reference's oracle as long as authoring is right. Where anything
-    differs it is held against the re-authored model's own float64 run instead, so that a fault of
-    the port is not charged to the converter, and the converter's is not excused by it.
+    Where authoring passed, the file is held against the reference's oracle, and that verdict
+    stands. Where it failed, the file is held against the re-authored model's own float64 run, so
+    that the converter is neither charged with the port's fault nor excused by it.
     """
     path = converted(run)
     if authoring_passed:
         whole, isolated = run_file(run, path, baseline.oracle)
-        leg = _judge(run, "conversion", whole, isolated, baseline)
-        if leg.outcome != FAIL:
-            return leg, whole
+        return _judge(run, "conversion", whole, isolated, baseline), whole
     own = own_baseline(run, reauthored, baseline)
     whole, isolated = run_file(run, path, own.oracle)
     note = "judged against the re-authored model's own float64 run"
