@@ -114,6 +114,11 @@ def _parser() -> argparse.ArgumentParser:
 
     check = _command(commands, "check", "compare reference, re-authored model and .tflite")
     _add_model_and_selectors(check)
+    check.add_argument(
+        "--invariants",
+        action="store_true",
+        help="ask for the contracts of cache, RoPE, mask, padding and batch, too",
+    )
     for name in FORMATS:
         check.add_argument(f"--{name}", metavar="FILE", type=Path, help=f"write a {name} report")
     check.set_defaults(run=_check)
@@ -179,6 +184,7 @@ def _check(options: argparse.Namespace) -> int:
     report = launch.check(
         options.model,
         chosen,
+        invariants=options.invariants,
         verbose=options.verbose,
         progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
     )

@@ -58,3 +58,7 @@ class TraceError(EdgeVerifyError):
 
 class ArtifactError(EdgeVerifyError):
     """A .tflite that cannot be made, opened or run as the case asks."""
+
+
+class CacheFullError(EdgeVerifyError):
+    """A step that would end past the KV cache's last row. The runtime was not called."""

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from edgeverify.errors import PortError
 from edgeverify.ports import load_port
@@ -17,6 +17,9 @@ from edgeverify.progress import Progress
 from edgeverify.quiet import quiet
 from edgeverify.report.model import Report
 from edgeverify.selectors import Selectors
+
+if TYPE_CHECKING:
+    from edgeverify.invariants.examination import Examination
 
 Result = TypeVar("Result")
 
@@ -33,13 +36,19 @@ QUIET_ENVIRONMENT = {
 
 
 def check(
-    model: str, chosen: Selectors, *, verbose: bool = False, progress: Progress | None = None
+    model: str,
+    chosen: Selectors,
+    *,
+    invariants: bool = False,
+    verbose: bool = False,
+    progress: Progress | None = None,
 ) -> Report:
     """Loads the port and verifies it.
 
     Args:
         model: a registered name, ``package.module:ATTR`` or ``path/to/file.py:ATTR``.
         chosen: what to run.
+        invariants: ask for the contracts of cache, mask, padding and batch, too.
         verbose: lets the libraries write to the terminal.
         progress: told of the stages.
 
@@ -53,10 +62,32 @@ def check(
         # The libraries' half a million objects live as long as the process: a collection that
         # looks through them takes half a second.
         gc.freeze()
-        port = load_port(model)
-        return verify(port, **chosen.arguments(), verbose=verbose, progress=progress or Progress())
+        return verify(
+            model,
+            **chosen.arguments(),
+            invariants=invariants,
+            verbose=verbose,
+            progress=progress or Progress(),
+        )
 
-    return _without_chatter(run, enabled=not verbose)
+    return without_chatter(run, enabled=not verbose)
+
+
+def examination(model: str, chosen: Selectors) -> Examination:
+    """Loads the port and its weights, so that its invariants can be asked for one by one.
+
+    Raises:
+        EdgeVerifyError: bad input.
+    """
+
+    def run() -> Examination:
+        from edgeverify.invariants.examination import Examination
+        from edgeverify.verify import prepare
+
+        prepared, _ = prepare(load_port(model), chosen, verbose=False, progress=None)
+        return Examination(prepared, model, chosen)
+
+    return without_chatter(run)
 
 
 def convert(
@@ -81,10 +112,11 @@ def convert(
             progress=progress or Progress(),
         )
 
-    return _without_chatter(run, enabled=not verbose)
+    return without_chatter(run, enabled=not verbose)
 
 
-def _without_chatter(run: Callable[[], Result], *, enabled: bool) -> Result:
+def without_chatter(run: Callable[[], Result], *, enabled: bool = True) -> Result:
+    """Runs something while the libraries' warnings and their writing to the terminal are off."""
     if enabled:
         for name, value in QUIET_ENVIRONMENT.items():
             os.environ.setdefault(name, value)

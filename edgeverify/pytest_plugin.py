@@ -1,8 +1,10 @@
 """``pytest -m parity --model tinyllama``: one test per leg and step, in any project.
+``pytest -m invariants --model tinyllama``: one test per invariant and implementation.
 
 Only hooks and options are here. The tests need no file: they are made when the mark expression
-asks for ``parity`` or ``--model`` is given, so that a plain ``pytest`` never runs them. Each model
-is verified once per session, when the first of its tests is set up.
+asks for ``parity`` or ``invariants``, or ``--model`` is given (which alone means ``parity``), so
+that a plain ``pytest`` never runs them. Each model is verified, or loaded for its invariants, once
+per session, when the first of its tests is set up.
 """
 
 from __future__ import annotations
@@ -20,12 +22,18 @@ from edgeverify.ports import catalogue, check_name, is_file
 from edgeverify.report.files import FORMATS, check_paths, write_reports
 
 if TYPE_CHECKING:
+    from edgeverify.invariants.examination import Examination
     from edgeverify.report.model import Report
 
-MARK = "parity"
+PARITY, INVARIANTS = "parity", "invariants"
+MARKS = {
+    PARITY: "a model against its Hugging Face original",
+    INVARIANTS: "the contracts of a model's cache, RoPE, mask, padding and batch",
+}
 ALL = "all"
 CHOSEN = pytest.StashKey[selectors.Selectors]()
 RUNS = pytest.StashKey[dict[str, Any]]()
+EXAMINATIONS = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,9 +59,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the mark, and refuses bad input before anything is collected."""
-    config.addinivalue_line("markers", f"{MARK}: a model against its Hugging Face original")
-    config.stash[RUNS] = {}
+    """Registers the marks, and refuses bad input before anything is collected."""
+    for name, text in MARKS.items():
+        config.addinivalue_line("markers", f"{name}: {text}")
+    config.stash[RUNS], config.stash[EXAMINATIONS] = {}, {}
     if not _wanted(config):
         return
     try:
@@ -70,26 +79,28 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, object, object]:
-    """Adds the parity tests before any plugin chooses (``-m``, ``-k``) or groups (xdist) tests."""
-    if CHOSEN in config.stash:
-        items.extend(session.genitems(ParityCollector.from_parent(session, nodeid=MARK, name=MARK)))
+    """Adds the tests before any plugin chooses (``-m``, ``-k``) or groups (xdist) tests."""
+    collectors: dict[str, Any] = {PARITY: ParityCollector, INVARIANTS: InvariantsCollector}
+    for mark in _wanted(config):
+        collector = collectors[mark].from_parent(session, nodeid=mark, name=mark)
+        items.extend(session.genitems(collector))
     return (yield)
 
 
-def _wanted(config: pytest.Config) -> bool:
-    """Whether ``--model`` is given, or ``-m`` chooses ``parity`` tests, and them by that name."""
-    if config.option.edgeverify_model:
-        return True
+def _wanted(config: pytest.Config) -> list[str]:
+    """The marks that ``-m`` chooses by their names; ``parity`` where only ``--model`` is given."""
     text = config.option.markexpr
-    if not text or MARK not in text:
-        return False
-    from _pytest.mark.expression import Expression
+    wanted: list[str] = []
+    if text and any(mark in text for mark in MARKS):
+        from _pytest.mark.expression import Expression
 
-    try:
-        expression = Expression.compile(text)
-    except SyntaxError:
-        return False  # pytest itself will tell
-    return _chooses(expression, {MARK}) and not _chooses(expression, set())
+        try:
+            expression = Expression.compile(text)
+        except SyntaxError:
+            return []  # pytest itself will tell
+        if not _chooses(expression, set()):
+            wanted = [mark for mark in MARKS if mark in text and _chooses(expression, {mark})]
+    return wanted or ([PARITY] if config.option.edgeverify_model else [])
 
 
 def _chooses(expression: Any, marks: set[str]) -> bool:
@@ -143,13 +154,33 @@ class ParityCollector(pytest.Collector):
                     yield ParityItem.from_parent(self, name=test, model=model, leg=leg, step=step)
 
 
+class InvariantsCollector(pytest.Collector):
+    """Yields one test per model, invariant and implementation."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """The pairs that say something about each other, one implementation after another."""
+        from edgeverify.invariants.cells import cells
+
+        grouped = getattr(self.config.option, "loadgroup", False)
+        for model, name in _ids(_models(self.config)).items():
+            for invariant, implementation in cells(self.config.stash[CHOSEN]):
+                test = f"{name}[{invariant}-{implementation}]" + (f"@{name}" if grouped else "")
+                yield InvariantItem.from_parent(
+                    self,
+                    name=test,
+                    model=model,
+                    invariant=invariant,
+                    implementation=implementation,
+                )
+
+
 class ParityItem(pytest.Item):
     """One step of one leg of one model; all tests of a model share one run."""
 
     def __init__(self, *, model: str, leg: str, step: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model, self.leg, self.step = model, leg, step
-        self.add_marker(MARK)
+        self.add_marker(PARITY)
 
     def setup(self) -> None:
         """Runs the model's check, unless an earlier test has."""
@@ -172,6 +203,55 @@ class ParityItem(pytest.Item):
     def reportinfo(self) -> tuple[Path, None, str]:
         """No file of its own: the project's root, and the id."""
         return self.config.rootpath, None, self.nodeid
+
+
+class InvariantItem(pytest.Item):
+    """One invariant of one implementation of one model."""
+
+    def __init__(self, *, model: str, invariant: str, implementation: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model, self.invariant, self.implementation = model, invariant, implementation
+        self.add_marker(INVARIANTS)
+
+    def setup(self) -> None:
+        """Loads the model, unless an earlier test has."""
+        self.examination = _examination_of(self.config, self.model)
+
+    def runtest(self) -> None:
+        """Fails with the shortest case that was found and the way to see it again."""
+        from edgeverify.launch import without_chatter
+        from edgeverify.report.model import NOT_APPLICABLE, PASS
+        from edgeverify.report.words import invariant_lines
+
+        result = without_chatter(
+            lambda: self.examination.examine(self.invariant, self.implementation)
+        )
+        self.user_properties.append(("cases", result.examples))
+        told = "\n".join(invariant_lines(result))
+        if result.outcome == NOT_APPLICABLE:
+            pytest.skip(told)
+        if result.outcome != PASS:
+            pytest.fail(told, pytrace=False)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """No file of its own: the project's root, and the id."""
+        return self.config.rootpath, None, self.nodeid
+
+
+def _examination_of(config: pytest.Config, model: str) -> Examination:
+    """The model under examination in this session; loaded when first asked for."""
+    from edgeverify import launch
+
+    made = config.stash[EXAMINATIONS]
+    if model not in made:
+        try:
+            made[model] = launch.examination(model, config.stash[CHOSEN])
+        except EdgeVerifyError as error:
+            made[model] = f"cannot examine {model}: {error}"
+    found = made[model]
+    if isinstance(found, str):
+        pytest.fail(found, pytrace=False)
+    return found
 
 
 def _report_of(config: pytest.Config, model: str) -> Report:

@@ -26,6 +26,8 @@ from edgeverify.case import (
 from edgeverify.errors import UsageError
 
 RECIPES = ("float32",)
+# Of the invariants. ``nightly`` draws at least 20 times the examples of ``ci``.
+PROFILES = ("dev", "ci", "nightly")
 BACKENDS = ("reference", "reauthored", "tflite")
 MAX_SEED = 2**32 - 1  # what numpy takes
 MAX_LENGTH = 2**20  # tokens; no model of today has as many positions
@@ -64,6 +66,11 @@ OPTIONS: dict[str, tuple[str, str, str]] = {
         "switch",
         "let transformers run a checkpoint's own code where it reads its tokenizer or GGUF",
     ),
+    "--profile": (
+        "P",
+        "once",
+        f"how many examples of each invariant are drawn: {', '.join(PROFILES)} (default: dev)",
+    ),
     "--cache": ("DIR", "once", "folder of converted files and oracle traces"),
 }
 
@@ -91,6 +98,7 @@ class Selectors:
         trust_remote_code: handed to transformers where it reads a checkpoint's files itself.
         cache: the cache directory; the user's own if None.
         token_seed: of random tokens alone; ``seed`` if None.
+        profile: how many examples of each invariant are drawn.
     """
 
     size: str | None = None
@@ -109,6 +117,7 @@ class Selectors:
     trust_remote_code: bool = False
     cache: Path | None = None
     token_seed: int | None = None
+    profile: str = "dev"
 
     @classmethod
     def of(cls, **given: Any) -> Selectors:
@@ -127,6 +136,7 @@ class Selectors:
             one_of("backends", backend, BACKENDS)
         one_of("kv_layout", chosen.kv_layout, KV_LAYOUTS)
         one_of("kernel", chosen.kernel, KERNELS)
+        one_of("profile", chosen.profile, PROFILES)
         for name, values in (("prefill", chosen.prefill), ("decode_steps", [chosen.decode_steps])):
             odd = not values or min(values) < 1 or max(values) > MAX_LENGTH
             if odd or len(set(values)) < len(values):
@@ -159,6 +169,19 @@ class Selectors:
         if "tflite" in self.backends:
             return ("authoring", "conversion")
         return ("authoring",) if "reauthored" in self.backends else ()
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        """What invariants are asked of: the backends, a file with several kernels.
+
+        Files are run with XNNPACK, which phones use, and with the built-in kernels; with the
+        reference kernels, which are slow, where they are chosen and every night.
+        """
+        nightly = ("reference",) if self.profile == "nightly" else ()
+        kernels = dict.fromkeys(("xnnpack", "builtin", self.kernel, *nightly))
+        files = [f"tflite-{kernel}" for kernel in kernels]
+        others = [name for name in ("reference", "reauthored") if name in self.backends]
+        return (*others, *(files if "tflite" in self.backends else ()))
 
     @property
     def step_names(self) -> tuple[str, ...] | None:
@@ -217,6 +240,7 @@ def parse(options: Namespace) -> Selectors:
         kv_cache_len=_count("--kv-cache-len", given("kv_cache_len"), None),
         trust_remote_code=bool(given("trust_remote_code")),
         cache=_folder("--cache", given("cache")),
+        profile=one_of("--profile", given("profile") or "dev", PROFILES),
     ).checked()
 
 

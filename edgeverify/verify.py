@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from models.port import Port
 def verify(
     port: Port | str,
     *,
+    invariants: bool = False,
     verbose: bool = False,
     progress: Progress | None = None,
     **selectors: Any,
@@ -48,6 +49,7 @@ def verify(
 
     Args:
         port: a port, a registered name, ``package.module:ATTR`` or ``path/to/file.py:ATTR``.
+        invariants: ask for the contracts of cache, mask, padding and batch, too.
         verbose: show what the converter prints.
         progress: told of each stage.
         selectors: what to run: the fields of ``edgeverify.selectors.Selectors``.
@@ -59,10 +61,17 @@ def verify(
         EdgeVerifyError: bad usage or bad input.
     """
     chosen = Selectors.of(**selectors)
-    run, tokenizer = _prepare(port, chosen, verbose=verbose, progress=progress)
+    run, tokenizer = prepare(port, chosen, verbose=verbose, progress=progress)
     with fitting_threads(run):
         legs, traces = _judge_legs(run, chosen)
-        return _report(run, legs, tokenizer, traces)
+        report = _report(run, legs, tokenizer, traces)
+    if not invariants:
+        return report
+    from edgeverify.invariants.examination import Examination
+
+    name = port if isinstance(port, str) else port.name
+    results = tuple(Examination(run, name, chosen).all())
+    return replace(report, invariants=results)
 
 
 def _judge_legs(run: Run, chosen: Selectors) -> tuple[dict[str, LegResult], dict[str, Trace]]:
@@ -112,7 +121,7 @@ def convert_model(
     Raises:
         EdgeVerifyError: bad usage or bad input.
     """
-    run, _ = _prepare(port, Selectors.of(**selectors), verbose=verbose, progress=progress)
+    run, _ = prepare(port, Selectors.of(**selectors), verbose=verbose, progress=progress)
     case = run.case
     made = converted(run)
     target = output / (
@@ -122,7 +131,7 @@ def convert_model(
     return [target]
 
 
-def _prepare(
+def prepare(
     port: Port | str, chosen: Selectors, *, verbose: bool, progress: Progress | None
 ) -> tuple[Run, Any | None]:
     """Opens the checkpoint and plans the case; loads no weights."""

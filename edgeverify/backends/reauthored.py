@@ -82,29 +82,34 @@ def run(
             masks = {}
             if case.mask_as_input:
                 masks["mask"] = build_masks(step, case.kv_cache_len, mask_kinds, window, dtype)
-            try:
-                with _recording(model, recorder):
-                    output = model(
-                        tokens=torch.tensor([step.padded_tokens], dtype=torch.int),
-                        input_pos=torch.arange(
-                            step.start, step.start + step.length, dtype=torch.int
-                        ),
-                        kv_cache=cache,
-                        export_config=export,
-                        **masks,
-                    )
-                    cache, logits = output["kv_cache"], output.get("logits")
-            except Exception as error:  # whatever a port's own code raises is the port's
-                raise PortError(
-                    f"the re-authored model raised {type(error).__name__}: {error}",
-                    where=f"{case.model}, step {step.name} ({step.signature})",
-                    expected="a forward of tokens, input_pos, kv_cache, mask and export_config "
-                    "that returns a dict with kv_cache and logits",
-                    fix="run `python -m models NAME` on the port first",
-                ) from error
+            where = f"{case.model}, step {step.name} ({step.signature})"
+            with port_errors(where), _recording(model, recorder):
+                output = model(
+                    tokens=torch.tensor([step.padded_tokens], dtype=torch.int),
+                    input_pos=torch.arange(step.start, step.start + step.length, dtype=torch.int),
+                    kv_cache=cache,
+                    export_config=export,
+                    **masks,
+                )
+                cache, logits = output["kv_cache"], output.get("logits")
             _store(trace, step, recorder, logits, cache, case)
             tick()
     return trace
+
+
+@contextmanager
+def port_errors(where: str) -> Iterator[None]:
+    """Turns whatever a port's own code raises into a ``PortError`` that says where it ran."""
+    try:
+        yield
+    except Exception as error:
+        raise PortError(
+            f"the re-authored model raised {type(error).__name__}: {error}",
+            where=where,
+            expected="a forward of tokens, input_pos, kv_cache, mask and export_config "
+            "that returns a dict with kv_cache and logits",
+            fix="run `python -m models NAME` on the port first",
+        ) from error
 
 
 def build_masks(

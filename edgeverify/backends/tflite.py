@@ -211,27 +211,27 @@ def _drive(
 ) -> Iterator[tuple[Step, dict[str, np.ndarray], Located | None]]:
     """Yields each step's outputs. One interpreter is alive, and only until the last step."""
     located = _instrumentation(path, isolated=inject is not None)
-    interpreter = _open(path, options)
+    interpreter = open_file(path, kernel=options["kernel"], num_threads=options["num_threads"])
     runners: dict[str, Any] = {}
     cache: dict[str, np.ndarray] = {}
     try:
         for step in case.steps:
             if step.signature not in runners:
-                runners[step.signature] = _runner(interpreter, path, step)
+                runners[step.signature] = runner_of(interpreter, path, step)
             runner = runners[step.signature]
             details = runner.get_input_details()
             shapes = {name: tuple(item["shape"]) for name, item in details.items()}
-            _check_room(path, case, step, shapes)
+            check_room(path, case, step, shapes)
             if not cache:
                 cache = {n: np.zeros(s, np.float32) for n, s in shapes.items() if "kv_cache" in n}
             inputs = {
                 "tokens": np.array([step.padded_tokens], np.int32),
                 "input_pos": np.arange(step.start, step.start + step.length, dtype=np.int32),
                 **cache,
-                **_masks(case, step, shapes, *options["masks"]),
+                **masks_of(case, step, shapes, *options["masks"]),
                 **_injected(step, shapes, inject or {}),
             }
-            outputs = _call(runner, path, step, inputs, shapes, first=step is case.steps[0])
+            outputs = call(runner, path, step, inputs, shapes, first=step is case.steps[0])
             cache = {name: outputs[name] for name in cache}
             options["tick"]()
             yield step, outputs, (located or {}).get(step.signature)
@@ -252,15 +252,20 @@ def _instrumentation(path: Path, *, isolated: bool) -> Mapping[str, Located] | N
     return found.located if found else None
 
 
-def _open(path: Path, options: Mapping[str, Any]) -> Interpreter:
-    if options["kernel"] == "xnnpack":
+def open_file(path: Path, *, kernel: str, num_threads: int) -> Interpreter:
+    """An interpreter of ``path`` with the given kernels.
+
+    Raises:
+        ArtifactError: the file cannot be opened, or its packed weights do not fit the memory.
+    """
+    if kernel == "xnnpack":
         _require_memory(path)
     try:
         with quiet(show=False):
             return Interpreter(
                 str(path),
-                num_threads=options["num_threads"],
-                experimental_op_resolver_type=RESOLVERS[options["kernel"]],
+                num_threads=num_threads,
+                experimental_op_resolver_type=RESOLVERS[kernel],
             )
     except (ValueError, RuntimeError) as error:
         raise ArtifactError(
@@ -298,7 +303,12 @@ def available_memory() -> int | None:
     return 1024 * (facts["MemAvailable"] + facts.get("SwapFree", 0))
 
 
-def _runner(interpreter: Interpreter, path: Path, step: Step) -> Any:
+def runner_of(interpreter: Interpreter, path: Path, step: Step) -> Any:
+    """The runner of the step's signature.
+
+    Raises:
+        ArtifactError: the file has no such signature.
+    """
     try:
         return interpreter.get_signature_runner(step.signature)
     except ValueError as error:
@@ -310,8 +320,12 @@ def _runner(interpreter: Interpreter, path: Path, step: Step) -> Any:
         ) from error
 
 
-def _check_room(path: Path, case: Case, step: Step, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses what the runtime would take, and do wrong without a word."""
+def check_room(path: Path, case: Case, step: Step, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses what the runtime would take, and do wrong without a word.
+
+    Raises:
+        ArtifactError: the file's cache is not the case's, or the step ends past its last row.
+    """
     rows = shapes["kv_cache_k_0"][CACHE_ORDER[case.kv_layout]["k"][1]]
     if rows != case.kv_cache_len:
         raise ArtifactError(
@@ -330,7 +344,7 @@ def _check_room(path: Path, case: Case, step: Step, shapes: Mapping[str, tuple[i
         )
 
 
-def _masks(
+def masks_of(
     case: Case,
     step: Step,
     shapes: Mapping[str, tuple[int, ...]],
@@ -384,15 +398,30 @@ def _injected(
     return inputs
 
 
-def _call(
+def call(
     runner: Any,
     path: Path,
     step: Step,
     inputs: dict[str, np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],
     *,
-    first: bool,
+    first: bool = False,
 ) -> dict[str, np.ndarray]:
+    """Calls a signature with exactly the inputs it takes.
+
+    Args:
+        runner: from ``runner_of``.
+        path, step: told in errors.
+        inputs: by name.
+        shapes: of the signature's inputs, by name.
+        first: whether it is the interpreter's first call, which announces the delegate.
+
+    Returns:
+        The outputs, by name.
+
+    Raises:
+        ArtifactError: the inputs do not fit the signature, or the runtime failed.
+    """
     given = {name: value.shape for name, value in inputs.items()}
     if given != dict(shapes):
         wrong = sorted(n for n in given.keys() | shapes.keys() if given.get(n) != shapes.get(n))

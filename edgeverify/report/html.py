@@ -20,6 +20,9 @@ from edgeverify.report.words import (
     case_line,
     continuation_lines,
     counts,
+    invariant_cells,
+    invariant_lines,
+    invariants_line,
     leg_lines,
     loose_findings,
     number,
@@ -42,6 +45,7 @@ td.heat { text-align: right; border: 1px solid #fff; color: #000; }
 .pass { background: #c8e6c9; } .fail { background: #ef9a9a; } .unchecked { background: #ffe082; }
 .badge { padding: .1rem .5rem; border-radius: .3rem; color: #000; font-weight: 600; }
 code { font-size: .85rem; overflow-wrap: anywhere; }
+pre { overflow-x: auto; font-size: .8rem; background: #f6f6f6; padding: .5rem; }
 .muted { color: #555; }
 """
 
@@ -65,6 +69,7 @@ def render(report: Report) -> str:
             _heat_map(leg),
             _odd_taps(leg),
         ]
+    parts.append(_invariants(report))
     parts.append(_facts("Case", report.case))
     parts.append(_facts("Environment", report.environment))
     parts.append(_facts("Seconds", report.timings))
@@ -178,6 +183,27 @@ def _odd_taps(leg: LegResult) -> str:
     heads = ("tap", "outcome", "error", "floor", "ratio", "row", "isolated", "why")
     more = f"<p>and {len(odd) - SHOWN_TAPS} more</p>" if len(odd) > SHOWN_TAPS else ""
     return "<h3>Taps that did not pass</h3>" + _table(heads, rows) + more
+
+
+def _invariants(report: Report) -> str:
+    """Invariant × implementation, then what failed in full."""
+    if not report.invariants:
+        return ""
+    columns = list(dict.fromkeys(result.implementation for result in report.invariants))
+    by_place = {(r.invariant, r.implementation): r for r in report.invariants}
+    cells = invariant_cells(report.invariants)
+    rows = []
+    for name in dict.fromkeys(result.invariant for result in report.invariants):
+        row = f"<tr><th>{escape(name)}</th>"
+        for column in columns:
+            result = by_place.get((name, column))
+            kind = result.outcome if result and result.outcome in (PASS, FAIL, UNCHECKED) else ""
+            row += f'<td class="heat {kind}">{escape(cells.get((name, column), "–"))}</td>'
+        rows.append(row + "</tr>")
+    odd = [result for result in report.invariants if result.outcome in (FAIL, UNCHECKED)]
+    told = "".join(f"<pre>{escape(chr(10).join(invariant_lines(result)))}</pre>" for result in odd)
+    line = f"<p>{escape(invariants_line(report.invariants))}</p>"
+    return "<h2>Invariants</h2>" + line + _table(("cases", *columns), rows) + told
 
 
 def _facts(title: str, facts: Mapping[str, Any]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree as ET
 
-from edgeverify.report.model import FAIL, PASS, Report
+from edgeverify.report.model import FAIL, NOT_APPLICABLE, PASS, InvariantResult, Report
 from edgeverify.report.steps import StepResult, step_results, step_text
-from edgeverify.report.words import number
+from edgeverify.report.words import invariant_lines, number
 
 # XML 1.0 has no way to write these, not even as references (https://www.w3.org/TR/xml/#charsets).
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -34,6 +34,8 @@ def render(report: Report) -> str:
             text = step_text(leg, step, report.findings)
             told = ET.SubElement(case, kind, type=step.outcome, message=_clean(text.split("\n")[0]))
             told.text = _clean(text)
+    for result in report.invariants:
+        _add_invariant(suite, model, result, found)
     if not report.legs:
         found["tests"] = found["errors"] = 1
         case = ET.SubElement(suite, "testcase", classname=model, name="check")
@@ -44,6 +46,24 @@ def render(report: Report) -> str:
         element.set("time", f"{sum(report.timings.values()):.3f}")
     ET.indent(suites)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(suites, "unicode") + "\n"
+
+
+def _add_invariant(
+    suite: ET.Element, model: str, result: InvariantResult, found: dict[str, int]
+) -> None:
+    """One testcase. One that does not apply is skipped: there is nothing to be green about."""
+    found["tests"] += 1
+    name = f"{result.invariant}[{result.implementation}]"
+    case = ET.SubElement(suite, "testcase", classname=f"{model}.invariants", name=name)
+    _properties(case, {"outcome": result.outcome, "cases": str(result.examples)})
+    if result.outcome == PASS:
+        return
+    kinds = {FAIL: "failure", NOT_APPLICABLE: "skipped"}
+    kind = kinds.get(result.outcome, "error")
+    found[kind if kind == "skipped" else f"{kind}s"] += 1
+    lines = invariant_lines(result)
+    told = ET.SubElement(case, kind, type=result.outcome, message=_clean(lines[0]))
+    told.text = _clean("\n".join(lines))
 
 
 def _measured(step: StepResult, threshold: object) -> dict[str, str]:

@@ -12,6 +12,8 @@ from typing import Any
 
 SCHEMA = 1
 PASS, FAIL, UNCHECKED = "pass", "fail", "unchecked"
+# Of an invariant that says nothing about an implementation; it counts neither way.
+NOT_APPLICABLE = "n/a"
 
 
 def worst_outcome(outcomes: Sequence[str]) -> str:
@@ -102,6 +104,33 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class InvariantResult:
+    """One invariant, asked of one implementation.
+
+    Attributes:
+        invariant: e.g. ``cache.split``.
+        implementation: ``reference``, ``reauthored`` or ``tflite-{kernel}``.
+        outcome: ``pass``, ``fail``, ``unchecked``, or ``n/a`` where it does not apply.
+        examples: how many cases were tried.
+        reason: what was seen, for anything but a pass.
+        contract: what should hold, for a failure.
+        arguments: the shortest case that fails.
+        seed: of the drawing, for a failure.
+        reproduction: a command that asks again, for a failure.
+    """
+
+    invariant: str
+    implementation: str
+    outcome: str
+    examples: int = 0
+    reason: str = ""
+    contract: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    reproduction: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of a check. ``to_dict()`` is the JSON report, schema 1."""
 
@@ -111,11 +140,14 @@ class Report:
     findings: tuple[Finding, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     audits: Mapping[str, Any] = field(default_factory=dict)
+    invariants: tuple[InvariantResult, ...] = ()
 
     @property
     def outcome(self) -> str:
-        """The worst of the legs; a report without legs is ``unchecked``."""
-        return worst_outcome([leg.outcome for leg in self.legs.values()])
+        """The worst of legs and invariants; a report without legs is ``unchecked``."""
+        legs = [leg.outcome for leg in self.legs.values()]
+        asked = [result.outcome for result in self.invariants if result.outcome != NOT_APPLICABLE]
+        return worst_outcome([*(legs or [UNCHECKED]), *asked])
 
     @property
     def passed(self) -> bool:
@@ -132,6 +164,7 @@ class Report:
                 "environment": dict(self.environment),
                 "legs": legs,
                 "audits": dict(self.audits),
+                "invariants": [asdict(result) for result in self.invariants],
                 "findings": [asdict(finding) for finding in self.findings],
                 "timings": dict(self.timings),
             }

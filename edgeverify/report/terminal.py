@@ -6,10 +6,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeverify.report.model import FAIL, PASS, UNCHECKED, LegResult, Report
+from edgeverify.report.model import (
+    FAIL,
+    NOT_APPLICABLE,
+    PASS,
+    UNCHECKED,
+    LegResult,
+    Report,
+    worst_outcome,
+)
 from edgeverify.report.words import (
     case_line,
     continuation_lines,
+    invariant_cells,
+    invariant_lines,
+    invariants_line,
     leg_lines,
     loose_findings,
     number,
@@ -37,6 +48,8 @@ def print_report(report: Report, console: Console, *, verbose: bool = False) -> 
     print_outcome(report, console)
     for leg in report.legs.values():
         _print_leg(report, leg, console)
+    if report.invariants:
+        _print_invariants(report, console)
     loose = [finding.message for finding in loose_findings(report)]
     for line in [*continuation_lines(report.case), *loose]:
         _print_indented(console, Text("  "), line)
@@ -44,6 +57,9 @@ def print_report(report: Report, console: Console, *, verbose: bool = False) -> 
         for leg in report.legs.values():
             console.print()
             console.print(_tap_table(leg), crop=False)
+        if report.invariants:
+            console.print()
+            console.print(_invariants_table(report), crop=False)
         _print_facts(report, console)
 
 
@@ -63,6 +79,18 @@ def _print_leg(report: Report, leg: LegResult, console: Console) -> None:
     for line in leg_lines(leg, report.findings):
         _print_indented(console, head, line)
         head = Text(" " * len(head))
+
+
+def _print_invariants(report: Report, console: Console) -> None:
+    asked = [r.outcome for r in report.invariants if r.outcome != NOT_APPLICABLE]
+    outcome = worst_outcome(asked)
+    head = Text.assemble(f"  {'invariants':12}", (f"{outcome:10}", STYLES[outcome]))
+    _print_indented(console, head, invariants_line(report.invariants))
+    for result in report.invariants:
+        if result.outcome in (FAIL, UNCHECKED):
+            for line in invariant_lines(result):
+                # Unbroken, so that the reproduction can be copied.
+                console.print(Text(f"    {line}"), soft_wrap=True)
 
 
 def _print_indented(console: Console, head: Text, line: str) -> None:
@@ -98,6 +126,19 @@ def _tap_table(leg: LegResult) -> Table:
             number(tap.isolated_ratio),
             outcome,
         )
+    return table
+
+
+def _invariants_table(report: Report) -> Table:
+    """Invariant × implementation: how many cases passed, or the outcome."""
+    table = Table(title="invariants: cases", title_justify="left", box=None, pad_edge=False)
+    table.add_column("invariant", no_wrap=True)
+    columns = list(dict.fromkeys(result.implementation for result in report.invariants))
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    cells = invariant_cells(report.invariants)
+    for name in dict.fromkeys(result.invariant for result in report.invariants):
+        table.add_row(name, *(cells.get((name, column), "–") for column in columns))
     return table
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgeverify.report.model import (
     FAIL,
+    NOT_APPLICABLE,
     PASS,
     UNCHECKED,
     Divergence,
     Finding,
+    InvariantResult,
     LegResult,
     Report,
     TapResult,
@@ -165,6 +167,46 @@ def leg_lines(leg: LegResult, findings: Iterable[Finding] = ()) -> list[str]:
     if leg.outcome == PASS and not lines and worst:
         return [f"{worst} · {plural(len(leg.taps), 'tap')}"]
     return [*lines, *([worst] if worst else []), counts(leg.taps)]
+
+
+def invariants_line(results: Sequence[InvariantResult]) -> str:
+    """``17 invariants on 4 implementations, 512 cases: 62 pass, 0 fail, 0 unchecked``."""
+    found = Counter(result.outcome for result in results)
+    each = ", ".join(f"{found[outcome]} {outcome}" for outcome in (PASS, FAIL, UNCHECKED))
+    names = len({result.invariant for result in results})
+    implementations = len({result.implementation for result in results})
+    cases = sum(result.examples for result in results)
+    return (
+        f"{plural(names, 'invariant')} on {plural(implementations, 'implementation')},"
+        f" {plural(cases, 'case')}: {each}"
+    )
+
+
+def invariant_cells(results: Sequence[InvariantResult]) -> dict[tuple[str, str], str]:
+    """(invariant, implementation) → how many cases passed, or the outcome."""
+    return {
+        (result.invariant, result.implementation): str(result.examples)
+        if result.outcome == PASS
+        else result.outcome
+        for result in results
+    }
+
+
+def invariant_lines(result: InvariantResult) -> list[str]:
+    """An invariant that does not hold, or was not asked: what, where, the shortest sequence."""
+    place = f"{result.invariant} on {result.implementation}"
+    if result.outcome == NOT_APPLICABLE:
+        return [f"{place}: not applicable: {result.reason}"]
+    if result.outcome != FAIL:
+        return [f"{place}: {result.outcome}: {result.reason}"]
+    sequence = ", ".join(f"{name}={value!r}" for name, value in result.arguments.items())
+    return [
+        f"{place}: {result.reason}",
+        f"broken contract: {result.contract}",
+        f"shortest case found: {sequence} (seed {result.seed})",
+        "to see it again:",
+        *result.reproduction.split("\n"),
+    ]
 
 
 def loose_findings(report: Report) -> list[Finding]:

@@ -1,0 +1,87 @@
+"""All invariants of one model, on all of its implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from edgeverify.invariants import INVARIANTS
+from edgeverify.invariants.cells import cells
+from edgeverify.invariants.drive import examine
+from edgeverify.invariants.model import Arguments
+from edgeverify.invariants.subjects import Workshop
+from edgeverify.report.model import FAIL, InvariantResult
+from edgeverify.selectors import Selectors
+from edgeverify.stages import Run, fitting_threads
+
+
+@dataclass
+class Examination:
+    """One model under examination.
+
+    Attributes:
+        run: what is run.
+        model: as the user named it.
+        chosen: what was selected.
+    """
+
+    run: Run
+    model: str
+    chosen: Selectors = field(default_factory=Selectors)
+
+    def __post_init__(self) -> None:
+        self.run.state()  # shared by every variant of the run
+        with fitting_threads(self.run):
+            import torch
+
+            self._workshop = Workshop(self.run, torch.get_num_threads())
+
+    def all(self) -> Iterator[InvariantResult]:
+        """Every invariant on every implementation, one implementation after another."""
+        pairs = cells(self.chosen)
+        with self.run.timed("invariants", len(pairs)) as tick:
+            for invariant, implementation in pairs:
+                yield self.examine(invariant, implementation)
+                tick()
+
+    def examine(self, name: str, implementation: str) -> InvariantResult:
+        """One invariant on one implementation; a failure carries its reproduction."""
+        invariant = INVARIANTS[name]
+        with fitting_threads(self.run):
+            subject = self._workshop.subject(implementation)
+            result = examine(invariant, subject, profile=self.chosen.profile, seed=self.chosen.seed)
+        if result.outcome != FAIL:
+            return result
+        return replace(result, reproduction=reproduction(result, self.model, self.chosen))
+
+    def ask(self, name: str, implementation: str, arguments: Arguments) -> None:
+        """Asks once, with given arguments.
+
+        Raises:
+            Violation: it does not hold.
+        """
+        with fitting_threads(self.run):
+            INVARIANTS[name].holds(self._workshop.subject(implementation), **arguments)
+
+
+def reproduction(result: InvariantResult, model: str, chosen: Selectors) -> str:
+    """A command that asks for a failed invariant once more, with the same arguments."""
+    options = "".join(f", {name}={value!r}" for name, value in _not_default(chosen).items())
+    arguments = ", ".join(f"{name}={value!r}" for name, value in result.arguments.items())
+    return (
+        "python - <<'EOF'\n"
+        "from edgeverify.invariants import reproduce\n"
+        f"reproduce({model!r}, {result.invariant!r}, {result.implementation!r}{options},\n"
+        f"          arguments=dict({arguments}))\n"
+        "EOF"
+    )
+
+
+def _not_default(chosen: Selectors) -> Mapping[str, Any]:
+    left_out = ("backends", "profile", "cache")
+    return {
+        item.name: getattr(chosen, item.name)
+        for item in fields(chosen)
+        if item.name not in left_out and getattr(chosen, item.name) != item.default
+    }

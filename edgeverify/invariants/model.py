@@ -1,0 +1,91 @@
+"""What an invariant is, what it is asked of, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Arguments = Mapping[str, Any]
+KINDS = ("reference", "reauthored", "tflite")
+# What has a cache of fixed length, pads, layouts and masks of its own.
+FIXED = ("reauthored", "tflite")
+
+
+class Violation(Exception):  # noqa: N818 - the contract's word, no error of ours
+    """An invariant does not hold. The message says what was seen, where, and what is right."""
+
+
+class NotApplicableError(Exception):
+    """The invariant says nothing about this subject; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a test must know of a model to reach its edges.
+
+    Attributes:
+        model: the port's name.
+        num_blocks: transformer blocks.
+        vocab_size: token ids are below it.
+        rows: of the KV cache.
+        lengths: of the prefill signatures, ascending.
+        windows: per block, how many positions a query sees, itself included; None: all before it.
+        rotary: RoPE of the HF config.
+    """
+
+    model: str
+    num_blocks: int
+    vocab_size: int
+    rows: int
+    lengths: tuple[int, ...]
+    windows: tuple[int | None, ...]
+    rotary: Rotary | None = None
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """RoPE as the HF config has it.
+
+    Attributes:
+        head_dim: width of a head.
+        turned: its first dimensions that are rotated, as halves (i, i + turned / 2).
+        frequencies: (turned / 2,), radians per position, computed in float64.
+        scaling: factor on cos and sin; 1 but for some scaled kinds.
+        max_positions: the model's positions.
+    """
+
+    head_dim: int
+    turned: int
+    frequencies: tuple[float, ...]
+    scaling: float
+    max_positions: int
+
+
+@dataclass(frozen=True)
+class Invariant:
+    """One contract.
+
+    Attributes:
+        name: e.g. ``cache.split``.
+        holds: called with a subject and the arguments; raises ``Violation``. Its docstring's first
+            line is the contract.
+        arguments: facts → a Hypothesis strategy of keyword arguments.
+        edges: facts → keyword arguments that are tried before any drawn ones.
+        kinds: of implementation that it says something about.
+    """
+
+    name: str
+    holds: Callable[..., None]
+    arguments: Callable[[Facts], Any]
+    edges: Callable[[Facts], Sequence[Arguments]] = lambda _: ()
+    kinds: tuple[str, ...] = KINDS
+
+    def is_for(self, implementation: str) -> bool:
+        """Whether it says anything about ``reference``, ``reauthored`` or ``tflite-{kernel}``."""
+        return implementation.partition("-")[0] in self.kinds
+
+    @property
+    def contract(self) -> str:
+        """The contract in one sentence."""
+        return " ".join((self.holds.__doc__ or "").split("\n\n")[0].split())

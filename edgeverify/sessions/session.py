@@ -1,0 +1,160 @@
+"""A session: one conversation on one implementation, with its KV cache in the open.
+
+The session keeps to what a converted file needs from its caller, so that no test asks for what no
+caller may do:
+
+- a step's positions are consecutive and begin right after the last real token: a signature uses
+  the first one alone to place its rows;
+- a chunk that does not fill its signature is padded at its end; the pads' rows lie after the real
+  ones, and the next step writes over them;
+- a step fits the cache with its pads: at the end the runtime would move the whole chunk back over
+  older rows. It is refused before the runtime sees it.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from edgeverify.errors import CacheFullError, UsageError
+
+# ``kv.{i}.k`` and ``kv.{i}.v`` → (S, N, H) float32, S the rows of the cache.
+Cache: TypeAlias = Mapping[str, np.ndarray]
+PAD = 0
+
+
+class Session(abc.ABC):
+    """One conversation. It begins with an empty cache at position 0.
+
+    Attributes:
+        name: of the implementation, e.g. ``tflite-xnnpack``.
+        rows: of the cache.
+        lengths: of the prefill signatures, ascending.
+        position: valid rows of the cache, which is the position of the next token.
+        fixed: whether steps have the signatures' lengths and the cache its full length; otherwise
+            (the Hugging Face reference) chunks are not padded and the cache grows.
+        batch: rows that ``decode_batch`` takes; 0 where it is not possible.
+    """
+
+    fixed = True
+    batch = 0
+
+    def __init__(self, name: str, rows: int, lengths: Sequence[int]) -> None:
+        self.name, self.rows, self.lengths = name, rows, tuple(sorted(lengths))
+        self.position = 0
+
+    def prefill(
+        self, tokens: Sequence[int], *, length: int | None = None, pads: Sequence[int] | None = None
+    ) -> np.ndarray | None:
+        """Feeds a chunk of a prompt.
+
+        Args:
+            tokens: at least one id.
+            length: of the signature; the smallest that takes the tokens if left out.
+            pads: ids that fill the signature; zeros if left out.
+
+        Returns:
+            Logits (T, V) float32 of the real tokens, None if the signature returns none.
+
+        Raises:
+            UsageError: no such signature, or it does not take so many tokens.
+            CacheFullError: the step, pads included, would end past the cache's last row.
+        """
+        length = self._fitting(len(tokens)) if length is None else length
+        if length not in self.lengths or not 0 < len(tokens) <= length:
+            raise UsageError(
+                f"{len(tokens)} tokens do not go into a prefill of {length}",
+                where=self.name,
+                expected=f"1 to N tokens for a signature of N in {list(self.lengths)}",
+            )
+        missing = length - len(tokens)
+        filled = [PAD] * missing if pads is None else list(pads)[:missing]
+        return self._checked_step(f"prefill_{length}", [*tokens, *filled], len(tokens))
+
+    def decode(self, token: int) -> np.ndarray:
+        """Feeds one token.
+
+        Returns:
+            Its logits, (V,) float32.
+
+        Raises:
+            CacheFullError: the cache has no row left.
+        """
+        logits = self._checked_step("decode", [token], 1)
+        assert logits is not None
+        return logits[0]
+
+    def rewind(self, position: int) -> None:
+        """Goes back to ``position``. The rows from there on count as unwritten.
+
+        Raises:
+            UsageError: not between 0 and the present position.
+        """
+        if not 0 <= position <= self.position:
+            raise UsageError(
+                f"cannot go to position {position}",
+                where=self.name,
+                expected=f"0 to {self.position}, the present one",
+            )
+        self.position = position
+
+    def reset(self) -> None:
+        """Begins a new conversation: position 0, a cache of zeros."""
+        self.position = 0
+        self._clear()
+
+    @abc.abstractmethod
+    def read_cache(self) -> dict[str, np.ndarray]:
+        """A copy of the cache: ``kv.{i}.k|v`` → (S, N, H) float32, in forward order.
+
+        Where the cache grows, S is the present position.
+        """
+
+    @abc.abstractmethod
+    def write_cache(self, cache: Cache) -> None:
+        """Replaces the cache by one of the shapes that ``read_cache`` gives."""
+
+    def decode_batch(
+        self, tokens: Sequence[int], caches: Sequence[Cache]
+    ) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
+        """One decode step of several conversations at the present position; the session stays.
+
+        Args:
+            tokens: one id for each of ``batch`` rows.
+            caches: one cache for each row.
+
+        Returns:
+            Logits (B, V), and each row's cache after the step.
+
+        Raises:
+            UsageError: the implementation has no batch.
+        """
+        raise UsageError("has no batch", where=self.name)
+
+    @abc.abstractmethod
+    def _step(self, signature: str, tokens: list[int], real: int) -> np.ndarray | None:
+        """Runs one signature at the present position; logits of its tokens, pads too."""
+
+    @abc.abstractmethod
+    def _clear(self) -> None:
+        """Fills the cache with zeros."""
+
+    def _fitting(self, count: int) -> int:
+        return next((n for n in self.lengths if n >= count), self.lengths[-1])
+
+    def _checked_step(self, signature: str, tokens: list[int], real: int) -> np.ndarray | None:
+        taken = len(tokens) if self.fixed else real
+        if self.position + taken > self.rows:
+            raise CacheFullError(
+                f"a step of {taken} tokens at position {self.position} ends past the last of "
+                f"{self.rows} rows of the KV cache (the runtime would overwrite older rows)",
+                where=self.name,
+                expected=f"at most {self.rows - self.position} tokens, pads included",
+                fix="take a shorter signature, decode one by one, or convert with a longer cache",
+            )
+        logits = self._step(signature, tokens, real)
+        self.position += real
+        return None if logits is None else logits[:real]
