@@ -118,13 +118,15 @@ def test_the_selectors_reach_verify(fake_verify: Any, tmp_path: Path) -> None:
         "check tinyllama --size 1.1b --checkpoint org/name --recipe float32 --backend reauthored"
         " --kv-layout transposed --prefill 8 --prefill 4 --decode-steps 3 --seed 7"
         " --kernel builtin --mask-as-input --no-prefill-logits --kv-cache-len 64"
-        " --trust-remote-code -v"
+        " --trust-remote-code -v --invariants --profile ci"
     )
     assert main([*line.split(), "--prompt", "The capital", "--cache", str(tmp_path)]) == 0
     (call,) = fake_verify.calls
     assert call.pop("progress").__class__.__name__ == "Progress"
     assert call == {
-        "port": "port tinyllama",
+        "port": "tinyllama",
+        "invariants": True,
+        "profile": "ci",
         "size": "1.1b",
         "checkpoint": "org/name",
         "recipes": ("float32",),

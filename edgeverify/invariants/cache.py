@@ -168,6 +168,19 @@ def _one_by_one(facts: Facts) -> list[dict[str, Any]]:
     ]
 
 
+def _given_up(facts: Facts) -> list[dict[str, Any]]:
+    """A chunk, then a few decode steps that are given up for others."""
+    first, n = facts.lengths[0], min(facts.lengths[0] + 3, facts.rows)
+    return [
+        {
+            "tokens": draw.random_tokens(facts, 5)[:n],
+            "abandoned": draw.random_tokens(facts, 6)[:n],
+            "plan": ((f"prefill_{first}", first),),
+            "again": ((DECODE, 1),) * (n - first),
+        }
+    ]
+
+
 def _whole_cache(facts: Facts) -> list[dict[str, Any]]:
     tokens = draw.random_tokens(facts, 1)[: facts.rows]
     longest = f"prefill_{facts.lengths[-1]}"
@@ -181,7 +194,7 @@ CACHE = (
     Invariant("cache.split", split, draw.two_plans, _one_by_one),
     Invariant("cache.own_rows", own_rows, draw.padded_plan_and_seed, kinds=FIXED),
     Invariant("cache.unwritten", unwritten, draw.padded_plan_and_garbage, kinds=FIXED),
-    Invariant("cache.rewind", rewind, draw.abandoned_tail),
+    Invariant("cache.rewind", rewind, draw.abandoned_tail, _given_up),
     Invariant("cache.signatures", signatures, draw.same_chunk, kinds=FIXED),
     Invariant("cache.layouts", layouts, draw.padded_plan, kinds=FIXED),
     Invariant("cache.end", end, draw.full_cache, _whole_cache),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import hypothesis
@@ -27,23 +28,23 @@ SEARCH_SECONDS = 20.0
 class _Asked:
     """What was asked for so far. Once something failed, a clock runs for the search for less."""
 
-    ask: Callable[[Arguments], None]
-    budget: float = SEARCH_SECONDS
+    budget: float
     count: int = 0
     deadline: float | None = None
+    failures: dict[str, Violation] = field(default_factory=dict)
+    last: tuple[Arguments, Violation] | None = None
 
-    def __post_init__(self) -> None:
-        self.failures: dict[str, Violation] = {}
-        self.last: tuple[Arguments, Violation] | None = None
+    def __call__(self, arguments: Arguments, ask: Callable[[], None]) -> None:
+        """Asks, unless it is known to fail.
 
-    def __call__(self, arguments: Arguments) -> None:
+        When the time is up anything new counts as passed, so that the search comes to its end.
+        """
         known = self.failures.get(repr(arguments))
         if known is None:
             if self.deadline is not None and time.monotonic() > self.deadline:
-                return  # anything else counts as passed now, so that the search comes to its end
-            self.count += 1
+                return
             try:
-                self.ask(arguments)
+                ask()
             except Violation as violation:
                 known = self.failures[repr(arguments)] = violation
                 self.deadline = self.deadline or time.monotonic() + self.budget
@@ -72,25 +73,27 @@ def examine(
     Returns:
         The result. A violation carries the shortest arguments that were found to fail.
     """
-    if invariant is MACHINE:
-        return _examine_machine(subject, profile, seed, budget)
-    asked = _Asked(lambda arguments: invariant.holds(subject, **arguments), budget)
+    asked = _Asked(budget)
+    search = _search_scripts if invariant is MACHINE else _search
     try:
         for arguments in invariant.edges(subject.facts):
-            asked(arguments)
-        _search(asked, invariant, subject, PROFILES[profile], seed)
+            _ask(asked, invariant, subject, arguments)
+        search(asked, invariant, subject, PROFILES[profile], seed)
     except Violation as violation:
         # An edge that fails is not shrunk; a search finds a shorter case where there is one.
         found = asked.last
-        try:
-            _search(asked, invariant, subject, SEARCH_EXAMPLES, seed)
-        except Violation:
-            found = asked.last
-        arguments, violation = found or ({}, violation)
+        with suppress(Violation):
+            search(asked, invariant, subject, SEARCH_EXAMPLES, seed)
+        arguments, violation = asked.last or found or ({}, violation)
         return _failed(invariant, subject, asked.count, arguments, violation, seed)
     except (NotApplicableError, ArtifactError, PortError) as error:
         return _not_run(invariant, subject, error)
     return _held(invariant, subject, asked.count)
+
+
+def _ask(asked: _Asked, invariant: Invariant, subject: Any, arguments: Arguments) -> None:
+    asked.count += 1
+    asked(arguments, lambda: invariant.holds(subject, **arguments))
 
 
 def _search(asked: _Asked, invariant: Invariant, subject: Any, examples: int, seed: int) -> None:
@@ -98,9 +101,19 @@ def _search(asked: _Asked, invariant: Invariant, subject: Any, examples: int, se
     @_settings(examples)
     @hypothesis.given(invariant.arguments(subject.facts))
     def drawn(arguments: Arguments) -> None:
-        asked(arguments)
+        _ask(asked, invariant, subject, arguments)
 
     drawn()
+
+
+def _search_scripts(
+    asked: _Asked, invariant: Invariant, subject: Any, examples: int, seed: int
+) -> None:
+    def perform(script: Sequence[Any], do: Callable[[], None]) -> None:
+        asked.count += len(script) == 1
+        asked({"script": tuple(script)}, do)
+
+    explore(subject, _settings(examples, stateful_step_count=MACHINE_STEPS), perform, seed)
 
 
 def _settings(examples: int, **more: Any) -> Any:
@@ -114,41 +127,6 @@ def _settings(examples: int, **more: Any) -> Any:
         suppress_health_check=list(hypothesis.HealthCheck),
         **more,
     )
-
-
-def _examine_machine(subject: Any, profile: str, seed: int, budget: float) -> InvariantResult:
-    asked = _Asked(lambda arguments: MACHINE.holds(subject, **arguments), budget)
-    try:
-        for arguments in MACHINE.edges(subject.facts):
-            asked(arguments)
-    except Violation as violation:
-        return _machine_failed(subject, asked, violation, seed)
-    except (NotApplicableError, ArtifactError, PortError) as error:
-        return _not_run(MACHINE, subject, error)
-    drawn: list[int] = []
-    told: dict[str, Any] = {}
-
-    def observe(script: list[Any]) -> None:
-        if len(script) == 1:
-            drawn.append(1)
-        told["script"] = tuple(script)
-
-    settings = _settings(PROFILES[profile], stateful_step_count=MACHINE_STEPS)
-    try:
-        explore(subject, settings, observe, seed)
-    except Violation as violation:
-        asked.last = ({"script": told["script"]}, violation)
-        return _machine_failed(subject, asked, violation, seed)
-    except (ArtifactError, PortError) as error:
-        return _not_run(MACHINE, subject, error)
-    return _held(MACHINE, subject, asked.count + len(drawn))
-
-
-def _machine_failed(
-    subject: Any, asked: _Asked, violation: Violation, seed: int
-) -> InvariantResult:
-    arguments, violation = asked.last or ({}, violation)
-    return _failed(MACHINE, subject, asked.count, arguments, violation, seed)
 
 
 def _held(invariant: Invariant, subject: Any, count: int) -> InvariantResult:

@@ -63,8 +63,16 @@ def _both(subject: Subject) -> tuple[Session, Session]:
     return truth, session
 
 
-def machine(subject: Subject, observe: Callable[[list[Op]], None]) -> type[RuleBasedStateMachine]:
-    """The state machine of a subject; ``observe`` is told the script before each thing is done."""
+Perform = Callable[[list[Op], Callable[[], None]], None]
+
+
+def machine(subject: Subject, perform: Perform) -> type[RuleBasedStateMachine]:
+    """The state machine of a subject.
+
+    Args:
+        subject: what is asked.
+        perform: called with the script so far and what does, and judges, its last step.
+    """
     facts = subject.facts
 
     class Conversation(RuleBasedStateMachine):
@@ -74,66 +82,65 @@ def machine(subject: Subject, observe: Callable[[list[Op]], None]) -> type[RuleB
             super().__init__()
             self.truth, self.session = _both(subject)
             self.script: list[Op] = []
+            self.position = 0
 
         @initialize(tokens=draw.conversations(facts))
         def begin(self, tokens: tuple[int, ...]) -> None:
             self.tokens = tokens
 
-        @precondition(lambda self: self.session.position < facts.rows)
+        @precondition(lambda self: self.position < facts.rows)
         @rule()
         def decode(self) -> None:
-            self.do(DECODE, 1)
+            self.feed(DECODE, 1)
 
         @precondition(lambda self: self.fitting())
         @rule(data=st.data())
         def prefill(self, data: Any) -> None:
             length = data.draw(st.sampled_from(self.fitting()))
-            self.do(f"prefill_{length}", length)
+            self.feed(f"prefill_{length}", length)
 
         @precondition(lambda self: self.fitting())
         @rule(data=st.data())
         def padded_prefill(self, data: Any) -> None:
             length = data.draw(st.sampled_from(self.fitting()))
-            self.do(f"prefill_{length}", data.draw(st.integers(1, length)))
+            self.feed(f"prefill_{length}", data.draw(st.integers(1, length)))
 
-        @precondition(lambda self: self.session.position > 0)
+        @precondition(lambda self: self.position > 0)
         @rule(data=st.data(), tokens=draw.conversations(facts))
         def rewind(self, data: Any, tokens: tuple[int, ...]) -> None:
-            back = data.draw(st.integers(0, self.session.position - 1))
             self.tokens = tokens  # what follows is another continuation
-            self.note((REWIND, (back,)))
+            self.position = data.draw(st.integers(0, self.position - 1))
+            self.perform((REWIND, (self.position,)))
 
         def fitting(self) -> list[int]:
-            room = facts.rows - self.session.position
-            return [n for n in facts.lengths if n <= room]
+            return [n for n in facts.lengths if n <= facts.rows - self.position]
 
-        def do(self, signature: str, count: int) -> None:
-            start = self.session.position
-            self.note((signature, self.tokens[start : start + count]))
+        def feed(self, signature: str, count: int) -> None:
+            start = self.position
+            self.position += count
+            self.perform((signature, self.tokens[start : start + count]))
 
-        def note(self, op: Op) -> None:
+        def perform(self, op: Op) -> None:
             self.script.append(op)
-            observe(self.script)
-            do(subject, self.session, self.truth, op, len(self.script) - 1)
+            at = len(self.script) - 1
+            perform(self.script, lambda: do(subject, self.session, self.truth, op, at))
 
     return Conversation
 
 
-def explore(
-    subject: Subject, settings: Any, observe: Callable[[list[Op]], None], seed: int
-) -> None:
+def explore(subject: Subject, settings: Any, perform: Perform, seed: int) -> None:
     """Runs the machine.
 
     Args:
         subject: what is asked.
         settings: of Hypothesis.
-        observe: told the script before each thing is done.
+        perform: as for ``machine``.
         seed: of the drawing.
 
     Raises:
-        Violation: with the shortest script that was found, which ``observe`` was told last.
+        Violation: with the shortest script that was found, which ``perform`` was told last.
     """
-    drawn = hypothesis.seed(seed)(machine(subject, observe))
+    drawn = hypothesis.seed(seed)(machine(subject, perform))
     run_state_machine_as_test(drawn, settings=settings)
 
 
