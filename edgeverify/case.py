@@ -70,6 +70,7 @@ class Case:
         greedy: decode steps feed back the reference's own greedy tokens; until it has run, they
             hold placeholders.
         kernel: the LiteRT kernels that run the file.
+        decode_batch: conversations that the decode signature takes at once.
     """
 
     model: str
@@ -82,6 +83,7 @@ class Case:
     prefill_logits: bool = True
     greedy: bool = False
     kernel: str = "xnnpack"
+    decode_batch: int = 1
 
     @property
     def tokens(self) -> tuple[int, ...]:

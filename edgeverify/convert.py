@@ -111,24 +111,27 @@ def _convert(
 ) -> None:
     converter: Any = None
     for name, length in case.signatures.items():
-        inputs = sample_inputs(model_config, case, length, mask_kinds)
+        batch = case.decode_batch if name == "decode" else 1
+        inputs = sample_inputs(model_config, case, length, mask_kinds, batch)
         # Both ways to add a signature take the same arguments.
         add = litert_torch.signature if converter is None else converter.signature
         converter = add(name, exportable, sample_kwargs=inputs)
     converter.convert(lightweight_conversion=True).export(str(path))
 
 
-def sample_inputs(config: object, case: Case, length: int, mask_kinds: tuple[str, ...]) -> dict:
+def sample_inputs(
+    config: object, case: Case, length: int, mask_kinds: tuple[str, ...], batch: int = 1
+) -> dict:
     """Inputs of one signature, for tracing.
 
     They are made anew for each signature: sharing them let one signature's export change the
     next one's (litert-torch aae021e).
     """
     inputs: dict = {
-        "tokens": torch.zeros((1, length), dtype=torch.int32),
+        "tokens": torch.zeros((batch, length), dtype=torch.int32),
         "input_pos": torch.arange(length, dtype=torch.int32),
         "kv_cache": kv_utils.KVCache.from_model_config(
-            case.kv_cache_len, config, kv_layout=LAYOUTS[case.kv_layout]
+            case.kv_cache_len, config, batch_size=batch, kv_layout=LAYOUTS[case.kv_layout]
         ),
     }
     if case.mask_as_input:

@@ -241,7 +241,7 @@ def converted(run: Run) -> Path:
         artifacts.source_digest("convert.py"),
         fingerprint.of_module(model),
         fingerprint.of_trace(probed),
-        [case.kv_layout, list(case.prefill_lengths), case.kv_cache_len],
+        [case.kv_layout, list(case.prefill_lengths), case.kv_cache_len, case.decode_batch],
         [case.mask_as_input, case.prefill_logits, list(run.port.mask_kinds)],
     )
 

@@ -23,7 +23,7 @@ def rows(
     """Rows of a batch do not influence one another, to the bit, and each equals a batch of one."""
     session = subject.sessions(batch=True)
     if not session.batch:
-        raise NotApplicableError("its decode signature takes one conversation")
+        raise NotApplicableError("its decode signature takes one conversation at a time")
     plan = shortest(subject.facts, count)
     pasts = []
     for conversation in (tokens, others):

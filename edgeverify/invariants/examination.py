@@ -35,7 +35,9 @@ class Examination:
         with fitting_threads(self.run):
             import torch
 
-            self._workshop = Workshop(self.run, torch.get_num_threads())
+            # One more conversion for one invariant: every night.
+            batch = 2 if self.chosen.profile == "nightly" else 1
+            self._workshop = Workshop(self.run, torch.get_num_threads(), batch)
 
     def all(self) -> Iterator[InvariantResult]:
         """Every invariant on every implementation, one implementation after another."""

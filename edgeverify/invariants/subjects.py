@@ -27,10 +27,17 @@ REFERENCE, REAUTHORED, TFLITE = "reference", "reauthored", "tflite"
 
 @dataclass
 class Workshop:
-    """The models and files of one run, each made when it is first asked for."""
+    """The models and files of one run, each made when it is first asked for.
+
+    Attributes:
+        run: the run.
+        num_threads: of the interpreters.
+        decode_batch: of the files that are made for the invariants of a batch; 1 for none.
+    """
 
     run: Run
     num_threads: int = 1
+    decode_batch: int = 1
     _made: dict[Any, Any] = field(default_factory=dict)
 
     def subject(self, implementation: str) -> Subject:
@@ -39,12 +46,15 @@ class Workshop:
         def sessions(
             kv_layout: str | None = None, mask_as_input: bool | None = None, batch: bool = False
         ) -> Session:
-            del batch  # the run's own session has one, or none
             own = self.run.case
-            layout = own.kv_layout if kv_layout is None else kv_layout
-            given = own.mask_as_input if mask_as_input is None else mask_as_input
             return self._session(
-                implementation, replace(own, kv_layout=layout, mask_as_input=given)
+                implementation,
+                replace(
+                    own,
+                    kv_layout=own.kv_layout if kv_layout is None else kv_layout,
+                    mask_as_input=own.mask_as_input if mask_as_input is None else mask_as_input,
+                    decode_batch=self._batch_of_file(implementation, own) if batch else 1,
+                ),
             )
 
         return Subject(
@@ -54,6 +64,12 @@ class Workshop:
             sessions=sessions,
             truth=lambda: self._session(REFERENCE, self.run.case),
         )
+
+    def _batch_of_file(self, implementation: str, case: Case) -> int:
+        # On PyTorch any signature takes a batch. The transposed layout has none to convert: see
+        # tests/test_runtime_edges.py.
+        file = implementation.startswith(TFLITE) and case.kv_layout == "default"
+        return self.decode_batch if file else 1
 
     @property
     def facts(self) -> Facts:
