@@ -70,11 +70,19 @@ NEVER = {
         ("edgeverify", "transformers", "litert_torch.generative.examples"),
     ),
     "backends/tflite runs on a device host without torch": (
-        ["edgeverify/backends/tflite.py"],
+        [
+            "edgeverify/backends/tflite.py",
+            "edgeverify/sessions/session.py",
+            "edgeverify/sessions/tflite.py",
+        ],
         ("torch", "litert_torch", "transformers", "models"),
     ),
     "the reference shares no code with the ports": (
-        ["edgeverify/backends/reference.py", "edgeverify/references/*.py"],
+        [
+            "edgeverify/backends/reference.py",
+            "edgeverify/references/*.py",
+            "edgeverify/sessions/reference.py",
+        ],
         ("models", "litert_torch"),
     ),
     "pytest start-up and the command line are lean": (

@@ -16,7 +16,7 @@ from edgeverify.invariants.model import Arguments, Invariant, NotApplicableError
 from edgeverify.report.model import FAIL, NOT_APPLICABLE, PASS, UNCHECKED, InvariantResult
 
 # Drawn examples per invariant and implementation.
-PROFILES = {"dev": 10, "ci": 6, "nightly": 200}
+PROFILES = {"dev": 5, "ci": 10, "nightly": 200}
 # Steps of one run of the state machine: a cache of 96 rows is full after 5 to 8 of them.
 MACHINE_STEPS = 10
 # Searching for a shorter failure than the one at hand.
@@ -134,7 +134,15 @@ def _held(invariant: Invariant, subject: Any, count: int) -> InvariantResult:
         return InvariantResult(
             invariant.name, subject.implementation, UNCHECKED, reason="nothing was asked"
         )
-    return InvariantResult(invariant.name, subject.implementation, PASS, count)
+    seen = getattr(getattr(subject, "agreement", None), "seen", {})
+    return InvariantResult(
+        invariant.name,
+        subject.implementation,
+        PASS,
+        count,
+        rms_ratio=seen.get("rms"),
+        row_ratio=seen.get("row"),
+    )
 
 
 def _failed(

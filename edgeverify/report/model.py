@@ -112,6 +112,7 @@ class InvariantResult:
         implementation: ``reference``, ``reauthored`` or ``tflite-{kernel}``.
         outcome: ``pass``, ``fail``, ``unchecked``, or ``n/a`` where it does not apply.
         examples: how many cases were tried.
+        rms_ratio, row_ratio: the largest ratios among them, of what is held to the floor.
         reason: what was seen, for anything but a pass.
         contract: what should hold, for a failure.
         arguments: the shortest case that fails.
@@ -123,6 +124,8 @@ class InvariantResult:
     implementation: str
     outcome: str
     examples: int = 0
+    rms_ratio: float | None = None
+    row_ratio: float | None = None
     reason: str = ""
     contract: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
