@@ -8,9 +8,8 @@ ratios are held to calibrated thresholds: ``invariants`` in ``thresholds.json``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -65,15 +64,26 @@ class Agreement:
         for tap, rows in wanted.cache.items():
             if got.cache[tap].shape != rows.shape:
                 raise Violation(f"{what}: {tap} is {got.cache[tap].shape}, not {rows.shape}")
-            self._require(tap, range(len(rows)), got.cache[tap], rows, what)
+            self.require_rows(tap, range(len(rows)), got.cache[tap], rows, what)
         both = sorted(got.logits.keys() & wanted.logits.keys())
         if both:
             left, right = (np.stack([run.logits[at] for at in both]) for run in (got, wanted))
-            self._require(taps.LOGITS, both, left, right, what)
+            self.require_rows(taps.LOGITS, both, left, right, what)
 
-    def _require(
-        self, tap: str, positions: Any, got: np.ndarray, wanted: np.ndarray, what: str
+    def require_rows(
+        self, tap: str, positions: Sequence[int], got: np.ndarray, wanted: np.ndarray, what: str
     ) -> None:
+        """Compares the rows of one tap.
+
+        Args:
+            tap: ``logits`` or ``kv.{i}.k|v``.
+            positions: of the rows.
+            got, wanted: (T, ...), one row for each position.
+            what: begins the message.
+
+        Raises:
+            Violation: as for ``require``.
+        """
         rows = np.asarray(positions, np.int64)
         require_finite(tap, rows, got, what)
         require_finite(tap, rows, wanted, what)
@@ -156,7 +166,7 @@ def require_finite(tap: str, rows: np.ndarray, array: np.ndarray, what: str) -> 
         raise Violation(f"{what}: {tap} is NaN or Inf at positions {_spans(rows[bad])}")
 
 
-def _spans(rows: Any) -> str:
+def _spans(rows: Sequence[int] | np.ndarray) -> str:
     """``0-3, 7``: at most three spans of consecutive rows."""
     spans: list[list[int]] = []
     for row in map(int, rows):

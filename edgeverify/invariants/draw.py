@@ -107,6 +107,13 @@ def padded_plan(draw: Callable[..., Any], facts: Facts) -> dict[str, Any]:
 
 
 @st.composite
+def repeated_token(draw: Callable[..., Any], facts: Facts) -> dict[str, Any]:
+    """One token over and over."""
+    n = draw(count(facts))
+    return {"token": draw(token(facts)), "plan": draw(plans(facts, n, padded=True))}
+
+
+@st.composite
 def padded_plan_and_seed(draw: Callable[..., Any], facts: Facts) -> dict[str, Any]:
     """As ``padded_plan``, with the seed of what stands in the cache before."""
     return {**draw(padded_plan(facts)), "seed": draw(st.integers(0, 99))}
