@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 import models
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=200)
     draws = parser.parse_args().draws
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # the products are small
     limits = thresholds("authoring")
     print(f"allowed: row {limits.row:g}, rms {limits.rms:g}, norm {4 * 2**0.5:.3g}")
     for name in models.CATALOGUE:

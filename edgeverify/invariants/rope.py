@@ -90,7 +90,7 @@ class Floor:
 
     These are Hugging Face's own rotary in float32 and the formula with each angle moved by what
     rounding costs (``_angles_rounded_otherwise``). That second run gives every position a
-    typical error, so none is judged by a lucky one and none by that of a far position.
+    typical error of its own, so none is judged by luck and none by the floor of a far one.
 
     Attributes:
         elements: (T, N, H), the largest absolute error of the runs, per element.
@@ -130,16 +130,29 @@ def floor_of(
 def _angles_rounded_otherwise(
     rotary: Rotary, vectors: np.ndarray, positions: np.ndarray
 ) -> np.ndarray:
-    """The rotation in float32, its exact angles moved by half an ulp, up or down, as drawn.
+    """The rotation in float32, its exact angles moved by what rounding costs, as drawn.
 
-    As ``edgeverify.float32.angles_rounded_otherwise``, but an angle that float32 holds exactly
-    (the first frequency is 1) stays where it is, because rounding it costs nothing.
+    A frequency is base ** -(2i / turned), and the angle is position x frequency. Each of the
+    three values is rounded to float32, by up to half an ulp: the exponent's rounding moves the
+    angle, relatively, by ln(frequency) half ulps (with a width that is no power of two; 7 for
+    a base of 1e4 near the last pair), the other two by one each. They are independent, so their
+    squares add up; up or down is drawn. A value that float32 holds exactly costs nothing: the
+    first frequency is 1, and so its angle is exact at every position.
     """
-    exact = np.multiply.outer(positions.astype(np.float64), rotary.frequencies)
+    exponents = np.arange(rotary.turned // 2) * 2 / rotary.turned
+    frequencies = np.array(rotary.frequencies)
+    exact = np.multiply.outer(positions.astype(np.float64), frequencies)
+    squares = (np.log(frequencies) * _inexact(exponents)) ** 2 + _inexact(frequencies)
+    half_ulps = np.sqrt(squares + _inexact(exact))
     signs = np.random.default_rng(0).choice((-1.0, 1.0), size=exact.shape)
-    moved = np.where(exact == exact.astype(np.float32), exact, exact * (1 + HALF_ULP * signs))
-    cos, sin = (np.cos(moved) * rotary.scaling, np.sin(moved) * rotary.scaling)
+    moved = exact * (1 + HALF_ULP * signs * half_ulps)
+    cos, sin = np.cos(moved) * rotary.scaling, np.sin(moved) * rotary.scaling
     return _turn(rotary, vectors, cos.astype(np.float32), sin.astype(np.float32))
+
+
+def _inexact(values: np.ndarray) -> np.ndarray:
+    """1.0 where float32 does not hold the value exactly, else 0.0."""
+    return (values != values.astype(np.float32)).astype(np.float64)
 
 
 def norm(
