@@ -11,13 +11,16 @@ from typing import Any
 
 from edgeverify.invariants.batch import BATCH
 from edgeverify.invariants.cache import CACHE
+from edgeverify.invariants.keys import KEYS
 from edgeverify.invariants.machine import MACHINE
 from edgeverify.invariants.mask import MASK
 from edgeverify.invariants.model import Facts, Invariant, NotApplicableError, Violation
 from edgeverify.invariants.padding import PADDING
+from edgeverify.invariants.rope import ROPE
 
 INVARIANTS: dict[str, Invariant] = {
-    invariant.name: invariant for invariant in (*CACHE, *MASK, *PADDING, *BATCH, MACHINE)
+    invariant.name: invariant
+    for invariant in (*ROPE, *KEYS, *CACHE, *MASK, *PADDING, *BATCH, MACHINE)
 }
 
 __all__ = ["INVARIANTS", "Facts", "Invariant", "NotApplicableError", "Violation", "reproduce"]

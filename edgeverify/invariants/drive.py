@@ -12,7 +12,13 @@ import hypothesis
 
 from edgeverify.errors import ArtifactError, PortError
 from edgeverify.invariants.machine import MACHINE, explore
-from edgeverify.invariants.model import Arguments, Invariant, NotApplicableError, Violation
+from edgeverify.invariants.model import (
+    Arguments,
+    Facts,
+    Invariant,
+    NotApplicableError,
+    Violation,
+)
 from edgeverify.report.model import FAIL, NOT_APPLICABLE, PASS, UNCHECKED, InvariantResult
 
 # Drawn examples per invariant and implementation.
@@ -53,67 +59,85 @@ class _Asked:
             raise known
 
 
+@dataclass(frozen=True)
+class Question:
+    """One invariant, for one implementation.
+
+    Attributes:
+        invariant: the contract.
+        implementation: ``reference``, ``reauthored`` or ``tflite-{kernel}``.
+        subject: what it is asked of: see ``Invariant.of``.
+        facts: of the model.
+        seed: of the drawing.
+    """
+
+    invariant: Invariant
+    implementation: str
+    subject: Any
+    facts: Facts
+    seed: int = 0
+
+    def result(self, outcome: str, **more: Any) -> InvariantResult:
+        """A result of this question."""
+        return InvariantResult(self.invariant.name, self.implementation, outcome, **more)
+
+    def not_asked(self, error: Exception) -> InvariantResult:
+        """The result where asking was not possible, or makes no sense."""
+        applies = not isinstance(error, NotApplicableError)
+        return self.result(UNCHECKED if applies else NOT_APPLICABLE, reason=str(error))
+
+
 def examine(
-    invariant: Invariant,
-    subject: Any,
-    *,
-    profile: str = "dev",
-    seed: int = 0,
-    budget: float = SEARCH_SECONDS,
+    question: Question, *, profile: str = "dev", budget: float = SEARCH_SECONDS
 ) -> InvariantResult:
-    """Asks a subject for one invariant.
+    """Answers a question.
 
     Args:
-        invariant: the contract.
-        subject: a ``Subject``, or a rotation for the invariants of RoPE.
+        question: what is asked.
         profile: how many examples are drawn: ``dev``, ``ci`` or ``nightly``.
-        seed: of the drawing.
         budget: seconds spent on finding a shorter failure.
 
     Returns:
         The result. A violation carries the shortest arguments that were found to fail.
     """
     asked = _Asked(budget)
-    search = _search_scripts if invariant is MACHINE else _search
+    search = _search_scripts if question.invariant is MACHINE else _search
     try:
-        for arguments in invariant.edges(subject.facts):
-            _ask(asked, invariant, subject, arguments)
-        search(asked, invariant, subject, PROFILES[profile], seed)
-    except Violation as violation:
+        for arguments in question.invariant.edges(question.facts):
+            _ask(asked, question, arguments)
+        search(asked, question, PROFILES[profile])
+    except Violation:
         # An edge that fails is not shrunk; a search finds a shorter case where there is one.
-        found = asked.last
         with suppress(Violation):
-            search(asked, invariant, subject, SEARCH_EXAMPLES, seed)
-        arguments, violation = asked.last or found or ({}, violation)
-        return _failed(invariant, subject, asked.count, arguments, violation, seed)
+            search(asked, question, SEARCH_EXAMPLES)
+        return _failed(asked, question)
     except (NotApplicableError, ArtifactError, PortError) as error:
-        return _not_run(invariant, subject, error)
-    return _held(invariant, subject, asked.count)
+        return question.not_asked(error)
+    return _held(asked, question)
 
 
-def _ask(asked: _Asked, invariant: Invariant, subject: Any, arguments: Arguments) -> None:
+def _ask(asked: _Asked, question: Question, arguments: Arguments) -> None:
     asked.count += 1
-    asked(arguments, lambda: invariant.holds(subject, **arguments))
+    asked(arguments, lambda: question.invariant.holds(question.subject, **arguments))
 
 
-def _search(asked: _Asked, invariant: Invariant, subject: Any, examples: int, seed: int) -> None:
-    @hypothesis.seed(seed)
+def _search(asked: _Asked, question: Question, examples: int) -> None:
+    @hypothesis.seed(question.seed)
     @_settings(examples)
-    @hypothesis.given(invariant.arguments(subject.facts))
+    @hypothesis.given(question.invariant.arguments(question.facts))
     def drawn(arguments: Arguments) -> None:
-        _ask(asked, invariant, subject, arguments)
+        _ask(asked, question, arguments)
 
     drawn()
 
 
-def _search_scripts(
-    asked: _Asked, invariant: Invariant, subject: Any, examples: int, seed: int
-) -> None:
+def _search_scripts(asked: _Asked, question: Question, examples: int) -> None:
     def perform(script: Sequence[Any], do: Callable[[], None]) -> None:
         asked.count += len(script) == 1
         asked({"script": tuple(script)}, do)
 
-    explore(subject, _settings(examples, stateful_step_count=MACHINE_STEPS), perform, seed)
+    settings = _settings(examples, stateful_step_count=MACHINE_STEPS)
+    explore(question.subject, settings, perform, question.seed)
 
 
 def _settings(examples: int, **more: Any) -> Any:
@@ -129,42 +153,23 @@ def _settings(examples: int, **more: Any) -> Any:
     )
 
 
-def _held(invariant: Invariant, subject: Any, count: int) -> InvariantResult:
-    if not count:
-        return InvariantResult(
-            invariant.name, subject.implementation, UNCHECKED, reason="nothing was asked"
-        )
-    seen = getattr(getattr(subject, "agreement", None), "seen", {})
-    return InvariantResult(
-        invariant.name,
-        subject.implementation,
-        PASS,
-        count,
-        rms_ratio=seen.get("rms"),
-        row_ratio=seen.get("row"),
+def _held(asked: _Asked, question: Question) -> InvariantResult:
+    if not asked.count:
+        return question.result(UNCHECKED, reason="nothing was asked")
+    seen = getattr(getattr(question.subject, "agreement", None), "seen", {})
+    return question.result(
+        PASS, examples=asked.count, rms_ratio=seen.get("rms"), row_ratio=seen.get("row")
     )
 
 
-def _failed(
-    invariant: Invariant,
-    subject: Any,
-    count: int,
-    arguments: Arguments,
-    violation: Violation,
-    seed: int,
-) -> InvariantResult:
-    return InvariantResult(
-        invariant.name,
-        subject.implementation,
+def _failed(asked: _Asked, question: Question) -> InvariantResult:
+    assert asked.last is not None
+    arguments, violation = asked.last
+    return question.result(
         FAIL,
-        count,
+        examples=asked.count,
         reason=str(violation),
-        contract=invariant.contract,
+        contract=question.invariant.contract,
         arguments=dict(arguments),
-        seed=seed,
+        seed=question.seed,
     )
-
-
-def _not_run(invariant: Invariant, subject: Any, error: Exception) -> InvariantResult:
-    outcome = NOT_APPLICABLE if isinstance(error, NotApplicableError) else UNCHECKED
-    return InvariantResult(invariant.name, subject.implementation, outcome, reason=str(error))

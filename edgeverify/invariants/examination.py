@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from edgeverify.errors import ArtifactError, PortError
 from edgeverify.invariants import INVARIANTS
 from edgeverify.invariants.cells import cells
-from edgeverify.invariants.drive import examine
-from edgeverify.invariants.model import Arguments
+from edgeverify.invariants.drive import Question, examine
+from edgeverify.invariants.model import Arguments, NotApplicableError
 from edgeverify.invariants.subjects import Workshop
 from edgeverify.report.model import FAIL, InvariantResult
 from edgeverify.selectors import Selectors
@@ -49,10 +50,14 @@ class Examination:
 
     def examine(self, name: str, implementation: str) -> InvariantResult:
         """One invariant on one implementation; a failure carries its reproduction."""
-        invariant = INVARIANTS[name]
+        workshop, invariant = self._workshop, INVARIANTS[name]
+        question = Question(invariant, implementation, None, workshop.facts, self.chosen.seed)
         with fitting_threads(self.run):
-            subject = self._workshop.subject(implementation)
-            result = examine(invariant, subject, profile=self.chosen.profile, seed=self.chosen.seed)
+            try:
+                subject = workshop.asked(invariant, implementation)
+            except (NotApplicableError, ArtifactError, PortError) as error:
+                return question.not_asked(error)
+            result = examine(replace(question, subject=subject), profile=self.chosen.profile)
         if result.outcome != FAIL:
             return result
         return replace(result, reproduction=reproduction(result, self.model, self.chosen))
@@ -64,7 +69,8 @@ class Examination:
             Violation: it does not hold.
         """
         with fitting_threads(self.run):
-            INVARIANTS[name].holds(self._workshop.subject(implementation), **arguments)
+            invariant = INVARIANTS[name]
+            invariant.holds(self._workshop.asked(invariant, implementation), **arguments)
 
 
 def reproduction(result: InvariantResult, model: str, chosen: Selectors) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 Arguments = Mapping[str, Any]
 KINDS = ("reference", "reauthored", "tflite")
+SESSIONS, ROTATION = "sessions", "rotation"
 # What has a cache of fixed length, pads, layouts and masks of its own.
 FIXED = ("reauthored", "tflite")
 
@@ -73,6 +74,7 @@ class Invariant:
         arguments: facts → a Hypothesis strategy of keyword arguments.
         edges: facts → keyword arguments that are tried before any drawn ones.
         kinds: of implementation that it says something about.
+        of: what ``holds`` is called with: a ``Subject`` of ``sessions``, or a ``rotation``.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Invariant:
     arguments: Callable[[Facts], Any]
     edges: Callable[[Facts], Sequence[Arguments]] = lambda _: ()
     kinds: tuple[str, ...] = KINDS
+    of: str = SESSIONS
 
     def is_for(self, implementation: str) -> bool:
         """Whether it says anything about ``reference``, ``reauthored`` or ``tflite-{kernel}``."""

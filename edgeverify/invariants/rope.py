@@ -18,6 +18,7 @@ import numpy as np
 
 from edgeverify.compare import thresholds
 from edgeverify.invariants.model import (
+    ROTATION,
     Arguments,
     Facts,
     Invariant,
@@ -478,11 +479,14 @@ def _without(edge: Arguments, key: str, **added: Any) -> Mapping[str, Any]:
     return {**{name: value for name, value in edge.items() if name != key}, **added}
 
 
-ROPE = (
-    Invariant("rope.norm", norm, _positions, _edges),
-    Invariant("rope.origin", origin, _with_origin, _origin_edges),
-    Invariant("rope.distance", distance, _shifted, _shift_edges),
-    Invariant("rope.compose", compose, _sums, _sum_edges),
-    Invariant("rope.share", share, _positions, _edges),
-    Invariant("rope.reference", reference, _positions, _edges),
+ROPE = tuple(
+    Invariant(name, holds, arguments, edges, kinds=("reference", "reauthored"), of=ROTATION)
+    for name, holds, arguments, edges in (
+        ("rope.norm", norm, _positions, _edges),
+        ("rope.origin", origin, _with_origin, _origin_edges),
+        ("rope.distance", distance, _shifted, _shift_edges),
+        ("rope.compose", compose, _sums, _sum_edges),
+        ("rope.share", share, _positions, _edges),
+        ("rope.reference", reference, _positions, _edges),
+    )
 )

@@ -262,9 +262,7 @@ class ReauthoredRotation:
                 f"is not called {NORMS[which]}"
             )
 
-    def _run(
-        self, outputs: Mapping[tuple[int, str], torch.Tensor], positions: np.ndarray
-    ) -> _Pass:
+    def _run(self, outputs: Mapping[tuple[int, str], torch.Tensor], positions: np.ndarray) -> _Pass:
         length = len(positions)
         mask: Any = torch.zeros(1, 1, length, length)
         if len(self._port.mask_kinds) > 1:

@@ -14,7 +14,9 @@ from edgeverify.hf import reference_config
 from edgeverify.invariants import draw
 from edgeverify.invariants.agree import Agreement
 from edgeverify.invariants.floors import cached_floor, floor_per_position
-from edgeverify.invariants.model import Facts
+from edgeverify.invariants.model import ROTATION, Facts, Invariant, NotApplicableError
+from edgeverify.invariants.rope import Rotation
+from edgeverify.invariants.rotaries import ReauthoredRotation, ReferenceRotation, rotary_of
 from edgeverify.invariants.subject import Subject
 from edgeverify.sessions import Session
 from edgeverify.sessions.reauthored import ReauthoredSession
@@ -39,6 +41,24 @@ class Workshop:
     num_threads: int = 1
     decode_batch: int = 1
     _made: dict[Any, Any] = field(default_factory=dict)
+
+    def asked(self, invariant: Invariant, implementation: str) -> Any:
+        """What an invariant is asked of: a rotation, or the subject with its sessions.
+
+        Raises:
+            NotApplicableError: the model has no RoPE, or the port's cannot be reached.
+        """
+        if invariant.of != ROTATION:
+            return self.subject(implementation)
+        if self.facts.rotary is None:
+            raise NotApplicableError("the Hugging Face model has no RoPE that is the same anywhere")
+        return self._once((ROTATION, implementation), lambda: self._rotation(implementation))
+
+    def _rotation(self, implementation: str) -> Rotation:
+        config = self.run.hf_config
+        if implementation == REFERENCE:
+            return ReferenceRotation(config)
+        return ReauthoredRotation(self.run.port, config, self.run.state())
 
     def subject(self, implementation: str) -> Subject:
         """The subject called ``reference``, ``reauthored`` or ``tflite-{kernel}``."""
@@ -123,6 +143,10 @@ class Workshop:
 def facts_of(hf_config: Mapping[str, Any], case: Case) -> Facts:
     """What the tests must know, read from the HF config by transformers' own class."""
     config = reference_config(hf_config)
+    try:
+        rotary = rotary_of(hf_config)
+    except NotApplicableError:
+        rotary = None
     return Facts(
         model=case.model,
         num_blocks=config.num_hidden_layers,
@@ -130,6 +154,7 @@ def facts_of(hf_config: Mapping[str, Any], case: Case) -> Facts:
         rows=case.kv_cache_len,
         lengths=case.prefill_lengths,
         windows=windows_of(config),
+        rotary=rotary,
     )
 
 

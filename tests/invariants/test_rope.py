@@ -257,8 +257,6 @@ def test_a_fault_is_seen_in_short(fault: str, name: str) -> None:
 @pytest.mark.parametrize(("fault", "name"), UNSEEN)
 def test_a_contract_that_a_fault_keeps_holds(fault: str, name: str) -> None:
     rotation, invariant = broken(fault), BY_NAME[f"rope.{name}"]
-    told = [
-        violation(invariant, rotation, edge) for edge in invariant.edges(facts_of(rotation, 3))
-    ]
+    told = [violation(invariant, rotation, edge) for edge in invariant.edges(facts_of(rotation, 3))]
     assert told
     assert set(told) == {""}
