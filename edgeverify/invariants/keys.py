@@ -19,7 +19,7 @@ def turned(subject: Subject, *, token: int, plan: Plan) -> None:
     cache = play(subject.session, (token,) * count, plan).cache
     keys, positions = cache[taps.kv(0, "k")], np.arange(count)
     at_origin = np.repeat(keys[:1], count, axis=0)
-    wanted = rotated_exactly(subject.facts.rotary, at_origin, positions)
+    wanted = rotated_exactly(subject.facts.rope, at_origin, positions)
     what = f"keys of token {token}, against its key at position 0, turned"
     subject.agreement.require_rows(taps.kv(0, "k"), range(count), keys, wanted, what)
 

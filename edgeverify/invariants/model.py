@@ -32,7 +32,7 @@ class Facts:
         rows: of the KV cache.
         lengths: of the prefill signatures, ascending.
         windows: per block, how many positions a query sees, itself included; None: all before it.
-        rotary: RoPE of the HF config.
+        rotary: RoPE of the HF config, None if it has none that is the same at every position.
     """
 
     model: str
@@ -42,6 +42,17 @@ class Facts:
     lengths: tuple[int, ...]
     windows: tuple[int | None, ...]
     rotary: Rotary | None = None
+
+    @property
+    def rope(self) -> Rotary:
+        """``rotary``, where there is one.
+
+        Raises:
+            NotApplicableError: there is none.
+        """
+        if self.rotary is None:
+            raise NotApplicableError("the Hugging Face model has no RoPE that is the same anywhere")
+        return self.rotary
 
 
 @dataclass(frozen=True)

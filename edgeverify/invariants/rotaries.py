@@ -25,7 +25,7 @@ from edgeverify.backends.reauthored import PLAIN_ATTENTION
 from edgeverify.errors import PortError
 from edgeverify.float64 import exact_frequencies, rope_type
 from edgeverify.hf import meta_model, reference_config
-from edgeverify.invariants.model import NotApplicableError, Rotary
+from edgeverify.invariants.model import NotApplicableError, Rotary, Violation
 
 if TYPE_CHECKING:
     from models.port import Port
@@ -121,6 +121,13 @@ def _apply_function(module_name: str) -> Callable[..., torch.Tensor]:
     raise NotApplicableError(f"{module_name} has no function that applies RoPE")
 
 
+def _normed_between(which: str, block: int) -> NotApplicableError:
+    return NotApplicableError(
+        f"block {block}: {which} is normed between {PROJECTION} and RoPE by what is no module "
+        f"called {NORMS[which]}"
+    )
+
+
 @dataclass
 class _Pass:
     """What is put into one forward pass, and what is seen of it.
@@ -167,6 +174,8 @@ class ReauthoredRotation:
 
         self._port = port
         self._model: Any = build_model(port, hf_config, state, mask_cache_size=0)
+        self._blocks: list[nn.Module] = list(self._model.transformer_blocks)
+        self._parts = [_parts(block) for block in self._blocks]
         self.reference = ReferenceRotation(hf_config)
         self.rotary = self.reference.rotary
         self._slots = self._probe()
@@ -181,7 +190,20 @@ class ReauthoredRotation:
     def rotate(
         self, which: str, block: int, vectors: np.ndarray, positions: np.ndarray
     ) -> np.ndarray:
-        """(T, N, H) float32 and (T,) → (T, N, H) of the block's own dtype."""
+        """(T, N, H) float32 and (T,) → (T, N, H) of the block's own dtype.
+
+        Raises:
+            Violation: that is bfloat16.
+            PortError: the model raises.
+        """
+        rotated = self._rotated(which, block, vectors, positions)
+        if rotated.dtype == torch.bfloat16:  # which numpy lacks
+            raise Violation(f"block {block}, {which}: rotated to bfloat16; right is float32")
+        return rotated.numpy()
+
+    def _rotated(
+        self, which: str, block: int, vectors: np.ndarray, positions: np.ndarray
+    ) -> torch.Tensor:
         given = torch.from_numpy(vectors)
         slots = self._slots[block, which]
         if slots is None:
@@ -190,8 +212,7 @@ class ReauthoredRotation:
             name = PROJECTION
             output = torch.zeros(len(given), self._width(block), self.rotary.head_dim)
             output[:, slots] = given
-        seen = self._run({(block, name): output}, positions)
-        return seen.rotated[block, which][0].to(torch.float32).numpy()
+        return self._run({(block, name): output}, positions).rotated[block, which][0]
 
     def _width(self, block: int) -> int:
         """Heads of q, k and v together: the slots of the projection's output."""
@@ -201,9 +222,10 @@ class ReauthoredRotation:
         """For each q and k: the slots of its heads in ``qkv_projection``, or None for its norm.
 
         In row t of the projection slot t stands out by a factor of 2^20, so a head is largest in
-        the row of its own slot, whatever the rotation does to it.
+        the row of its own slot, whatever the rotation does to it. A head that keeps less than half
+        of that factor's digits was normed on the way.
         """
-        blocks = range(len(self._model.transformer_blocks))
+        blocks = range(len(self._blocks))
         rows = max(map(self._width, blocks))
         outputs = {}
         for block in blocks:
@@ -218,7 +240,10 @@ class ReauthoredRotation:
                 if (block, NORMS[which]) in seen.called:
                     found[block, which] = None
                     continue
-                largest = seen.rotated[block, which][0].double().norm(dim=-1).argmax(dim=0)
+                sizes = seen.rotated[block, which][0].double().norm(dim=-1)
+                if (sizes.amax(dim=0) < 2.0**10 * sizes.amin(dim=0)).any():
+                    raise _normed_between(which, block)
+                largest = sizes.argmax(dim=0)
                 if len(largest.unique()) != self.heads(which, block):
                     raise NotApplicableError(
                         f"block {block}: the heads of {which} are no slices of {PROJECTION}'s "
@@ -253,23 +278,23 @@ class ReauthoredRotation:
         shape = (1, self.heads(which, block), self.rotary.head_dim)
         vectors = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         once, four_times = (
-            float(np.linalg.norm(self.rotate(which, block, vectors * factor, np.array([1]))))
+            float(self._rotated(which, block, vectors * factor, np.array([1])).double().norm())
             for factor in (np.float32(1), np.float32(4))
         )
         if four_times < 2 * once:
-            raise NotApplicableError(
-                f"block {block}: {which} is normed between {PROJECTION} and RoPE by a module that "
-                f"is not called {NORMS[which]}"
-            )
+            raise _normed_between(which, block)
 
     def _run(self, outputs: Mapping[tuple[int, str], torch.Tensor], positions: np.ndarray) -> _Pass:
         length = len(positions)
         mask: Any = torch.zeros(1, 1, length, length)
         if len(self._port.mask_kinds) > 1:
-            mask = {kind: mask for kind in self._port.mask_kinds}
+            mask = dict.fromkeys(self._port.mask_kinds, mask)
         seen = _Pass(outputs)
         try:
-            with torch.inference_mode(), _inserted(self._model, seen):
+            with (
+                torch.inference_mode(),
+                _inserted(self._blocks, self._parts, seen),
+            ):
                 self._model(
                     tokens=torch.zeros(1, length, dtype=torch.int),
                     input_pos=torch.from_numpy(positions.astype(np.int32)),
@@ -287,8 +312,17 @@ class ReauthoredRotation:
         return seen
 
 
+def _parts(block: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The submodules whose output may be what enters RoPE, with their names."""
+    wanted = (PROJECTION, *NORMS.values())
+    named = ((path.rsplit(".", 1)[-1], module) for path, module in block.named_modules())
+    return [(name, module) for name, module in named if name in wanted]
+
+
 @contextmanager
-def _inserted(model: Any, seen: _Pass) -> Iterator[None]:
+def _inserted(
+    blocks: list[nn.Module], parts: list[list[tuple[str, nn.Module]]], seen: _Pass
+) -> Iterator[None]:
     """Replaces what enters RoPE, and reads what leaves it."""
 
     def update(cache: Any, input_pos: Any, k: torch.Tensor, v: torch.Tensor, *_: Any) -> Any:
@@ -297,18 +331,24 @@ def _inserted(model: Any, seen: _Pass) -> Iterator[None]:
 
     def attend(q: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         seen.see("q", q)
-        return torch.zeros_like(q)
+        return torch.zeros_like(q, dtype=torch.float32)
 
     with ExitStack() as stack:
-        for index, block in enumerate(model.transformer_blocks):
-            _hook_block(block, index, seen, stack)
+        for index, block in enumerate(blocks):
+            _hook_block(block, parts[index], index, seen, stack)
         stack.enter_context(mock.patch.object(kv_utils, "update", update))
         for name in PLAIN_ATTENTION:
             stack.enter_context(mock.patch.object(sdpa, name, attend))
         yield
 
 
-def _hook_block(block: nn.Module, index: int, seen: _Pass, stack: ExitStack) -> None:
+def _hook_block(
+    block: nn.Module,
+    parts: list[tuple[str, nn.Module]],
+    index: int,
+    seen: _Pass,
+    stack: ExitStack,
+) -> None:
     def enter(*_: Any) -> None:
         seen.block = index
 
@@ -317,13 +357,11 @@ def _hook_block(block: nn.Module, index: int, seen: _Pass, stack: ExitStack) -> 
 
     stack.callback(block.register_forward_pre_hook(enter).remove)
     stack.callback(block.register_forward_hook(leave).remove)
-    for path, module in block.named_modules():
-        name = path.rsplit(".", 1)[-1]
-        if name in (PROJECTION, *NORMS.values()):
+    for name, module in parts:
 
-            def replace(_: Any, __: Any, output: torch.Tensor, name: str = name) -> Any:
-                seen.called[index, name] = output.shape
-                given = seen.outputs.get((index, name))
-                return None if given is None else given.reshape(output.shape)
+        def replace(_: Any, __: Any, output: torch.Tensor, name: str = name) -> Any:
+            seen.called[index, name] = output.shape
+            given = seen.outputs.get((index, name))
+            return None if given is None else given.reshape(output.shape)
 
-            stack.callback(module.register_forward_hook(replace).remove)
+        stack.callback(module.register_forward_hook(replace).remove)

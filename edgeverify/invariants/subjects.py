@@ -50,8 +50,6 @@ class Workshop:
         """
         if invariant.of != ROTATION:
             return self.subject(implementation)
-        if self.facts.rotary is None:
-            raise NotApplicableError("the Hugging Face model has no RoPE that is the same anywhere")
         return self._once((ROTATION, implementation), lambda: self._rotation(implementation))
 
     def _rotation(self, implementation: str) -> Rotation:
