@@ -174,7 +174,8 @@ class ReauthoredRotation:
 
         self._port = port
         self._model: Any = build_model(port, hf_config, state, mask_cache_size=0)
-        self._blocks: list[nn.Module] = list(self._model.transformer_blocks)
+        blocks: Any = self._model.transformer_blocks
+        self._blocks: list[nn.Module] = list(blocks)
         self._parts = [_parts(block) for block in self._blocks]
         self.reference = ReferenceRotation(hf_config)
         self.rotary = self.reference.rotary
