@@ -148,7 +148,7 @@ class Audit:
             found = [
                 (parameter, row)
                 for parameter, held in spare.items()
-                if block_of(parameter) == block_of(name)
+                if block_of(parameter) in (None, block_of(name))
                 and (row := _row_of(self.state[name], held)) is not None
             ]
             if len(found) == 1 and reason.startswith("is in no"):
