@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from edgeverify import artifacts, inputs, taps
+from edgeverify.audits.model import SIGNATURES, AuditResult
+from edgeverify.audits.run import Auditor
 from edgeverify.case import Case
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.compare import POSITION_0_AGREES, Baseline, judge_leg, thresholds
@@ -23,9 +25,12 @@ from edgeverify.hints import hint
 from edgeverify.ports import load_port
 from edgeverify.progress import Progress
 from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult, Report, TapResult
+from edgeverify.report.words import LISTED
 from edgeverify.selectors import Selectors
 from edgeverify.stages import (
     Run,
+    audit_file,
+    audit_port,
     converted,
     fitting_threads,
     own_baseline,
@@ -61,11 +66,14 @@ def verify(
     chosen = Selectors.of(**selectors)
     run, tokenizer = _prepare(port, chosen, verbose=verbose, progress=progress)
     with fitting_threads(run):
-        legs, traces = _judge_legs(run, chosen)
-        return _report(run, legs, tokenizer, traces)
+        auditor = audit_port(run)
+        legs, traces = _judge_legs(run, chosen, auditor)
+        return _report(run, legs, auditor.results, tokenizer, traces)
 
 
-def _judge_legs(run: Run, chosen: Selectors) -> tuple[dict[str, LegResult], dict[str, Trace]]:
+def _judge_legs(
+    run: Run, chosen: Selectors, auditor: Auditor
+) -> tuple[dict[str, LegResult], dict[str, Trace]]:
     baselines = reference_baselines(run, with_file="conversion" in chosen.legs)
     authoring = baselines["authoring"]
     whole, isolated = run_reauthored(run, authoring.oracle)
@@ -76,7 +84,7 @@ def _judge_legs(run: Run, chosen: Selectors) -> tuple[dict[str, LegResult], dict
     passed = legs["authoring"].outcome != FAIL
     try:
         legs["conversion"], traces["tflite"] = _conversion_leg(
-            run, whole, baselines["conversion"], authoring_passed=passed
+            run, auditor, whole, baselines["conversion"], authoring_passed=passed
         )
     except Exception as error:
         # A model that is known to be wrong may well be one that cannot be converted or run; what
@@ -157,7 +165,7 @@ def _prepare(
 
 
 def _conversion_leg(
-    run: Run, reauthored: Trace, baseline: Baseline, *, authoring_passed: bool
+    run: Run, auditor: Auditor, reauthored: Trace, baseline: Baseline, *, authoring_passed: bool
 ) -> tuple[LegResult, Trace]:
     """Converts, runs the file and judges it.
 
@@ -166,6 +174,7 @@ def _conversion_leg(
     that the converter is neither charged with the port's fault nor excused by it.
     """
     path = converted(run)
+    audit_file(run, auditor, path)
     if authoring_passed:
         whole, isolated = run_file(run, path, baseline.oracle)
         return _judge(run, "conversion", whole, isolated, baseline), whole
@@ -192,6 +201,7 @@ def _judge(
 def _report(
     run: Run,
     legs: Mapping[str, LegResult],
+    audits: Mapping[str, AuditResult],
     tokenizer: Any | None,
     traces: Mapping[str, Trace],
 ) -> Report:
@@ -204,9 +214,26 @@ def _report(
             "threads": torch.get_num_threads(),
         },
         legs=legs,
-        findings=tuple(finding for leg in legs.values() for finding in _findings(leg)),
+        findings=(
+            *(finding for audit in audits.values() for finding in _audit_findings(audit)),
+            *(finding for leg in legs.values() for finding in _findings(leg)),
+        ),
         timings=run.timings,
+        audits=audits,
     )
+
+
+def _audit_findings(audit: AuditResult) -> list[Finding]:
+    """One finding for an audit that is no pass; the leg is that of the first place it is seen."""
+    if not audit.odd:
+        return []
+    seen = [check for check in audit.odd if check.outcome == audit.outcome]
+    of_file = all(check.where.startswith("file") for check in seen) or audit.name == SIGNATURES
+    told = "; ".join(str(check) for check in seen[:LISTED])
+    more = f"; and {len(seen) - LISTED} more" if len(seen) > LISTED else ""
+    suffix = ".unchecked" if audit.outcome == UNCHECKED else ""
+    leg = "conversion" if of_file else "authoring"
+    return [Finding(f"audit.{audit.name}{suffix}", leg, "", told + more)]
 
 
 def _findings(leg: LegResult) -> list[Finding]:

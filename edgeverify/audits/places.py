@@ -99,7 +99,9 @@ def places(shapes: Mapping[str, tuple[int, ...]], config: Any) -> Places:
         found.setdefault(HEAD, found[EMBEDDING])
     for index, parts in layers.items():
         if index < config.num_layers:
-            found |= _block(f"transformer_blocks.{index}.", parts, shapes, config.block_config(index))
+            found |= _block(
+                f"transformer_blocks.{index}.", parts, shapes, config.block_config(index)
+            )
     return found
 
 
@@ -153,9 +155,7 @@ def _qkv(
         ends = [0]
         for part in "qkv":
             ends.append(ends[-1] + shapes[names[part]][0])
-        return tuple(
-            Span(names[p], None, (ends[i], ends[i + 1])) for i, p in enumerate("qkv")
-        )
+        return tuple(Span(names[p], None, (ends[i], ends[i + 1])) for i, p in enumerate("qkv"))
     spans, row = [], 0
     for group in range(groups):
         for part, size in (("q", heads // groups * dim), ("k", dim), ("v", dim)):

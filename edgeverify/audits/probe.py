@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from torch.nn import functional
 
 ANOTHER = "another function"
 # Formulas of one function differ by 3e-7 on this grid (transformers' gelu_new against torch's tanh
@@ -16,11 +16,11 @@ ANOTHER = "another function"
 _GRID = torch.linspace(-4.0, 4.0, 65)
 _SAME = 1e-5
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu (tanh form)": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu (tanh form)": lambda x: functional.gelu(x, approximate="tanh"),
     "gelu (quick form)": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
+    "relu": functional.relu,
     "none": lambda x: x,
 }
 _EPS_NAMES = ("eps", "variance_epsilon", "epsilon")

@@ -155,7 +155,9 @@ class Audit:
                 parameter, row = found[0]
                 filled[parameter] += len(self.state[name])
                 where = f"{self.where}, {parameter}"
-                self.checks.append(Check(name, where, PASS, reason=f"found by its bytes, row {row}"))
+                self.checks.append(
+                    Check(name, where, PASS, reason=f"found by its bytes, row {row}")
+                )
             else:
                 many = f"is in {len(found)}: " + ", ".join(p for p, _ in found)
                 self.checks.append(

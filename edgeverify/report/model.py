@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeverify.audits.model import AuditResult
 
 SCHEMA = 1
 PASS, FAIL, UNCHECKED = "pass", "fail", "unchecked"
@@ -110,12 +113,13 @@ class Report:
     legs: Mapping[str, LegResult]
     findings: tuple[Finding, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
-    audits: Mapping[str, Any] = field(default_factory=dict)
+    audits: Mapping[str, AuditResult] = field(default_factory=dict)
 
     @property
     def outcome(self) -> str:
-        """The worst of the legs; a report without legs is ``unchecked``."""
-        return worst_outcome([leg.outcome for leg in self.legs.values()])
+        """The worst of the legs and audits; a report without legs is ``unchecked`` at best."""
+        legs = [leg.outcome for leg in self.legs.values()] or [UNCHECKED]
+        return worst_outcome([*legs, *(audit.outcome for audit in self.audits.values())])
 
     @property
     def passed(self) -> bool:
@@ -131,7 +135,7 @@ class Report:
                 "case": dict(self.case),
                 "environment": dict(self.environment),
                 "legs": legs,
-                "audits": dict(self.audits),
+                "audits": {name: audit.to_dict() for name, audit in self.audits.items()},
                 "findings": [asdict(finding) for finding in self.findings],
                 "timings": dict(self.timings),
             }
