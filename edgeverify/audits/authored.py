@@ -7,7 +7,8 @@ parameters, its epsilons from its norms, its windows from the masks that it hold
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,26 +143,23 @@ def of_module(model: Any) -> Readings:
     masks = first(model, "mask_cache")
     for i, block in enumerate(model.transformer_blocks):
         at = f"blocks.{i}."
-        _attempt(out, [f"{at}{f}" for f in ("heads", "key/value heads", "head_dim")],
-                 lambda at=at, block=block: _attention_module(out, at, block))  # fmt: skip
-        _attempt(out, [f"{at}{f}" for f in ("feed-forward width", "activation", "gated")],
-                 lambda at=at, block=block: _ff_module(out, at, block))  # fmt: skip
-        _attempt(out, [f"{at}attention norm"],
-                 lambda at=at, block=block: _block_norms(out, at, block))  # fmt: skip
+        attention = ("heads", "key/value heads", "head_dim")
+        _attempt(out, at, attention, partial(_attention_module, out, at, block))
+        inner = ("feed-forward width", "activation", "gated")
+        _attempt(out, at, inner, partial(_ff_module, out, at, block))
+        _attempt(out, at, ("attention norm",), partial(_block_norms, out, at, block))
         if masks is not None:
-            kind = config.block_config(i).attn_config.attn_type
-            _attempt(out, [f"{at}window"],
-                     lambda at=at, kind=kind: _window(out, at, masks, kind))  # fmt: skip
+            _attempt(out, at, ("window",), partial(_window, out, at, masks, config.block_config(i)))
     return out
 
 
-def _attempt(out: Readings, fields: list[str], read: Callable[[], None]) -> None:
+def _attempt(out: Readings, at: str, fields: Sequence[str], read: Callable[[], None]) -> None:
     """A class of the user's own may have none of the Generative API's names."""
     try:
         read()
     except Exception as error:
         reason = f"not read: {type(error).__name__}: {error}"
-        out.unread |= {name: reason for name in fields if name not in out.values}
+        out.unread |= {at + name: reason for name in fields if at + name not in out.values}
 
 
 def _attention_module(out: Readings, at: str, block: Any) -> None:
@@ -235,14 +233,15 @@ def _norm_module(out: Readings, field: str, norm: Any) -> None:
         out.values[f"{field} eps"] = eps
 
 
-def _window(out: Readings, at: str, masks: Any, kind: Any) -> None:
+def _window(out: Readings, at: str, masks: Any, block: cfg.TransformerBlockConfig) -> None:
     if isinstance(masks, Mapping):
+        kind = block.attn_config.attn_type
         masks = masks["local" if kind == cfg.AttentionType.LOCAL_SLIDING else "global"]
     out.values[f"{at}window"] = window_of(masks.detach().numpy()[0, 0])
 
 
-def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
-    return left.shape == right.shape and left.data_ptr() == right.data_ptr()
+def _same(left: Any, right: Any) -> bool:
+    return bool(left.shape == right.shape and left.data_ptr() == right.data_ptr())
 
 
 def _factor(value: Any) -> Any:

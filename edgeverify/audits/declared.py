@@ -139,7 +139,7 @@ def _linears(owner: Any, *choices: tuple[str, ...]) -> list[Any]:
 
 
 def _layer_norms(out: Readings, at: str, layer: Any, attention: Any) -> None:
-    """``post_attention_layernorm`` follows the attention where the feed-forward has its own norm."""
+    """``post_attention_layernorm`` is the attention's where the feed-forward has its own norm."""
     before_ff = first(layer, "pre_feedforward_layernorm")
     after = first(layer, "post_attention_layernorm")
     roles = {
