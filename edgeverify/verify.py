@@ -215,7 +215,7 @@ def _report(
         },
         legs=legs,
         findings=(
-            *(finding for audit in audits.values() for finding in _audit_findings(audit)),
+            *(finding for audit in audits.values() for finding in _audit_findings(audit, legs)),
             *(finding for leg in legs.values() for finding in _findings(leg)),
         ),
         timings=run.timings,
@@ -223,8 +223,12 @@ def _report(
     )
 
 
-def _audit_findings(audit: AuditResult) -> list[Finding]:
-    """One finding for an audit that is no pass; the leg is that of the first place it is seen."""
+def _audit_findings(audit: AuditResult, legs: Mapping[str, LegResult]) -> list[Finding]:
+    """One finding for an audit that is no pass.
+
+    What is seen in the file alone is the conversion's, unless the file computes what the port
+    does: then it is the port that takes one tensor for another, and the file shows it.
+    """
     if not audit.odd:
         return []
     seen = [check for check in audit.odd if check.outcome == audit.outcome]
@@ -232,7 +236,9 @@ def _audit_findings(audit: AuditResult) -> list[Finding]:
     told = "; ".join(str(check) for check in seen[:LISTED])
     more = f"; and {len(seen) - LISTED} more" if len(seen) > LISTED else ""
     suffix = ".unchecked" if audit.outcome == UNCHECKED else ""
-    leg = "conversion" if of_file else "authoring"
+    outcomes = {name: leg.outcome for name, leg in legs.items()}
+    inherited = outcomes.get("authoring") == FAIL and outcomes.get("conversion") == PASS
+    leg = "conversion" if of_file and not inherited else "authoring"
     return [Finding(f"audit.{audit.name}{suffix}", leg, "", told + more)]
 
 
