@@ -24,7 +24,7 @@ from edgeverify.errors import PortError
 from edgeverify.hints import hint
 from edgeverify.ports import load_port
 from edgeverify.progress import Progress
-from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult, Report, TapResult
+from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, LegResult, Report, TapResult
 from edgeverify.report.words import LISTED
 from edgeverify.selectors import Selectors
 from edgeverify.stages import (
