@@ -220,13 +220,19 @@ def _build_reauthored(run: Run) -> nn.Module:
     return model
 
 
-def audit_port(run: Run) -> Auditor:
-    """The audits of config and weights, before anything runs."""
-    auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds)
-    model = run.model()
+def audit_port(run: Run, auditor: Auditor) -> None:
+    """The audits of config and weights, before anything runs.
+
+    Raises:
+        PortError: the weights do not fit the model; then the config alone has been audited.
+    """
+    try:
+        model = run.model()
+    except PortError:
+        auditor.config_alone(run.port.model_config(run.hf_config))
+        raise
     with run.timed("audits"):
         auditor.port(model, run.state())
-    return auditor
 
 
 def audit_file(run: Run, auditor: Auditor, path: Path) -> None:

@@ -7,7 +7,7 @@ is activations.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,23 @@ def verify(
     chosen = Selectors.of(**selectors)
     run, tokenizer = _prepare(port, chosen, verbose=verbose, progress=progress)
     with fitting_threads(run):
-        auditor = audit_port(run)
-        legs, traces = _judge_legs(run, chosen, auditor)
+        auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds)
+        try:
+            audit_port(run, auditor)
+            legs, traces = _judge_legs(run, chosen, auditor)
+        except PortError as error:
+            raise _explained(error, auditor.failures) from error
         return _report(run, legs, auditor.results, tokenizer, traces)
+
+
+def _explained(error: PortError, failures: Sequence[str]) -> PortError:
+    """The error of a port that cannot be run, with what the audits see in it."""
+    if not failures:
+        return error
+    told = "; ".join(failures[:LISTED])
+    return PortError(
+        error.what, where=error.where, expected=error.expected, fix=f"the audits found {told}"
+    )
 
 
 def _judge_legs(

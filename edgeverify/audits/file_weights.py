@@ -8,7 +8,7 @@ logits are soft-capped the LM head holds the division by the cap.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,10 @@ from edgeverify.audits.constants import Weights
 from edgeverify.audits.converted import cap_is_folded, is_mask, is_rope, values
 from edgeverify.audits.declared import NONE
 from edgeverify.audits.model import WEIGHTS, AuditResult, Check, Readings
-from edgeverify.audits.places import EMBEDDING, HEAD, block_of, places
+from edgeverify.audits.places import block_of, places
 from edgeverify.audits.weights import Audit, Fold, State
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.report.model import FAIL, UNCHECKED
-
-DECODE = "decode"
 
 
 def audit_file(
@@ -99,7 +97,7 @@ def _missing(planned: Mapping[str, Any], found: Mapping[str, Weights]) -> list[C
 
 
 def _others(
-    file: ModelFile, found: Sequence[Weights] | Any, claimed: set[int], audit: Audit
+    file: ModelFile, found: Iterable[Weights], claimed: set[int], audit: Audit
 ) -> Counter[str]:
     """Names what kind each other float constant is; what is none of them is a leftover."""
     kinds: Counter[str] = Counter()
@@ -132,6 +130,3 @@ def _kind(table: np.ndarray) -> str:
 
 def _about(values_: np.ndarray) -> str:
     return f"float32 ({', '.join(map(str, values_.shape))})"
-
-
-__all__ = ["DECODE", "EMBEDDING", "HEAD", "audit_file"]

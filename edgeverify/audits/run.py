@@ -14,7 +14,7 @@ from edgeverify.audits.config import audit_config, audit_mask_inputs
 from edgeverify.audits.constants import find_weights
 from edgeverify.audits.converted import of_file
 from edgeverify.audits.declared import declared
-from edgeverify.audits.file_weights import DECODE, audit_file
+from edgeverify.audits.file_weights import audit_file
 from edgeverify.audits.model import (
     CONFIG,
     SIGNATURES,
@@ -28,6 +28,9 @@ from edgeverify.audits.signatures import audit_signatures
 from edgeverify.audits.weights import State, audit_module
 from edgeverify.case import Case
 from edgeverify.flatbuffer import ModelFile, locate_taps
+from edgeverify.report.model import FAIL
+
+DECODE = "decode"
 
 
 @dataclass
@@ -71,6 +74,21 @@ class Auditor:
         except Exception as error:
             self._of_module = _not_made(WEIGHTS, "module", error)
         self.results[WEIGHTS] = self._of_module
+
+    def config_alone(self, config: Any) -> None:
+        """Audits a ``ModelConfig`` of which no module could be built or loaded."""
+        try:
+            self._declared = declared(self.hf_config)
+            self._read = [of_config(config)]
+            self.results[CONFIG] = self._config()
+        except Exception as error:
+            self.results[CONFIG] = _not_made(CONFIG, "HF config", error)
+
+    @property
+    def failures(self) -> list[str]:
+        """What failed so far, one line each."""
+        found = (check for audit in self.results.values() for check in audit.odd)
+        return [str(check) for check in found if check.outcome == FAIL]
 
     def file(self, path: Path, model: nn.Module, state: State) -> None:
         """Audits a converted file, after ``port``.
