@@ -13,6 +13,7 @@ import pytest
 import models
 from edgeverify import stages
 from edgeverify.cli import main
+from edgeverify.errors import PortError
 from edgeverify.flatbuffer import ModelFile, locate_taps
 from edgeverify.report.model import FAIL, PASS, UNCHECKED, LegResult
 from edgeverify.verify import verify
@@ -171,3 +172,11 @@ def test_a_right_port_whose_parts_cannot_be_fed_is_unchecked_and_no_failure() ->
     odd = {tap.tap.split("/")[1] for tap in leg.taps if tap.outcome != PASS}
     assert odd == {"final_norm", "logits"}
     assert "could not be fed with the oracle's input" in leg.reason
+
+
+def test_a_port_that_cannot_be_loaded_is_told_what_the_audit_sees() -> None:
+    port = variants.with_config(models.load("tinyllama"), num_attention_heads=6)
+    with pytest.raises(PortError) as raised:
+        verify(port, backends=AUTHORING)
+    assert "qkv_projection.weight' is (320, 96) in the checkpoint" in str(raised.value)
+    assert str(raised.value).endswith("the audits found heads (ModelConfig): expected 4, found 6")
