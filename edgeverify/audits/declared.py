@@ -139,30 +139,34 @@ def _linears(owner: Any, *choices: tuple[str, ...]) -> list[Any]:
 
 
 def _layer_norms(out: Readings, at: str, layer: Any, attention: Any) -> None:
-    """``post_attention_layernorm`` is the attention's where the feed-forward has its own norm."""
+    """``post_attention_layernorm`` is the attention's where the feed-forward has its own norms."""
     before_ff = first(layer, "pre_feedforward_layernorm")
+    after_ff = first(layer, "post_feedforward_layernorm")
     after = first(layer, "post_attention_layernorm")
+    own = before_ff is not None or after_ff is not None
     roles = {
         "attention norm": first(layer, "input_layernorm", "attn_norm"),
-        "attention output norm": after if before_ff is not None else None,
-        "feed-forward norm": before_ff
-        if before_ff is not None
-        else after or first(layer, "ffn_norm"),
-        "feed-forward output norm": first(layer, "post_feedforward_layernorm"),
+        "attention output norm": after if own else None,
+        "feed-forward norm": before_ff if own else first(layer, "ffn_norm") or after,
+        "feed-forward output norm": after_ff,
         "query norm": first(attention, "q_norm", "q_layernorm"),
         "key norm": first(attention, "k_norm", "k_layernorm"),
     }
     for role, norm in roles.items():
         _norm(out, f"{at}{role}", norm)
     # One norm for both: attention and feed-forward stand side by side.
-    shared = roles["feed-forward norm"] is None
+    shared = roles["feed-forward norm"] is None and after_ff is None
     out.values[f"{at}parallel residual"] = "yes" if shared else "no"
 
 
 def _window(attention: Any, index: int, config: Any) -> Any:
-    """Tokens that a query sees, itself included; ``none`` where it sees all before it."""
+    """Tokens that a query sees, itself included; ``none`` where it sees all before it.
+
+    Without ``layer_types`` the config's window, if there is one, is every layer's (Mistral).
+    """
     kinds = first(config, "layer_types")
     if kinds is not None and kinds[index] != "sliding_attention":
         return NONE
-    window = first(attention, "sliding_window")
-    return window or (first(config, "sliding_window") if kinds is not None else None) or NONE
+    if getattr(config, "use_sliding_window", True) is False:
+        return NONE
+    return first(attention, "sliding_window") or first(config, "sliding_window") or NONE

@@ -313,6 +313,37 @@ def test_defaults_are_those_of_transformers_config_class() -> None:
     assert said["blocks.0.head_dim"] == 24
 
 
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "vocab_size": 101,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value"),
+    [
+        ("mistral", "window", 4096),  # of all layers, by the config class's default
+        ("qwen2", "qkv bias", "yes"),  # which its config does not mention
+        ("qwen2", "attention output bias", "no"),
+        ("qwen3", "query norm", "RMSNorm"),
+        ("olmo2", "attention norm", "none"),
+        ("olmo2", "attention output norm", "RMSNorm"),
+        ("olmo2", "parallel residual", "no"),
+        ("stablelm", "feed-forward norm", "LayerNorm"),
+    ],
+)
+def test_other_families_are_read_from_transformers_own_modules(
+    family: str, field: str, value: Any
+) -> None:
+    said = declared({**SMALL, "model_type": family})
+    assert said.values[f"blocks.1.{field}"] == value
+
+
 def test_a_family_that_nobody_has_read_is_not_failed_for_what_it_does_not_say() -> None:
     hf_config, config = tiny("tinyllama")
     config.embedding_scale = 12.0
