@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from edgeverify.audits.model import AuditResult, Check
 from edgeverify.report.model import (
     FAIL,
     PASS,
@@ -137,6 +139,17 @@ def make_report(
     )
 
 
+def make_audits(**outcomes: str) -> dict[str, AuditResult]:
+    """The three audits; ``make_audits(config="fail")`` has one that names a field."""
+    audits = {}
+    for name in ("config", "weights", "signatures"):
+        outcome = outcomes.get(name, PASS)
+        reason = "cannot be read" if outcome == UNCHECKED else ""
+        check = Check("rotary base", "ModelConfig", outcome, "5300.0", "10000.0", reason)
+        audits[name] = AuditResult(name, (Check("layers", "file", PASS, "3", "3"), check))
+    return audits
+
+
 class FakeVerify(ModuleType):
     """Stands in for ``edgeverify.verify``; remembers its calls and does what the test sets."""
 
@@ -144,11 +157,14 @@ class FakeVerify(ModuleType):
         super().__init__("edgeverify.verify")
         self.calls: list[dict[str, Any]] = []
         self.result: Any = make_report()
+        self.audits: dict[str, AuditResult] = {}
 
     def _answer(self, port: Any, selectors: dict[str, Any]) -> Any:
         self.calls.append({"port": port, **selectors})
         if isinstance(self.result, BaseException):
             raise self.result
+        if isinstance(self.result, Report) and self.audits:
+            return replace(self.result, audits=self.audits)
         return self.result
 
     def verify(self, port: Any, **selectors: Any) -> Any:
@@ -162,6 +178,12 @@ class FakeVerify(ModuleType):
 def report() -> Callable[..., Report]:
     """``report("fail")`` makes a report whose authoring leg failed."""
     return make_report
+
+
+@pytest.fixture
+def audits() -> Callable[..., dict[str, AuditResult]]:
+    """``audits(config="fail")`` makes a report's audits, of which one failed."""
+    return make_audits
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""``pytest -m parity --model tinyllama``: one test per leg and step, in any project.
+"""``pytest -m parity --model tinyllama``: one test per audit, leg and step, in any project.
 ``pytest -m invariants --model tinyllama``: one test per invariant and implementation.
 
 Only hooks and options are here. The tests need no file: they are made when the mark expression
@@ -140,17 +140,21 @@ class ParityCollector(pytest.Collector):
     """Yields the tests of all chosen models."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        """One test per model, leg and step; per leg where the steps depend on a tokenizer."""
+        """One test per audit and per leg and step; per leg where the steps need a tokenizer."""
         chosen = self.config.stash[CHOSEN]
         # With ``--dist loadgroup`` a model's tests stay on one worker and share its run. xdist
         # knows a group by this suffix; its own mark (3.8) sets it in an attribute that pytest 9.2
         # no longer reads.
         grouped = getattr(self.config.option, "loadgroup", False)
         for model, name in _ids(_models(self.config)).items():
+            group = f"@{name}" if grouped else ""
+            for audit in chosen.audits:
+                test = f"{name}[audit-{audit}]{group}"
+                yield AuditItem.from_parent(self, name=test, model=model, audit=audit)
             for leg in chosen.legs:
                 for step in chosen.step_names or ("",):
                     test = f"{name}[{leg}-{step}]" if step else f"{name}[{leg}]"
-                    test += f"@{name}" if grouped else ""
+                    test += group
                     yield ParityItem.from_parent(self, name=test, model=model, leg=leg, step=step)
 
 
@@ -174,17 +178,49 @@ class InvariantsCollector(pytest.Collector):
                 )
 
 
-class ParityItem(pytest.Item):
-    """One step of one leg of one model; all tests of a model share one run."""
+class ModelItem(pytest.Item):
+    """A test of one model; all tests of a model share one run."""
 
-    def __init__(self, *, model: str, leg: str, step: str, **kwargs: Any) -> None:
+    def __init__(self, *, model: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.model, self.leg, self.step = model, leg, step
+        self.model = model
         self.add_marker(PARITY)
 
     def setup(self) -> None:
         """Runs the model's check, unless an earlier test has."""
         self.report = _report_of(self.config, self.model)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """No file of its own: the project's root, and the id."""
+        return self.config.rootpath, None, self.nodeid
+
+
+class AuditItem(ModelItem):
+    """One audit of one model."""
+
+    def __init__(self, *, audit: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.audit = audit
+
+    def runtest(self) -> None:
+        """Fails with what the audit found unless it passed."""
+        from edgeverify.report.model import PASS
+        from edgeverify.report.words import audit_lines
+
+        audit = self.report.audits.get(self.audit)
+        if audit is None:
+            pytest.fail(f"{self.audit}: unchecked: the report has no such audit", pytrace=False)
+        if audit.outcome != PASS:
+            lines = "\n".join(audit_lines(audit))
+            pytest.fail(f"{self.audit}: {audit.outcome}: {lines}", pytrace=False)
+
+
+class ParityItem(ModelItem):
+    """One step of one leg of one model."""
+
+    def __init__(self, *, leg: str, step: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.leg, self.step = leg, step
 
     def runtest(self) -> None:
         """Fails with the report's own words unless the step passed."""
@@ -199,10 +235,6 @@ class ParityItem(pytest.Item):
             self.user_properties.append((f"worst_{ratio}", result.worst(ratio)))
         if result.outcome != PASS:
             pytest.fail(step_text(leg, result, self.report.findings), pytrace=False)
-
-    def reportinfo(self) -> tuple[Path, None, str]:
-        """No file of its own: the project's root, and the id."""
-        return self.config.rootpath, None, self.nodeid
 
 
 class InvariantItem(pytest.Item):
@@ -290,10 +322,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     reports = [run for run in config.stash[RUNS].values() if not isinstance(run, str)]
     if not reports:
         return
-    from edgeverify.report.words import case_line, leg_lines
+    from edgeverify.report.words import audit_lines, case_line, leg_lines
 
     terminalreporter.section("edgeverify")
     for report in reports:
         terminalreporter.write_line(f"{report.outcome.upper()}  {case_line(report.case)}")
+        for name, audit in report.audits.items():
+            terminalreporter.write_line(f"  {name}: {audit.outcome}, {audit_lines(audit)[0]}")
         for leg in report.legs.values():
             terminalreporter.write_line(f"  {leg.name}: {leg.outcome}, {leg_lines(leg)[0]}")

@@ -184,6 +184,12 @@ class Selectors:
         return (*others, *(files if "tflite" in self.backends else ()))
 
     @property
+    def audits(self) -> tuple[str, ...]:
+        """The audits of the chosen backends: signatures are a file's."""
+        audits = ("config", "weights", "signatures")
+        return audits if "tflite" in self.backends else audits[:2] if self.legs else ()
+
+    @property
     def step_names(self) -> tuple[str, ...] | None:
         """The steps of the case; None where a prompt has to be tokenized first."""
         if self.prompt is not None:

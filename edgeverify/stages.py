@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgeverify import artifacts, fingerprint, taps
+from edgeverify.audits.bits import checksums
+from edgeverify.audits.run import Auditor
 from edgeverify.backends import reauthored, reference, tflite
 from edgeverify.case import Case
 from edgeverify.checkpoints import Checkpoint
@@ -84,6 +86,11 @@ class Run:
         if self._model is None:
             self._model = _build_reauthored(self)
         return self._model
+
+    def reload(self) -> None:
+        """Loads the weights anew; a model that was built keeps those that it has."""
+        self._state = None
+        self.state()
 
     def release(self) -> None:
         """Lets go of the weights and the model, which the runtime's own copies need room for."""
@@ -194,9 +201,11 @@ def reference_baselines(run: Run, *, with_file: bool) -> dict[str, Baseline]:
 
 
 def _build_reauthored(run: Run) -> nn.Module:
+    state = run.state()
     try:
         mask_cache = 0 if run.case.mask_as_input else run.case.kv_cache_len
-        return build_model(run.port, run.hf_config, run.state(), mask_cache_size=mask_cache)
+        before = checksums(state)
+        model = build_model(run.port, run.hf_config, state, mask_cache_size=mask_cache)
     except (LoadError, KeyError, ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise PortError(
             str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}",
@@ -204,6 +213,33 @@ def _build_reauthored(run: Run) -> nn.Module:
             expected="a model that takes every tensor of the checkpoint exactly once",
             fix="correct the port's tensor_names or model_config",
         ) from error
+    if checksums(state) != before:
+        # The port has written into the tensors that it was given. The model keeps what it made of
+        # them; the reference and the audits must have the checkpoint's own.
+        run.reload()
+    return model
+
+
+def audit_port(run: Run, auditor: Auditor) -> None:
+    """The audits of config and weights, before anything runs.
+
+    Raises:
+        PortError: the weights do not fit the model; then the config alone has been audited.
+    """
+    try:
+        model = run.model()
+    except PortError:
+        auditor.config_alone(run.port.model_config(run.hf_config))
+        raise
+    with run.timed("audits"):
+        auditor.port(model, run.state())
+
+
+def audit_file(run: Run, auditor: Auditor, path: Path) -> None:
+    """The audits of the converted file, added to those of the port."""
+    model = run.model()
+    with run.timed("audits"):
+        auditor.file(path, model, run.state())
 
 
 def run_reauthored(

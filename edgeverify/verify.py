@@ -7,7 +7,7 @@ is activations.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from edgeverify import artifacts, inputs, taps
+from edgeverify.audits.model import SIGNATURES, AuditResult
+from edgeverify.audits.run import Auditor
 from edgeverify.case import Case
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.compare import POSITION_0_AGREES, Baseline, judge_leg, thresholds
@@ -22,10 +24,13 @@ from edgeverify.errors import PortError
 from edgeverify.hints import hint
 from edgeverify.ports import load_port
 from edgeverify.progress import Progress
-from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult, Report, TapResult
+from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, LegResult, Report, TapResult
+from edgeverify.report.words import LISTED
 from edgeverify.selectors import Selectors
 from edgeverify.stages import (
     Run,
+    audit_file,
+    audit_port,
     converted,
     fitting_threads,
     own_baseline,
@@ -63,8 +68,13 @@ def verify(
     chosen = Selectors.of(**selectors)
     run, tokenizer = prepare(port, chosen, verbose=verbose, progress=progress)
     with fitting_threads(run):
-        legs, traces = _judge_legs(run, chosen)
-        report = _report(run, legs, tokenizer, traces)
+        auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds)
+        try:
+            audit_port(run, auditor)
+            legs, traces = _judge_legs(run, chosen, auditor)
+        except PortError as error:
+            raise _explained(error, auditor.failures) from error
+        report = _report(run, legs, auditor.results, tokenizer, traces)
     if not invariants:
         return report
     from edgeverify.invariants.examination import Examination
@@ -74,7 +84,19 @@ def verify(
     return replace(report, invariants=results)
 
 
-def _judge_legs(run: Run, chosen: Selectors) -> tuple[dict[str, LegResult], dict[str, Trace]]:
+def _explained(error: PortError, failures: Sequence[str]) -> PortError:
+    """The error of a port that cannot be run, with what the audits see in it."""
+    if not failures:
+        return error
+    told = "; ".join(failures[:LISTED])
+    return PortError(
+        error.what, where=error.where, expected=error.expected, fix=f"the audits found {told}"
+    )
+
+
+def _judge_legs(
+    run: Run, chosen: Selectors, auditor: Auditor
+) -> tuple[dict[str, LegResult], dict[str, Trace]]:
     baselines = reference_baselines(run, with_file="conversion" in chosen.legs)
     authoring = baselines["authoring"]
     whole, isolated = run_reauthored(run, authoring.oracle)
@@ -85,7 +107,7 @@ def _judge_legs(run: Run, chosen: Selectors) -> tuple[dict[str, LegResult], dict
     passed = legs["authoring"].outcome != FAIL
     try:
         legs["conversion"], traces["tflite"] = _conversion_leg(
-            run, whole, baselines["conversion"], authoring_passed=passed
+            run, auditor, whole, baselines["conversion"], authoring_passed=passed
         )
     except Exception as error:
         # A model that is known to be wrong may well be one that cannot be converted or run; what
@@ -166,7 +188,7 @@ def prepare(
 
 
 def _conversion_leg(
-    run: Run, reauthored: Trace, baseline: Baseline, *, authoring_passed: bool
+    run: Run, auditor: Auditor, reauthored: Trace, baseline: Baseline, *, authoring_passed: bool
 ) -> tuple[LegResult, Trace]:
     """Converts, runs the file and judges it.
 
@@ -175,6 +197,7 @@ def _conversion_leg(
     that the converter is neither charged with the port's fault nor excused by it.
     """
     path = converted(run)
+    audit_file(run, auditor, path)
     if authoring_passed:
         whole, isolated = run_file(run, path, baseline.oracle)
         return _judge(run, "conversion", whole, isolated, baseline), whole
@@ -201,6 +224,7 @@ def _judge(
 def _report(
     run: Run,
     legs: Mapping[str, LegResult],
+    audits: Mapping[str, AuditResult],
     tokenizer: Any | None,
     traces: Mapping[str, Trace],
 ) -> Report:
@@ -213,9 +237,32 @@ def _report(
             "threads": torch.get_num_threads(),
         },
         legs=legs,
-        findings=tuple(finding for leg in legs.values() for finding in _findings(leg)),
+        findings=(
+            *(finding for audit in audits.values() for finding in _audit_findings(audit, legs)),
+            *(finding for leg in legs.values() for finding in _findings(leg)),
+        ),
         timings=run.timings,
+        audits=audits,
     )
+
+
+def _audit_findings(audit: AuditResult, legs: Mapping[str, LegResult]) -> list[Finding]:
+    """One finding for an audit that is no pass.
+
+    What is seen in the file alone is the conversion's, unless the file computes what the port
+    does: then it is the port that takes one tensor for another, and the file shows it.
+    """
+    if not audit.odd:
+        return []
+    seen = [check for check in audit.odd if check.outcome == audit.outcome]
+    of_file = all(check.where.startswith("file") for check in seen) or audit.name == SIGNATURES
+    told = "; ".join(str(check) for check in seen[:LISTED])
+    more = f"; and {len(seen) - LISTED} more" if len(seen) > LISTED else ""
+    suffix = ".unchecked" if audit.outcome == UNCHECKED else ""
+    outcomes = {name: leg.outcome for name, leg in legs.items()}
+    inherited = outcomes.get("authoring") == FAIL and outcomes.get("conversion") == PASS
+    leg = "conversion" if of_file and not inherited else "authoring"
+    return [Finding(f"audit.{audit.name}{suffix}", leg, "", told + more)]
 
 
 def _findings(leg: LegResult) -> list[Finding]:

@@ -13,6 +13,7 @@ import pytest
 import models
 from edgeverify import stages
 from edgeverify.cli import main
+from edgeverify.errors import PortError
 from edgeverify.flatbuffer import ModelFile, locate_taps
 from edgeverify.report.model import FAIL, PASS, UNCHECKED, LegResult
 from edgeverify.verify import verify
@@ -20,21 +21,41 @@ from tests import variants
 
 AUTHORING = ("reference", "reauthored")
 
-# fault → the tap of the first divergence, without its step, and the parts that are named alone
+# fault → the tap of the first divergence, without its step, the parts that are named alone, and
+# what the audit of the config names, if it can see the fault
 FAULTS = {
     "norm_eps_one_percent_off": (
         "blocks.0.attn_norm",
         (*(f"blocks.{i}.attn_norm" for i in range(4)), "final_norm"),
+        "final norm eps (ModelConfig): expected 0.004, found 0.00404;",
     ),
-    "embedding_scale_in_bfloat16": ("embed", ("embed",)),
-    "query_scale_off": ("blocks.0.attn.out", tuple(f"blocks.{i}.attn.out" for i in range(4))),
+    "embedding_scale_in_bfloat16": (
+        "embed",
+        ("embed",),
+        "embedding scale (ModelConfig): expected 9.797958971132712, found 9.8125",
+    ),
+    "query_scale_off": (
+        "blocks.0.attn.out",
+        tuple(f"blocks.{i}.attn.out" for i in range(4)),
+        "query scale (ModelConfig): expected 0.20851441405707477, found 0.2087229284711318",
+    ),
     "rms_eps_1_1e_5": (
         "blocks.0.attn_norm",
         (*(f"blocks.{i}.attn_norm" for i in range(3)), "final_norm"),
+        "final norm eps (ModelConfig): expected 1e-05, found 1.1e-05;",
     ),
-    "gate_and_up_swapped_in_block_1": ("blocks.1.ff.out", ("blocks.1.ff.out",)),
-    "rope_base_off": ("blocks.0.attn.q", tuple(f"blocks.{i}.attn.q" for i in range(3))),
-    "fourth_layer_masked_wrongly": ("blocks.3.attn.out", ("blocks.3.attn.out",)),
+    # Its weights and config are right; what it does with them is not.
+    "gate_and_up_swapped_in_block_1": ("blocks.1.ff.out", ("blocks.1.ff.out",), ""),
+    "rope_base_off": (
+        "blocks.0.attn.q",
+        tuple(f"blocks.{i}.attn.q" for i in range(3)),
+        "rotary base (ModelConfig): expected 5300.0, found 10000.0",
+    ),
+    "fourth_layer_masked_wrongly": (
+        "blocks.3.attn.out",
+        ("blocks.3.attn.out",),
+        "window (ModelConfig, block 3): expected none, found 13;",
+    ),
 }
 
 
@@ -48,8 +69,13 @@ def test_a_fault_of_the_port_is_found_and_placed(fault: str) -> None:
     report = verify(getattr(variants, fault)(), backends=AUTHORING)
     leg = report.legs["authoring"]
     assert leg.outcome == FAIL
-    assert seen(leg) == FAULTS[fault]
-    assert [finding.id for finding in report.findings] == ["authoring.divergence"]
+    tap, isolated, audited = FAULTS[fault]
+    assert seen(leg) == (tap, isolated)
+    *audits, divergence = report.findings
+    assert divergence.id == "authoring.divergence"
+    assert [finding.id for finding in audits] == (["audit.config"] if audited else [])
+    assert all(finding.message.startswith(audited) for finding in audits)
+    assert report.audits["weights"].outcome == PASS
 
 
 @pytest.mark.parametrize("fault", ["gate_and_up_swapped_in_block_1"])
@@ -75,6 +101,11 @@ def test_the_converter_is_not_blamed_for_the_port() -> None:
     assert report.legs["conversion"].notes == (
         "judged against the re-authored model's own float64 run",
     )
+    # The module holds both where they belong; the file shows which of them it takes for the gate.
+    (audited,) = [finding for finding in report.findings if finding.id.startswith("audit.")]
+    assert (audited.id, audited.leg) == ("audit.weights", "authoring")
+    gate, up = (f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up"))
+    assert f"expected {gate}, found {up}; " in audited.message
 
 
 def changed_constant(source: Path, target: Path, tap: str, factor: float) -> None:
@@ -112,6 +143,10 @@ def test_a_fault_of_the_file_is_charged_to_the_conversion(
     # A file that fails against the reference gets no second, more lenient, judge.
     assert bool(report.legs["conversion"].notes) == port_fails
     assert seen(report.legs["conversion"]) == ("blocks.2.attn.out", ("blocks.2.attn.out",))
+    (audited,) = [finding for finding in report.findings if finding.id.startswith("audit.")]
+    assert (audited.id, audited.leg) == ("audit.weights", "conversion")
+    assert "model.layers.2.self_attn.o_proj.weight (file, " in audited.message
+    assert audited.message.endswith("1 of 15360 values differ, by 92882 ulps")
 
 
 @pytest.mark.slow
@@ -137,3 +172,11 @@ def test_a_right_port_whose_parts_cannot_be_fed_is_unchecked_and_no_failure() ->
     odd = {tap.tap.split("/")[1] for tap in leg.taps if tap.outcome != PASS}
     assert odd == {"final_norm", "logits"}
     assert "could not be fed with the oracle's input" in leg.reason
+
+
+def test_a_port_that_cannot_be_loaded_is_told_what_the_audit_sees() -> None:
+    port = variants.with_config(models.load("tinyllama"), num_attention_heads=6)
+    with pytest.raises(PortError) as raised:
+        verify(port, backends=AUTHORING)
+    assert "qkv_projection.weight' is (320, 96) in the checkpoint" in str(raised.value)
+    assert str(raised.value).endswith("the audits found heads (ModelConfig): expected 4, found 6")

@@ -1,4 +1,4 @@
-"""What the project promises of its own ports: all pass, as they are and at real weights."""
+"""What the project promises of its own ports: all pass, legs and audits, also at real weights."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def assert_clean(report: Report) -> None:
         assert all(tap.isolated_outcome == PASS for tap in leg.taps)
         assert leg.first_divergence is None
     assert list(report.legs) == ["authoring", "conversion"]
+    assert {name: audit.outcome for name, audit in report.audits.items()} == {
+        "config": PASS,
+        "weights": PASS,
+        "signatures": PASS,
+    }
+    assert [check for audit in report.audits.values() for check in audit.odd] == []
     assert report.findings == ()
 
 

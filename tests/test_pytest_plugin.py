@@ -37,13 +37,16 @@ class Project:
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester, fake_verify: Any) -> Project:
+def project(pytester: pytest.Pytester, fake_verify: Any, audits: Callable[..., Any]) -> Project:
+    fake_verify.audits = audits()
     return Project(pytester, fake_verify)
 
 
-def test_one_test_for_each_leg_and_step_without_a_test_file(project: Project) -> None:
+def test_one_test_for_each_audit_leg_and_step_without_a_test_file(project: Project) -> None:
     result = project.run("-m", "parity", "--model", "tinyllama", "-v")
-    result.assert_outcomes(passed=22)
+    result.assert_outcomes(passed=25)
+    names = ("config", "weights", "signatures")
+    result.stdout.fnmatch_lines([f"parity::tinyllama[[]audit-{name}[]] PASSED*" for name in names])
     result.stdout.fnmatch_lines(
         [
             f"parity::tinyllama[[]{leg}-{step}[]] PASSED*"
@@ -60,9 +63,9 @@ def test_all_models_are_the_default(project: Project) -> None:
     names = ["gemma1", "gemma2", "tinyllama", "phi2", "openelm", "smollm", "smollm2"]
     assert project.models == names
     # The made-up report has both of the steps, which are prefill.0 and .1 and decode.0.
-    result.assert_outcomes(passed=7 * 2 * 3)
+    result.assert_outcomes(passed=7 * (3 + 2 * 3))
     again = project.run("-m", "parity", "--model", "all", "--model", "phi2", "--collect-only", "-q")
-    again.stdout.fnmatch_lines(["154 tests collected*"])
+    again.stdout.fnmatch_lines(["175 tests collected*"])
 
 
 @pytest.mark.parametrize("arguments", [(), ("-m", "not parity"), ("-m", "not slow"), ("-k", "p")])
@@ -75,9 +78,9 @@ def test_a_plain_run_never_starts_parity(project: Project, arguments: tuple[str,
 def test_the_mark_chooses_among_the_project_s_own_tests(project: Project) -> None:
     project.pytester.makepyfile("def test_own(): pass")
     result = project.run("-m", "parity", "--model", "tinyllama")
-    result.assert_outcomes(passed=22, deselected=1)
+    result.assert_outcomes(passed=25, deselected=1)
     result = project.run("-m", "parity", "--model", "tinyllama", "-k", "authoring and decode")
-    result.assert_outcomes(passed=8, deselected=15)
+    result.assert_outcomes(passed=8, deselected=18)
 
 
 def test_a_project_s_own_parity_tests_run_too(project: Project) -> None:
@@ -85,7 +88,7 @@ def test_a_project_s_own_parity_tests_run_too(project: Project) -> None:
         "import pytest\n@pytest.mark.parity\ndef test_own(): pass\ndef test_other(): pass"
     )
     result = project.run("-m", "parity", "--model", "tinyllama", "--strict-markers")
-    result.assert_outcomes(passed=23, deselected=1)
+    result.assert_outcomes(passed=26, deselected=1)
 
 
 def test_a_failure_is_in_the_report_s_words_without_a_traceback(
@@ -93,7 +96,7 @@ def test_a_failure_is_in_the_report_s_words_without_a_traceback(
 ) -> None:
     project.verify.result = report("fail")
     result = project.run("-m", "parity", "--model", "tinyllama")
-    result.assert_outcomes(passed=21, failed=1)
+    result.assert_outcomes(passed=24, failed=1)
     result.stdout.fnmatch_lines(
         [
             "*tinyllama[[]authoring-prefill.0[]]*",
@@ -109,10 +112,27 @@ def test_a_failure_is_in_the_report_s_words_without_a_traceback(
     assert result.ret == 1
 
 
+def test_an_audit_that_fails_or_is_missing_fails_alone(
+    project: Project, audits: Callable[..., Any]
+) -> None:
+    project.verify.audits = audits(config="fail")
+    del project.verify.audits["signatures"]
+    result = project.run("-m", "parity", "--model", "tinyllama")
+    result.assert_outcomes(passed=23, failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "config: fail: rotary base (ModelConfig): expected 5300.0, found 10000.0",
+            "signatures: unchecked: the report has no such audit",
+            "FAIL  tinyllama tiny*",
+            "  config: fail, rotary base*",
+        ]
+    )
+
+
 def test_unchecked_fails_and_says_so(project: Project, report: Callable[..., Report]) -> None:
     project.verify.result = report("pass", "unchecked", reason="no such tensor")
     result = project.run("-m", "parity", "--model", "tinyllama")
-    result.assert_outcomes(passed=21, failed=1)
+    result.assert_outcomes(passed=24, failed=1)
     result.stdout.fnmatch_lines(["conversion prefill.0: unchecked: no such tensor"])
 
 
@@ -122,7 +142,7 @@ def test_a_leg_or_step_that_the_report_lacks_is_no_pass(
     made = report()
     project.verify.result = replace(made, legs={"authoring": made.legs["authoring"]})
     result = project.run("-m", "parity", "--model", "tinyllama", "--decode-steps", "9")
-    result.assert_outcomes(passed=11, failed=13)
+    result.assert_outcomes(passed=14, failed=13)
     result.stdout.fnmatch_lines(
         [
             "authoring decode.8: unchecked: *",
@@ -134,7 +154,7 @@ def test_a_leg_or_step_that_the_report_lacks_is_no_pass(
 def test_bad_input_found_by_the_run_is_one_line_per_test(project: Project) -> None:
     project.verify.result = CheckpointError("is empty", where="w", fix="copy it")
     result = project.run("-m", "parity", "--model", "tinyllama")
-    result.assert_outcomes(errors=22)
+    result.assert_outcomes(errors=25)
     result.stdout.fnmatch_lines(["cannot check tinyllama: w: is empty; copy it"])
     assert len(project.models) == 1
     result.stdout.no_fnmatch_line("*Traceback*")
@@ -143,7 +163,7 @@ def test_bad_input_found_by_the_run_is_one_line_per_test(project: Project) -> No
 def test_an_unexpected_error_shows_its_traceback_once(project: Project) -> None:
     project.verify.result = ZeroDivisionError("division by zero")
     result = project.run("-m", "parity", "--model", "tinyllama")
-    result.assert_outcomes(errors=22)
+    result.assert_outcomes(errors=25)
     assert len(project.models) == 1
     assert len(re.findall(r"^E +ZeroDivisionError", result.stdout.str(), re.MULTILINE)) == 1
     result.stdout.fnmatch_lines(
@@ -177,12 +197,12 @@ def test_bad_usage_is_one_line_and_exit_4(project: Project, arguments: str, line
 
 def test_reports_are_written_one_for_each_model(project: Project) -> None:
     options = [f"--parity-{name}=r.{name}" for name in ("json", "html", "junit")]
-    project.run("-m", "parity", "--model", "phi2", *options).assert_outcomes(passed=22)
+    project.run("-m", "parity", "--model", "phi2", *options).assert_outcomes(passed=25)
     folder = project.pytester.path
     assert json.loads((folder / "r.json").read_text())["outcome"] == "pass"
     assert {path.name for path in folder.glob("r.*")} == {"r.json", "r.html", "r.junit"}
     two = ("--model", "phi2", "--model", "smollm", "--parity-json", "two.json")
-    project.run("-m", "parity", *two).assert_outcomes(passed=44)
+    project.run("-m", "parity", *two).assert_outcomes(passed=50)
     assert {path.name for path in folder.glob("two*")} == {"two-phi2.json", "two-smollm.json"}
 
 
@@ -197,7 +217,7 @@ def test_a_port_of_a_file_has_a_readable_id(project: Project) -> None:
 
 def test_a_prompt_gives_one_test_for_each_leg(project: Project) -> None:
     result = project.run("-m", "parity", "--model", "tinyllama", "--prompt", "The capital", "-v")
-    result.assert_outcomes(passed=2)
+    result.assert_outcomes(passed=5)
     result.stdout.fnmatch_lines(["parity::tinyllama[[]authoring[]] PASSED*"])
 
 
@@ -208,7 +228,7 @@ def test_selectors_are_passed_on(project: Project) -> None:
 
 
 WORKERS = """\
-import importlib.util, sys, types
+import dataclasses, importlib.util, sys, types
 import edgeverify.launch
 
 spec = importlib.util.spec_from_file_location("shared", {shared!r})
@@ -218,7 +238,7 @@ spec.loader.exec_module(shared)
 def verify(port, **selectors):
     with open("calls.txt", "a") as file:
         print(port, file=file)
-    return shared.make_report()
+    return dataclasses.replace(shared.make_report(), audits=shared.make_audits())
 
 sys.modules["edgeverify.verify"] = types.ModuleType("edgeverify.verify")
 sys.modules["edgeverify.verify"].verify = verify
@@ -234,7 +254,7 @@ def test_xdist_keeps_a_model_on_one_worker_with_loadgroup(pytester: pytest.Pytes
     result = pytester.runpytest_subprocess(
         "-m", "parity", *models, "-n", "2", "--dist", "loadgroup"
     )
-    result.assert_outcomes(passed=44)
+    result.assert_outcomes(passed=50)
     assert sorted((pytester.path / "calls.txt").read_text().split()) == ["phi2", "smollm"]
 
 

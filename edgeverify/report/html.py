@@ -17,6 +17,7 @@ from edgeverify.report.model import (
     worst_outcome,
 )
 from edgeverify.report.words import (
+    audit_lines,
     case_line,
     continuation_lines,
     counts,
@@ -61,6 +62,7 @@ def render(report: Report) -> str:
         f"<h1>{_badge(report.outcome)} {escape(case_line(report.case))}</h1>",
         *(f"<p>{escape(line)}</p>" for line in [*continuation_lines(report.case), *loose]),
         _legs_table(report),
+        _audits(report),
     ]
     for leg in report.legs.values():
         parts += [
@@ -104,6 +106,16 @@ def _legs_table(report: Report) -> str:
         "taps",
     )
     return _table(heads, rows)
+
+
+def _audits(report: Report) -> str:
+    rows = []
+    for name, audit in report.audits.items():
+        lines = "<br>".join(escape(line) for line in audit_lines(audit))
+        rows.append(
+            f"<tr><th>{escape(name)}</th><td>{_badge(audit.outcome)}</td><td>{lines}</td></tr>"
+        )
+    return _table(("audit", "outcome", "found"), rows) if rows else ""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The report as JUnit XML: one testcase per leg and step."""
+"""The report as JUnit XML: one testcase per audit, and one per leg and step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 from edgeverify.report.model import FAIL, NOT_APPLICABLE, PASS, InvariantResult, Report
 from edgeverify.report.steps import StepResult, step_results, step_text
-from edgeverify.report.words import invariant_lines, number
+from edgeverify.report.words import audit_lines, invariant_lines, number
 
 # XML 1.0 has no way to write these, not even as references (https://www.w3.org/TR/xml/#charsets).
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -20,6 +20,11 @@ def render(report: Report) -> str:
     suite = ET.SubElement(suites, "testsuite", name=f"edgeverify.{model}")
     _properties(suite, {**_flat(report.case), **_flat(report.environment)})
     found = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+    for name, audit in report.audits.items():
+        found["tests"] += 1
+        case = ET.SubElement(suite, "testcase", classname=f"{model}.audits", name=name)
+        if audit.outcome != PASS:
+            found[_told(case, audit.outcome, f"{name}: " + "\n".join(audit_lines(audit)))] += 1
     for leg in report.legs.values():
         for step in step_results(leg):
             found["tests"] += 1
@@ -29,11 +34,7 @@ def render(report: Report) -> str:
             _properties(case, _measured(step, leg.threshold))
             if step.outcome == PASS:
                 continue
-            kind = "failure" if step.outcome == FAIL else "error"
-            found[f"{kind}s"] += 1
-            text = step_text(leg, step, report.findings)
-            told = ET.SubElement(case, kind, type=step.outcome, message=_clean(text.split("\n")[0]))
-            told.text = _clean(text)
+            found[_told(case, step.outcome, step_text(leg, step, report.findings))] += 1
     for result in report.invariants:
         _add_invariant(suite, model, result, found)
     if not report.legs:
@@ -56,14 +57,20 @@ def _add_invariant(
     name = f"{result.invariant}[{result.implementation}]"
     case = ET.SubElement(suite, "testcase", classname=f"{model}.invariants", name=name)
     _properties(case, {"outcome": result.outcome, "cases": str(result.examples)})
-    if result.outcome == PASS:
-        return
-    kinds = {FAIL: "failure", NOT_APPLICABLE: "skipped"}
-    kind = kinds.get(result.outcome, "error")
-    found[kind if kind == "skipped" else f"{kind}s"] += 1
-    lines = invariant_lines(result)
-    told = ET.SubElement(case, kind, type=result.outcome, message=_clean(lines[0]))
-    told.text = _clean("\n".join(lines))
+    text = "\n".join(invariant_lines(result))
+    if result.outcome == NOT_APPLICABLE:
+        found["skipped"] += 1
+        ET.SubElement(case, "skipped", message=_clean(text))
+    elif result.outcome != PASS:
+        found[_told(case, result.outcome, text)] += 1
+
+
+def _told(case: ET.Element, outcome: str, text: str) -> str:
+    """Says of a testcase why it is no pass; returns what it counts as."""
+    kind = "failure" if outcome == FAIL else "error"
+    told = ET.SubElement(case, kind, type=outcome, message=_clean(text.split("\n")[0]))
+    told.text = _clean(text)
+    return f"{kind}s"
 
 
 def _measured(step: StepResult, threshold: object) -> dict[str, str]:

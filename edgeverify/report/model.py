@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeverify.audits.model import AuditResult
 
 SCHEMA = 1
 PASS, FAIL, UNCHECKED = "pass", "fail", "unchecked"
@@ -142,15 +145,16 @@ class Report:
     legs: Mapping[str, LegResult]
     findings: tuple[Finding, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
-    audits: Mapping[str, Any] = field(default_factory=dict)
+    audits: Mapping[str, AuditResult] = field(default_factory=dict)
     invariants: tuple[InvariantResult, ...] = ()
 
     @property
     def outcome(self) -> str:
-        """The worst of legs and invariants; a report without legs is ``unchecked``."""
-        legs = [leg.outcome for leg in self.legs.values()]
+        """The worst of legs, audits and invariants; a report without legs is ``unchecked``."""
+        legs = [leg.outcome for leg in self.legs.values()] or [UNCHECKED]
+        audits = [audit.outcome for audit in self.audits.values()]
         asked = [result.outcome for result in self.invariants if result.outcome != NOT_APPLICABLE]
-        return worst_outcome([*(legs or [UNCHECKED]), *asked])
+        return worst_outcome([*legs, *audits, *asked])
 
     @property
     def passed(self) -> bool:
@@ -166,7 +170,7 @@ class Report:
                 "case": dict(self.case),
                 "environment": dict(self.environment),
                 "legs": legs,
-                "audits": dict(self.audits),
+                "audits": {name: audit.to_dict() for name, audit in self.audits.items()},
                 "invariants": [asdict(result) for result in self.invariants],
                 "findings": [asdict(finding) for finding in self.findings],
                 "timings": dict(self.timings),

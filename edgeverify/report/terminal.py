@@ -16,6 +16,7 @@ from edgeverify.report.model import (
     worst_outcome,
 )
 from edgeverify.report.words import (
+    audit_lines,
     case_line,
     continuation_lines,
     invariant_cells,
@@ -46,8 +47,10 @@ def console_for(stream: object, *, color: bool | None = None) -> Console:
 def print_report(report: Report, console: Console, *, verbose: bool = False) -> None:
     """Prints the report; with ``verbose``, every tap of every leg, too."""
     print_outcome(report, console)
+    for name, audit in report.audits.items():
+        _print_part(report, name, audit.outcome, audit_lines(audit), console)
     for leg in report.legs.values():
-        _print_leg(report, leg, console)
+        _print_part(report, leg.name, leg.outcome, leg_lines(leg, report.findings), console)
     if report.invariants:
         _print_invariants(report, console)
     loose = [finding.message for finding in loose_findings(report)]
@@ -70,13 +73,16 @@ def print_outcome(report: Report, console: Console) -> None:
     console.print(line)
 
 
-def _print_leg(report: Report, leg: LegResult, console: Console) -> None:
-    width = max(len(name) for name in report.legs) + 2
-    head = Text.assemble(f"  {leg.name:{width}}", (f"{leg.outcome:10}", STYLES[leg.outcome]))
+def _print_part(
+    report: Report, name: str, outcome: str, lines: list[str], console: Console
+) -> None:
+    """Prints an audit or a leg: its name and outcome before its first line."""
+    width = max(len(name) for name in (*report.legs, *report.audits)) + 2
+    head = Text.assemble(f"  {name:{width}}", (f"{outcome:10}", STYLES[outcome]))
     if console.width < NARROW:
         console.print(head)
         head = Text("    ")
-    for line in leg_lines(leg, report.findings):
+    for line in lines:
         _print_indented(console, head, line)
         head = Text(" " * len(head))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeverify.report.model import (
     FAIL,
@@ -24,6 +24,10 @@ from edgeverify.report.model import (
     TapResult,
 )
 
+if TYPE_CHECKING:
+    from edgeverify.audits.model import AuditResult
+
+AUDIT = "audit."
 # More would push the first one, which matters most, off a terminal.
 LISTED = 6
 
@@ -145,7 +149,7 @@ def leg_lines(leg: LegResult, findings: Iterable[Finding] = ()) -> list[str]:
         leg: the leg.
         findings: the report's findings; those of other legs are left out.
     """
-    own = [finding for finding in findings if finding.leg == leg.name]
+    own = [f for f in findings if f.leg == leg.name and not f.id.startswith(AUDIT)]
     lines: list[str] = []
     if (first := leg.first_divergence) is not None:
         told = any(finding.tap == first.tap for finding in own)
@@ -210,5 +214,18 @@ def invariant_lines(result: InvariantResult) -> list[str]:
 
 
 def loose_findings(report: Report) -> list[Finding]:
-    """Findings that belong to no leg of the report."""
-    return [finding for finding in report.findings if finding.leg not in report.legs]
+    """Findings that belong to no leg of the report, and that are no audit's own."""
+    return [
+        finding
+        for finding in report.findings
+        if finding.leg not in report.legs and not finding.id.startswith(AUDIT)
+    ]
+
+
+def audit_lines(audit: AuditResult) -> list[str]:
+    """What a person wants to know of one audit: what is wrong, then how much was compared."""
+    told = [str(check) for check in audit.odd[:LISTED]]
+    if len(audit.odd) > LISTED:
+        told.append(f"and {len(audit.odd) - LISTED} more")
+    compared = ", ".join(f"{count} {outcome}" for outcome, count in audit.counts.items())
+    return [*told, " · ".join([compared or "nothing was compared", *audit.notes])]

@@ -1,0 +1,92 @@
+"""Bitwise comparison of float32 arrays, at about the speed of memory."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# Elements compared at a time: what is compared, and the mask of what differs, stays in the cache.
+_CHUNK = 1 << 18
+_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two arrays of one shape differ.
+
+    Attributes:
+        count: elements that differ in their bits.
+        size: all elements.
+        index: of the first that differs.
+        expected: its value on the one side.
+        found: its value on the other.
+    """
+
+    count: int
+    size: int
+    index: tuple[int, ...]
+    expected: float
+    found: float
+
+    def __str__(self) -> str:
+        text = f"{self.count} of {self.size} values differ"
+        if self.count == 1:
+            distance = self.ulps
+            return f"{text}, by {distance} ulp" + ("" if distance == 1 else "s")
+        return text
+
+    @property
+    def ulps(self) -> int:
+        """Float32 values between the two, counted."""
+        return abs(_ordinal(self.expected) - _ordinal(self.found))
+
+    @property
+    def slight(self) -> bool:
+        """Whether most values are right: a changed tensor, not another one."""
+        return self.count * 2 < self.size
+
+
+def difference(expected: np.ndarray, found: np.ndarray) -> Difference | None:
+    """Compares two float32 arrays of one shape, bit by bit: -0.0 is not 0.0, a NaN is itself.
+
+    Returns:
+        None where all bits agree.
+    """
+    left, right = _bits(expected).reshape(-1), _bits(found).reshape(-1)
+    count, first = 0, -1
+    for start in range(0, len(left), _CHUNK):
+        a, b = left[start : start + _CHUNK], right[start : start + _CHUNK]
+        if not np.array_equal(a, b):
+            odd = np.flatnonzero(a != b)
+            count += len(odd)
+            first = start + int(odd[0]) if first < 0 else first
+    if first < 0:
+        return None
+    index = tuple(int(i) for i in np.unravel_index(first, expected.shape))
+    return Difference(count, len(left), index, float(expected[index]), float(found[index]))
+
+
+def checksums(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """The CRC-32 of each tensor's bytes: it tells every change within one element.
+
+    It runs at 1.9 GB/s and core here, a cryptographic digest at a fifth of that. What it must see
+    is a port's code that writes into the tensors that it was given, not an attack.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:  # zlib lets go of the interpreter lock
+        sums = pool.map(lambda tensor: zlib.crc32(_bits(tensor.numpy()).data), state.values())
+        return dict(zip(state, sums, strict=True))
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, np.float32).view(np.int32)
+
+
+def _ordinal(value: float) -> int:
+    """Neighbouring float32 values have neighbouring ordinals; both zeros have 0."""
+    bits = int(np.float32(value).view(np.int32))
+    return bits if bits >= 0 else -(bits & 0x7FFFFFFF)

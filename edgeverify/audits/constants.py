@@ -1,0 +1,207 @@
+"""Which constant of a .tflite is which weight, told by the graph around it.
+
+A weight is known by what it is for: the projection that makes ``attn.out``, the norm before the
+projections, and so on (see ``flatbuffer.locate``). Tensor names are not used.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ai_edge_litert import schema_py_generated as schema
+
+from edgeverify import taps
+from edgeverify.audits.places import EMBEDDING, HEAD
+from edgeverify.flatbuffer import Located, ModelFile, Signature
+from edgeverify.flatbuffer.graph import Graph, Op
+from edgeverify.flatbuffer.locate import LAYOUT_OPS
+
+FLOAT32 = schema.TensorType.FLOAT32
+_LOOKUPS = ("EMBEDDING_LOOKUP", "GATHER")
+
+
+@dataclass
+class Weights:
+    """The weights of one signature.
+
+    Attributes:
+        graph: the signature's graph.
+        signature: its inputs and outputs.
+        located: its taps.
+        tensors: parameter of the Generative API → the constant's number in the subgraph.
+        norms: parameter of a norm, without ``.weight`` → the op that norms.
+        unknown: constants that are used as weights → why their parameter is not known.
+        ends: for each block, the op that makes what leaves it.
+    """
+
+    graph: Graph
+    signature: Signature
+    located: Located
+    tensors: dict[str, int] = field(default_factory=dict)
+    norms: dict[str, Op] = field(default_factory=dict)
+    unknown: dict[int, str] = field(default_factory=dict)
+    ends: list[int] = field(default_factory=list)
+
+    def block_of(self, op: Op) -> int:
+        """The block that an op belongs to; the number of blocks for what follows the last."""
+        # An op of block i depends on what leaves block i - 1, and what leaves block i depends on
+        # it, so that it lies between the two in every order of execution.
+        return bisect_left(self.ends, op.index)
+
+
+def find_weights(file: ModelFile, name: str, located: Located) -> Weights:
+    """Finds the weights of one signature.
+
+    Args:
+        file: the .tflite.
+        name: the signature.
+        located: what ``locate_taps`` found in it.
+    """
+    found = Weights(file.graph(name), file.signature(name), located)
+    _Finder(found).run()
+    return found
+
+
+class _Finder:
+    """Names the constants of one graph."""
+
+    def __init__(self, found: Weights) -> None:
+        self.found = found
+        self.graph = found.graph
+        self.blocks = found.signature.num_blocks
+        for i in range(self.blocks):
+            ref = found.located.taps.get(taps.block(i, "out"))
+            end = len(self.graph.ops) if ref is None else self.graph.producer[ref.tensor].index
+            found.ends.append(end)
+
+    def run(self) -> None:
+        self.roles = {i: self._roles(i) for i in range(self.blocks)}
+        for op in self.graph.ops:
+            if op.name in _LOOKUPS:
+                for tensor in self._constants(op, op.inputs[:2]):
+                    self._put(EMBEDDING, tensor)
+            elif op.name == "FULLY_CONNECTED":
+                self._projection(op)
+            elif "norm" in op.name:
+                self._norm(op)
+            else:
+                for tensor in self._constants(op, op.inputs):
+                    self.found.unknown[tensor] = f"a {op.name} takes it"
+        for tensor in self.found.tensors.values():
+            self.found.unknown.pop(tensor, None)
+
+    def _projection(self, op: Op) -> None:
+        name = self._projection_name(op)
+        for tensor in self._constants(op, op.inputs[1:2]):
+            self._name(f"{name}.weight" if name else "", tensor, op)
+        for tensor in self._constants(op, op.inputs[2:3]):
+            self._name(f"{name}.bias" if name else "", tensor, op)
+
+    def _projection_name(self, op: Op) -> str:
+        block = self.found.block_of(op)
+        if block >= self.blocks:
+            return HEAD.removesuffix(".weight")
+        at = f"transformer_blocks.{block}."
+        roles = self.roles[block]
+        if op.index in roles:
+            return at + roles[op.index]
+        if len(inner := self._inner(block)) == 1:
+            return f"{at}ff.w1"
+        gates = [other.index for other in inner if self._is_gate(other)]
+        if len(inner) != 2 or len(gates) != 1:
+            return ""
+        return f"{at}ff.w1" if op.index == gates[0] else f"{at}ff.w3"
+
+    def _roles(self, block: int) -> dict[int, str]:
+        """Op → name, of the projections that taps tell."""
+        names = {
+            "attn.v": "atten_func.qkv_projection",
+            "attn.out": "atten_func.output_projection",
+            "ff.out": "ff.w2",
+        }
+        roles = {}
+        for tap, name in names.items():
+            ref = self.found.located.taps.get(taps.block(block, tap))
+            op = None if ref is None else self._projection_before(ref.tensor)
+            if op is not None:
+                roles[op.index] = name
+        # Three projections instead of one fused: the file then holds them apart.
+        for tap in ("attn.q", "attn.k"):
+            ref = self.found.located.taps.get(taps.block(block, tap))
+            op = None if ref is None else self._projection_before(ref.tensor)
+            if op is not None:
+                roles.setdefault(op.index, "")
+        return {index: name for index, name in roles.items() if name}
+
+    def _projection_before(self, tensor: int) -> Op | None:
+        is_projection = lambda op: op.name == "FULLY_CONNECTED"  # noqa: E731
+        for op in self.graph.backward(tensor, lambda op: not is_projection(op)):
+            if is_projection(op):
+                return op
+        return None
+
+    def _inner(self, block: int) -> list[Op]:
+        """The projections of a block that no tap tells: into the feed-forward."""
+        return [
+            op
+            for op in self.graph.ops
+            if op.name == "FULLY_CONNECTED"
+            and self.found.block_of(op) == block
+            and op.index not in self.roles[block]
+        ]
+
+    def _is_gate(self, op: Op) -> bool:
+        """Whether an activation takes the projection's output, and not a product alone."""
+        passes = lambda user: user.name in LAYOUT_OPS  # noqa: E731
+        users = [u for u in self.graph.forward(op.outputs[0], passes) if not passes(u)]
+        return any(user.name != "MUL" for user in users)
+
+    def _norm(self, op: Op) -> None:
+        block = self.found.block_of(op)
+        name = "final_norm" if block >= self.blocks else self._norm_name(op, block)
+        if name:
+            self.found.norms[name] = op
+        for kind, inputs in (("weight", op.inputs[1:2]), ("bias", op.inputs[2:3])):
+            for tensor in self._constants(op, inputs):
+                self._name(f"{name}.{kind}" if name else "", tensor, op)
+
+    def _norm_name(self, op: Op, block: int) -> str:
+        """By its place among the block's projections, in order of execution."""
+        at = f"transformer_blocks.{block}."
+        index = {name: i for i, name in self.roles[block].items()}
+        qkv = index.get("atten_func.qkv_projection", math.inf)
+        out = index.get("atten_func.output_projection", math.inf)
+        down = index.get("ff.w2", math.inf)
+        if op.index < qkv:
+            return f"{at}pre_atten_norm"
+        if op.index < out:
+            key = self.found.located.taps.get(taps.block(block, "attn.k"))
+            of_key = key is not None and op.outputs[0] in self.graph.ancestors(key.tensor)
+            return f"{at}atten_func.{'key' if of_key else 'query'}_norm"
+        if op.index > down:
+            return f"{at}ff.post_ff_norm"
+        between = [o for o in self.graph.ops if "norm" in o.name and out < o.index < down]
+        if len(between) == 1:
+            return f"{at}post_atten_norm"
+        return f"{at}post_atten_norm" if op is between[0] else f"{at}ff.pre_ff_norm"
+
+    def _constants(self, op: Op, inputs: tuple[int, ...]) -> Iterator[int]:
+        """The float32 constants of more than one element among some inputs of an op."""
+        for tensor in inputs:
+            raw = self.graph.raw.tensors[tensor]
+            many = math.prod(self.graph.shape(tensor)) > 1
+            if raw.type == FLOAT32 and many and self.graph.is_constant(tensor):
+                yield tensor
+
+    def _name(self, name: str, tensor: int, op: Op) -> None:
+        if name:
+            self._put(name, tensor)
+        else:
+            self.found.unknown[tensor] = f"op {op.index}, a {op.name}, is none that is known here"
+
+    def _put(self, name: str, tensor: int) -> None:
+        if self.found.tensors.setdefault(name, tensor) != tensor:
+            self.found.unknown[tensor] = f"another constant is {name}, too"

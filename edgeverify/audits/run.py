@@ -1,0 +1,145 @@
+"""The three audits of a check: of the port before it runs, of the file once it is converted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from edgeverify.audits.authored import of_config, of_module
+from edgeverify.audits.config import audit_config, audit_mask_inputs
+from edgeverify.audits.constants import find_weights
+from edgeverify.audits.converted import of_file
+from edgeverify.audits.declared import declared
+from edgeverify.audits.file_weights import audit_file
+from edgeverify.audits.model import (
+    CONFIG,
+    SIGNATURES,
+    WEIGHTS,
+    AuditResult,
+    Readings,
+    merged,
+    unchecked,
+)
+from edgeverify.audits.signatures import audit_signatures
+from edgeverify.audits.weights import State, audit_module
+from edgeverify.case import Case
+from edgeverify.flatbuffer import ModelFile, locate_taps
+from edgeverify.report.model import FAIL
+
+DECODE = "decode"
+
+
+@dataclass
+class Auditor:
+    """The audits of one port, checkpoint and case.
+
+    A class of the user's own may lack what an audit reads, in any way. Then the audit is
+    ``unchecked`` with what was raised; the check itself goes on.
+
+    Attributes:
+        hf_config: the HF config.
+        case: what the file is to be.
+        mask_kinds: the port's.
+        results: the audits so far, by name.
+    """
+
+    hf_config: Mapping[str, Any]
+    case: Case
+    mask_kinds: Sequence[str]
+    results: dict[str, AuditResult] = field(default_factory=dict)
+    _declared: Readings | None = None
+    _read: list[Readings] = field(default_factory=list)
+    _of_module: AuditResult | None = None
+
+    def port(self, model: nn.Module, state: State) -> None:
+        """Audits the config and the loaded module; nothing is run.
+
+        Args:
+            model: the re-authored model, loaded.
+            state: the checkpoint, HF names → float32 tensors.
+        """
+        try:
+            self._declared = declared(self.hf_config)
+            config: Any = model.config
+            self._read = [of_config(config), of_module(model)]
+            self.results[CONFIG] = self._config()
+        except Exception as error:
+            self.results[CONFIG] = _not_made(CONFIG, "HF config or module", error)
+        try:
+            self._of_module = audit_module(model, state)
+        except Exception as error:
+            self._of_module = _not_made(WEIGHTS, "module", error)
+        self.results[WEIGHTS] = self._of_module
+
+    def config_alone(self, config: Any) -> None:
+        """Audits a ``ModelConfig`` of which no module could be built or loaded."""
+        try:
+            self._declared = declared(self.hf_config)
+            self._read = [of_config(config)]
+            self.results[CONFIG] = self._config()
+        except Exception as error:
+            self.results[CONFIG] = _not_made(CONFIG, "HF config", error)
+
+    @property
+    def failures(self) -> list[str]:
+        """What failed so far, one line each."""
+        found = (check for audit in self.results.values() for check in audit.odd)
+        return [str(check) for check in found if check.outcome == FAIL]
+
+    def file(self, path: Path, model: nn.Module, state: State) -> None:
+        """Audits a converted file, after ``port``.
+
+        Args:
+            path: the .tflite.
+            model: as for ``port``.
+            state: as for ``port``.
+        """
+        if self._declared is None or self._of_module is None:
+            reason = "the HF config could not be read"
+            self.results[SIGNATURES] = unchecked(SIGNATURES, "file", reason)
+            return
+        file = ModelFile(path)
+        wanted = (file, self.case, self._declared, self.mask_kinds)
+        self.results[SIGNATURES] = _made(SIGNATURES, audit_signatures, *wanted)
+        try:
+            found = {name: find_weights(file, name, locate_taps(file, name))
+                     for name in file.signatures}  # fmt: skip
+            base = self._declared.values.get("rotary base")
+            self._read.append(of_file(file, found[DECODE], base))
+        except Exception as error:
+            for name, before in ((CONFIG, self.results[CONFIG]), (WEIGHTS, self._of_module)):
+                self.results[name] = merged(name, [before, _not_made(name, "file", error)])
+            return
+        self.results[CONFIG] = self._config()
+        of_constants = _made(WEIGHTS, audit_file, file, found, model.config, state, self._declared)
+        self.results[WEIGHTS] = merged(WEIGHTS, [self._of_module, of_constants])
+
+    def _config(self) -> AuditResult:
+        assert self._declared is not None
+        parts = [
+            audit_config(
+                self._declared,
+                self._read,
+                family=str(self.hf_config.get("model_type")),
+                rows=self.case.kv_cache_len,
+            )
+        ]
+        if self.case.mask_as_input:
+            parts.append(audit_mask_inputs(self._declared, self.mask_kinds))
+        return merged(CONFIG, parts)
+
+
+def _made(name: str, audit: Any, *arguments: Any) -> AuditResult:
+    try:
+        result: AuditResult = audit(*arguments)
+    except Exception as error:
+        return _not_made(name, "file", error)
+    return result
+
+
+def _not_made(name: str, where: str, error: Exception) -> AuditResult:
+    return unchecked(name, where, f"cannot be read: {type(error).__name__}: {error}")

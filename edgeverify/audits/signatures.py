@@ -1,0 +1,154 @@
+"""The audit of the signatures: names, shapes and dtypes of a file against the case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ai_edge_litert import schema_py_generated as schema
+
+from edgeverify.audits.declared import NONE
+from edgeverify.audits.model import NOT_APPLICABLE, SIGNATURES, AuditResult, Check, Readings
+from edgeverify.case import Case
+from edgeverify.errors import ArtifactError
+from edgeverify.flatbuffer import ModelFile
+from edgeverify.report.model import FAIL, PASS
+
+BATCH = 1
+_DTYPES = {v: k.lower() for k, v in vars(schema.TensorType).items() if isinstance(v, int)}
+Tensor = tuple[str, tuple[int, ...]]  # dtype, shape
+
+
+def audit_signatures(
+    file: ModelFile, case: Case, declared: Readings, mask_kinds: Sequence[str]
+) -> AuditResult:
+    """Holds a file's signatures against what the case asked for.
+
+    Args:
+        file: the .tflite.
+        case: the prefill lengths, the cache's length and layout, masks, prefill logits.
+        declared: of the HF config: heads, head_dim, vocabulary.
+        mask_kinds: the masks that the port takes where masks are inputs.
+    """
+    checks = [
+        _check("", name, "signature", "signature" if name in file.signatures else "")
+        for name in case.signatures
+    ]
+    checks += [_check("", name, "", "signature") for name in file.signatures
+               if name not in case.signatures]  # fmt: skip
+    for name, length in case.signatures.items():
+        if name in file.signatures:
+            wanted = _wanted(case, declared, mask_kinds, name, length)
+            for side, tensors in zip(("inputs", "outputs"), wanted, strict=True):
+                checks += _side(file, name, side, tensors, needed_masks(declared, case, name))
+    try:
+        layout, rows = file.kv_layout(), file.kv_cache_len()
+    except ArtifactError as error:
+        layout, rows = f"untold: {error.what}", 0
+    checks.append(_check("", "KV layout", case.kv_layout, layout))
+    checks.append(_check("", "KV cache length", str(case.kv_cache_len), str(rows)))
+    accepted, reason = litert_lm_accepts(file)
+    verdict = "accepts" if accepted else "refuses"
+    checks.append(Check("LiteRT-LM", "file", NOT_APPLICABLE, found=verdict, reason=reason))
+    return AuditResult(SIGNATURES, tuple(checks), (f"LiteRT-LM {verdict} the file: {reason}",))
+
+
+def _check(where: str, item: str, expected: str, found: str, reason: str = "") -> Check:
+    outcome = PASS if expected == found else FAIL
+    return Check(item, where or "file", outcome, expected, found, reason)
+
+
+def _wanted(
+    case: Case, declared: Readings, mask_kinds: Sequence[str], name: str, length: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs and outputs of a signature: name → dtype and shape."""
+    inputs: dict[str, Tensor] = {
+        "tokens": ("int32", (BATCH, length)),
+        "input_pos": ("int32", (length,)),
+    }
+    if case.mask_as_input:
+        names = ["mask"] if len(mask_kinds) == 1 else [f"mask_{kind}" for kind in mask_kinds]
+        inputs |= dict.fromkeys(names, ("float32", (BATCH, 1, length, case.kv_cache_len)))
+    caches: dict[str, Tensor] = {}
+    for block in range(declared.values["layers"]):
+        heads = declared.values[f"blocks.{block}.key/value heads"]
+        dim = declared.values[f"blocks.{block}.head_dim"]
+        rows = case.kv_cache_len
+        if case.kv_layout == "default":
+            k = v = (BATCH, rows, heads, dim)
+        else:
+            k, v = (BATCH, heads, rows, dim), (BATCH, heads, dim, rows)
+        caches[f"kv_cache_k_{block}"] = ("float32", k)
+        caches[f"kv_cache_v_{block}"] = ("float32", v)
+    outputs = dict(caches)
+    if name == "decode" or case.prefill_logits:
+        outputs["logits"] = ("float32", (BATCH, length, declared.values["vocabulary"]))
+    return {**inputs, **caches}, outputs
+
+
+def _side(
+    file: ModelFile, name: str, side: str, wanted: Mapping[str, Tensor], needed: set[str]
+) -> Iterator[Check]:
+    graph = file.graph(name)
+    given: Mapping[str, int] = getattr(file.signature(name), side)
+    found = {key: _tensor(graph.raw.tensors[tensor], graph.shape(tensor))
+             for key, tensor in given.items()}  # fmt: skip
+    for key in dict.fromkeys([*wanted, *found]):
+        expected, seen = _text(wanted.get(key)), _text(found.get(key))
+        # The converter drops a mask that no layer reads.
+        if not seen and key.startswith("mask_") and key not in needed:
+            yield Check(f"{name} {key}", side, NOT_APPLICABLE, expected, "", "no layer reads it")
+        else:
+            yield _check(side, f"{name} {key}", expected, seen)
+
+
+def needed_masks(declared: Readings, case: Case, signature: str) -> set[str]:
+    """The masks, of several, that some layer of a signature must read.
+
+    Where a prefill returns no logits, nothing needs what the last layer attends to.
+    """
+    layers = declared.values["layers"]
+    if signature != "decode" and not case.prefill_logits:
+        layers -= 1
+    windows = [declared.values[f"blocks.{i}.window"] for i in range(layers)]
+    return {"mask_global" if window == NONE else "mask_local" for window in windows}
+
+
+def _tensor(raw: Any, shape: tuple[int, ...]) -> Tensor:
+    return _DTYPES.get(raw.type, str(raw.type)), shape
+
+
+def _text(tensor: Tensor | None) -> str:
+    return "" if tensor is None else f"{tensor[0]} ({', '.join(map(str, tensor[1]))})"
+
+
+def litert_lm_accepts(file: ModelFile) -> tuple[bool, str]:
+    """Whether LiteRT-LM would run a file, and why.
+
+    It reads the cache's length from axis 2 of ``kv_cache_k_0``, where the transposed layout has it
+    (seen on 0.18: a file with the default layout and 3 KV heads is refused, "static model supports
+    (3)" tokens). It fills ``tokens``, ``input_pos`` and one ``mask``, and knows no other masks
+    (runtime/executor/litert_compiled_model_executor_utils.cc).
+    """
+    if "decode" not in file.signatures or not any(s.startswith("prefill") for s in file.signatures):
+        return False, "it needs a signature decode and one whose name begins with prefill"
+    taken = file.signature("decode").inputs
+    lacking = [n for n in ("tokens", "input_pos", "kv_cache_k_0", "kv_cache_v_0") if n not in taken]
+    if lacking:
+        return False, f"decode has no input {' or '.join(lacking)}"
+    if "logits" not in file.signature("decode").outputs:
+        return False, "decode returns no logits"
+    masks = [name for name in taken if name.startswith("mask") and name != "mask"]
+    if masks:
+        return False, f"it fills one input called mask, not {' and '.join(sorted(masks))}"
+    try:
+        layout = file.kv_layout()
+    except ArtifactError as error:
+        return False, error.what
+    read = file.shape("decode", "kv_cache_k_0")[2]
+    if layout != "transposed":
+        return False, (
+            f"it would take the {read} KV heads for the cache's length, which it reads from the "
+            "transposed layout (--kv-layout transposed)"
+        )
+    return True, f"it reads a cache of {read} rows from the transposed layout"

@@ -1,0 +1,111 @@
+"""Audits in every report: one line each, failures with what was expected and found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from edgeverify.audits.model import NOT_APPLICABLE, AuditResult, Check
+from edgeverify.report import html, junit
+from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, Report
+from edgeverify.report.terminal import console_for, print_report
+
+WRONG = "rotary base (ModelConfig): expected 5300.0, found 10000.0"
+
+
+@pytest.fixture
+def failed(report: Callable[..., Report], audits: Callable[..., Any]) -> Report:
+    """The legs pass and one audit fails."""
+    finding = Finding("audit.config", "authoring", "", WRONG)
+    return replace(report(), audits=audits(config=FAIL), findings=(finding,))
+
+
+def printed(report: Report) -> list[str]:
+    stream = StringIO()
+    print_report(report, console_for(stream))
+    return stream.getvalue().splitlines()
+
+
+def test_a_failing_audit_fails_the_report(failed: Report) -> None:
+    assert (failed.outcome, failed.passed) == (FAIL, False)
+
+
+def test_an_unchecked_audit_is_no_pass(
+    report: Callable[..., Report], audits: Callable[..., Any]
+) -> None:
+    assert replace(report(), audits=audits(weights=UNCHECKED)).outcome == UNCHECKED
+    assert replace(report(), audits=audits()).outcome == PASS
+    assert Report(case={}, environment={}, legs={}, audits=audits()).outcome == UNCHECKED
+
+
+def test_the_terminal_has_one_line_for_each_and_tells_a_failure_once(failed: Report) -> None:
+    lines = printed(failed)
+    assert lines[1:5] == [
+        f"  config      fail      {WRONG}",
+        "                        1 pass, 1 fail",
+        "  weights     pass      2 pass",
+        "  signatures  pass      2 pass",
+    ]
+    assert lines[5].startswith("  authoring   pass      worst ")
+    assert sum(WRONG in line for line in lines) == 1
+
+
+def test_a_long_list_is_cut(failed: Report) -> None:
+    checks = tuple(Check(f"tensor {i}", "file", FAIL, "a", "b") for i in range(9))
+    lines = printed(replace(failed, audits={"weights": AuditResult("weights", checks)}))
+    assert lines[7].strip() == "and 3 more"
+    assert lines[8].strip() == "9 fail"
+
+
+def test_junit_has_one_testcase_for_each(failed: Report) -> None:
+    root = ET.fromstring(junit.render(failed))
+    cases = {
+        case.get("name"): [child.tag for child in case]
+        for case in root.iter("testcase")
+        if case.get("classname") == "tinyllama.tiny.audits"
+    }
+    assert cases == {"config": ["failure"], "weights": [], "signatures": []}
+    assert (root.get("tests"), root.get("failures")) == ("25", "1")
+    (told,) = root.iter("failure")
+    assert told.get("message") == f"config: {WRONG}"
+
+
+def test_html_has_a_row_for_each(failed: Report) -> None:
+    page = html.render(failed)
+    badge = '<span class="badge fail">fail</span>'
+    assert f"<tr><th>config</th><td>{badge}</td>" in page
+    assert page.count(WRONG) == 1
+
+
+def test_json_has_every_check_and_the_notes(failed: Report) -> None:
+    audits = {**failed.audits, "signatures": AuditResult("signatures", (), ("a fact",))}
+    found = json.loads(json.dumps(replace(failed, audits=audits).to_dict()))["audits"]
+    assert list(found) == ["config", "weights", "signatures"]
+    assert found["config"]["outcome"] == FAIL
+    assert found["config"]["counts"] == {PASS: 1, FAIL: 1}
+    assert found["config"]["checks"][1] == {
+        "item": "rotary base",
+        "where": "ModelConfig",
+        "outcome": FAIL,
+        "expected": "5300.0",
+        "found": "10000.0",
+        "reason": "",
+    }
+    assert found["signatures"] == {
+        "outcome": UNCHECKED,
+        "counts": {},
+        "checks": [],
+        "notes": ["a fact"],
+    }
+
+
+def test_what_is_not_applicable_neither_passes_nor_fails() -> None:
+    nothing = AuditResult("config", (Check("window", "file", NOT_APPLICABLE),))
+    assert nothing.outcome == UNCHECKED
+    assert replace(nothing, checks=(*nothing.checks, Check("x", "", PASS))).outcome == PASS
