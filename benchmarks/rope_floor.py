@@ -53,7 +53,7 @@ class Largest:
         self.row = self.rms = self.norm = 0.0
 
     def judged(self, seen: np.ndarray, right: np.ndarray, floor: np.ndarray, *_: Any) -> None:
-        ratios = RowErrors(rope._norms(seen - right), floor).ratios(0.0)
+        ratios = RowErrors(rope.row_norms(seen - right), floor).ratios(0.0)
         self.row = max(self.row, float(ratios.max()))
         if len(ratios) >= MIN_ROWS_FOR_RMS:
             self.rms = max(self.rms, float(np.sqrt(np.mean(ratios**2))))

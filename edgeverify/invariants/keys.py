@@ -7,7 +7,7 @@ import numpy as np
 from edgeverify import taps
 from edgeverify.invariants import draw
 from edgeverify.invariants.model import Facts, Invariant
-from edgeverify.invariants.rope import rotated_exactly
+from edgeverify.invariants.rope_floor import rotated_exactly
 from edgeverify.invariants.subject import Plan, Subject, play, shortest, tokens_of
 
 

@@ -1,160 +1,41 @@
 """The contracts of RoPE, at the level of a single rotation of q or k.
 
-A head's first elements are turned in pairs, element i with element i + turned / 2 (the pairing of
-GPT-NeoX, https://github.com/EleutherAI/gpt-neox, which transformers calls ``rotate_half``), by
-the angle position x frequency (RoFormer, arXiv:2104.09864, equation 34).
-
-What float32 may cost is measured, row by row, because it grows with the position: see ``Floor``.
-A row is one position's heads. The limits on error over floor are those of the authoring leg.
+What float32 may cost is measured, row by row, because it grows with the position: see
+``rope_floor``. A row is one position's heads. The limits on error over floor are those of the
+authoring leg.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 
 from edgeverify.compare import thresholds
+from edgeverify.invariants import rope_arguments as arguments
 from edgeverify.invariants.model import (
     ROTATION,
-    Arguments,
-    Facts,
     Invariant,
     NotApplicableError,
     Rotary,
     Violation,
 )
+from edgeverify.invariants.rope_floor import (
+    HALF_ULP,
+    Rotation,
+    floor_of,
+    rotated_exactly,
+    row_norms,
+)
 from edgeverify.noise import RowErrors
 
-HALF_ULP = 2.0**-24
 # With u = HALF_ULP: cos and sin to one ulp are off by 2u, a product by u, a sum by u; together
 # 4u of |x1 cos| + |x2 sin| <= |x| for each element of a pair. Scaled cos and sin are rounded
 # once more, and so was the factor. Measured on the seven ports and on HF: at most 2.4u
 # (benchmarks/rope_floor.py).
 PAIR_NORM_BOUND = 4 * 2**0.5 * HALF_ULP
 SCALED_PAIR_NORM_BOUND = 6 * 2**0.5 * HALF_ULP
-
-
-class Rotation(Protocol):
-    """One implementation of a model's RoPE."""
-
-    @property
-    def rotary(self) -> Rotary:
-        """RoPE as the HF config has it."""
-
-    @property
-    def reference(self) -> Rotation:
-        """Hugging Face's own rotation by the same config; itself where it is that."""
-
-    def heads(self, which: str, block: int) -> int:
-        """Heads of ``q`` or ``k`` in a block."""
-
-    def rotate(
-        self, which: str, block: int, vectors: np.ndarray, positions: np.ndarray
-    ) -> np.ndarray:
-        """Turns row t of ``vectors`` (T, N, H), float32, to ``positions[t]``; the same shape."""
-
-
-def rotated_exactly(
-    rotary: Rotary, vectors: np.ndarray, positions: np.ndarray, *, back: bool = False
-) -> np.ndarray:
-    """The rotation in float64.
-
-    Args:
-        rotary: pairs, frequencies and scaling.
-        vectors: (T, N, H).
-        positions: (T,).
-        back: undoes the rotation and its scaling instead.
-
-    Returns:
-        (T, N, H) float64.
-    """
-    angles = np.multiply.outer(positions.astype(np.float64), rotary.frequencies)
-    factor = 1 / rotary.scaling if back else rotary.scaling
-    cos, sin = np.cos(angles) * factor, np.sin(angles) * (-factor if back else factor)
-    return _turn(rotary, vectors.astype(np.float64), cos, sin)
-
-
-def _turn(rotary: Rotary, vectors: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Turns the pairs of (T, N, H) by cos and sin (T, turned / 2), in the dtype of all three."""
-    half = rotary.turned // 2
-    first, second = vectors[..., :half], vectors[..., half : rotary.turned]
-    cos, sin = cos[:, None], sin[:, None]
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return np.concatenate((*turned, vectors[..., rotary.turned :]), axis=-1)
-
-
-@dataclass(frozen=True)
-class Floor:
-    """What float32 may cost in a rotation, measured on runs that are equally right.
-
-    These are Hugging Face's own rotary in float32 and the formula with each angle moved by what
-    rounding costs (``_angles_rounded_otherwise``). That second run gives every position a
-    typical error of its own, so none is judged by luck and none by the floor of a far one.
-
-    Attributes:
-        elements: (T, N, H), the largest absolute error of the runs, per element.
-        rows: (T,), the largest of the runs' errors, relative L2, never below rounding to float32.
-    """
-
-    elements: np.ndarray
-    rows: np.ndarray
-
-
-def floor_of(
-    rotation: Rotation, which: str, block: int, vectors: np.ndarray, positions: np.ndarray
-) -> Floor:
-    """Measures the floor of rotating ``vectors`` (T, N, H) to ``positions`` (T,).
-
-    Raises:
-        NotApplicableError: Hugging Face's own rotary is another function than the formula.
-    """
-    rotary, reference = rotation.rotary, rotation.reference
-    exact = rotated_exactly(rotary, vectors, positions)
-    errors = [exact.astype(np.float32) - exact]
-    errors.append(_angles_rounded_otherwise(rotary, vectors, positions) - exact)
-    if reference is not rotation:
-        independent = np.max([_norms(error) for error in errors], axis=0)
-        errors.append(reference.rotate(which, block, vectors, positions) - exact)
-        ratios = RowErrors(_norms(errors[-1]), independent).ratios(0.0)
-        if not ratios.max() <= thresholds("authoring").row:
-            raise NotApplicableError(
-                "Hugging Face's own rotary does not turn the halves of a head by these "
-                f"frequencies: {ratios.max():.3g} floors off at position "
-                f"{positions[ratios.argmax()]}"
-            )
-    rows = np.max([_norms(error) for error in errors], axis=0) / _norms(exact)
-    return Floor(np.max(np.abs(errors), axis=0), rows)
-
-
-def _angles_rounded_otherwise(
-    rotary: Rotary, vectors: np.ndarray, positions: np.ndarray
-) -> np.ndarray:
-    """The rotation in float32, its exact angles moved by what rounding costs, as drawn.
-
-    A frequency is base ** -(2i / turned), and the angle is position x frequency. Each of the
-    three values is rounded to float32, by up to half an ulp: the exponent's rounding moves the
-    angle, relatively, by ln(frequency) half ulps (with a width that is no power of two; 7 for
-    a base of 1e4 near the last pair), the other two by one each. They are independent, so their
-    squares add up; up or down is drawn. A value that float32 holds exactly costs nothing: the
-    first frequency is 1, and so its angle is exact at every position.
-    """
-    exponents = np.arange(rotary.turned // 2) * 2 / rotary.turned
-    frequencies = np.array(rotary.frequencies)
-    exact = np.multiply.outer(positions.astype(np.float64), frequencies)
-    squares = (np.log(frequencies) * _inexact(exponents)) ** 2 + _inexact(frequencies)
-    half_ulps = np.sqrt(squares + _inexact(exact))
-    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=exact.shape)
-    moved = exact * (1 + HALF_ULP * signs * half_ulps)
-    cos, sin = np.cos(moved) * rotary.scaling, np.sin(moved) * rotary.scaling
-    return _turn(rotary, vectors, cos.astype(np.float32), sin.astype(np.float32))
-
-
-def _inexact(values: np.ndarray) -> np.ndarray:
-    """1.0 where float32 does not hold the value exactly, else 0.0."""
-    return (values != values.astype(np.float32)).astype(np.float64)
 
 
 def norm(
@@ -217,7 +98,7 @@ def reference(
     floor = floor_of(rotation, which, block, vectors, at)
     right = rotated_exactly(rotation.rotary, vectors, at)
     where = [f"block {block}, {which}, position {p}" for p in positions]
-    _judge(seen, right, floor.rows * _norms(right), where)
+    _judge(seen, right, floor.rows * row_norms(right), where)
 
 
 def compose(
@@ -239,12 +120,12 @@ def compose(
         for given, at in ((vectors, a), (by_a, b), (vectors, a + b))
     ]
     back = rotated_exactly(rotary, by_a, a, back=True)
-    lost = floors[0] * _norms(by_a) / rotary.scaling
+    lost = floors[0] * row_norms(by_a) / rotary.scaling
     where = [f"block {block}, {which}, back from position {p}" for p in a]
     _judge(back, vectors.astype(np.float64), lost, where)
     where = [f"block {block}, {which}, position {p} and {q} on" for p, q in pairs]
     # The three roundings are independent of each other.
-    _judge(by_both, at_once, np.sqrt(np.sum(np.square(floors), axis=0)) * _norms(at_once), where)
+    _judge(by_both, at_once, np.sqrt(np.sum(np.square(floors), axis=0)) * row_norms(at_once), where)
 
 
 def distance(
@@ -261,7 +142,7 @@ def distance(
     near, near_floor = _scores(rotation, block, q, k, a, b)
     far, far_floor = _scores(rotation, block, q, k, a + shift, b + shift)
     where = [f"block {block}, q at {p + shift} and k at {r + shift}" for p, r in pairs]
-    _judge(far, near, _norms(np.hypot(near_floor, far_floor)), where, what="score of head")
+    _judge(far, near, row_norms(np.hypot(near_floor, far_floor)), where, what="score of head")
 
 
 def _scores(
@@ -343,7 +224,7 @@ def _judge(
         what: names the last axis.
     """
     limits = thresholds("authoring")
-    ratios = RowErrors(_norms(seen - right), floor).ratios(0.0)
+    ratios = RowErrors(row_norms(seen - right), floor).ratios(0.0)
     rms, allowed = float(np.sqrt(np.mean(ratios**2))), limits.rms_over(len(ratios))
     if ratios.max() <= limits.row and rms <= allowed:
         return
@@ -370,11 +251,6 @@ def _refuse(
     )
 
 
-def _norms(rows: np.ndarray) -> np.ndarray:
-    """L2 over all but the first axis, float64."""
-    return np.linalg.norm(rows.reshape(len(rows), -1).astype(np.float64), axis=1)
-
-
 def _pair_norms(rotary: Rotary, vectors: np.ndarray) -> np.ndarray:
     """(T, N, turned / 2) float64."""
     half = rotary.turned // 2
@@ -382,123 +258,14 @@ def _pair_norms(rotary: Rotary, vectors: np.ndarray) -> np.ndarray:
     return np.hypot(wide[..., :half], wide[..., half : rotary.turned])
 
 
-MAX_ROWS = 12
-
-
-def _common(facts: Facts, *, which: bool = True) -> dict[str, Any]:
-    from hypothesis import strategies as st
-
-    common: dict[str, Any] = {
-        "block": st.integers(0, facts.num_blocks - 1),
-        "seed": st.integers(0, 2**16 - 1),
-    }
-    return {"which": st.sampled_from(("q", "k")), **common} if which else common
-
-
-def _some_positions(facts: Facts) -> Any:
-    """Positions anywhere, as often near the model's last one as near 0."""
-    from hypothesis import strategies as st
-
-    last = facts.rope.max_positions - 1
-    position = st.one_of(st.integers(0, last), st.integers(0, last).map(lambda p: last - p))
-    return st.lists(position, min_size=1, max_size=MAX_ROWS).map(tuple)
-
-
-def _positions(facts: Facts) -> Any:
-    from hypothesis import strategies as st
-
-    return st.fixed_dictionaries({**_common(facts), "positions": _some_positions(facts)})
-
-
-def _with_origin(facts: Facts) -> Any:
-    from hypothesis import strategies as st
-
-    at_zero = st.tuples(_some_positions(facts), st.integers(0, MAX_ROWS)).map(
-        lambda drawn: (*drawn[0][: drawn[1]], 0, *drawn[0][drawn[1] :])
-    )
-    return st.fixed_dictionaries({**_common(facts), "positions": at_zero})
-
-
-def _sums(facts: Facts) -> Any:
-    from hypothesis import strategies as st
-
-    # Two positions in order make a start and a step that stay within the model's positions, and
-    # shrink faster than a step that is drawn for its start.
-    position = st.integers(0, facts.rope.max_positions - 1)
-    pair = st.tuples(position, position).map(lambda drawn: (min(drawn), max(drawn) - min(drawn)))
-    pairs = st.lists(pair, min_size=1, max_size=MAX_ROWS).map(tuple)
-    return st.fixed_dictionaries({**_common(facts), "pairs": pairs})
-
-
-def _shifted(facts: Facts) -> Any:
-    from hypothesis import strategies as st
-
-    last = facts.rope.max_positions - 1
-    position = st.integers(0, last)
-    drawn = {
-        **_common(facts, which=False),
-        "pairs": st.lists(st.tuples(position, position), min_size=1, max_size=MAX_ROWS),
-        "shift": st.integers(1, last),
-    }
-
-    def within(arguments: dict[str, Any]) -> dict[str, Any]:
-        room = last + 1 - arguments["shift"]
-        return {**arguments, "pairs": tuple((a % room, b % room) for a, b in arguments["pairs"])}
-
-    return st.fixed_dictionaries(drawn).map(within)
-
-
-def _edge_positions(facts: Facts) -> list[tuple[int, ...]]:
-    last = facts.rope.max_positions - 1
-    return [(last,), tuple(range(8)), tuple(range(last - 7, last + 1)), (0, 1, last // 2, last)]
-
-
-def _edges(facts: Facts) -> Sequence[Arguments]:
-    return [
-        {"which": which, "block": block, "positions": positions, "seed": 0}
-        for which in ("q", "k")
-        for block in range(facts.num_blocks)
-        for positions in _edge_positions(facts)
-    ]
-
-
-def _origin_edges(facts: Facts) -> Sequence[Arguments]:
-    positions = ((0,), tuple(range(8)), (facts.rope.max_positions - 1, 0))
-    return [{**edge, "positions": at} for edge in _first(_edges(facts)) for at in positions]
-
-
-def _sum_edges(facts: Facts) -> Sequence[Arguments]:
-    last = facts.rope.max_positions - 1
-    pairs = ((1, 1), (1, last - 1), (last, 0), (0, last), (last // 2, last - last // 2))
-    return [_without(edge, "positions", pairs=pairs) for edge in _first(_edges(facts))]
-
-
-def _shift_edges(facts: Facts) -> Sequence[Arguments]:
-    last = facts.rope.max_positions - 1
-    return [
-        {"block": block, "pairs": pairs, "shift": shift, "seed": 0}
-        for block in range(facts.num_blocks)
-        for pairs, shift in ((((0, 0),), last), (((1, 0), (0, 1)), last - 1))
-    ]
-
-
-def _first(edges: Sequence[Arguments]) -> list[Arguments]:
-    """One edge for each q and k of each block."""
-    return list({(edge["which"], edge["block"]): edge for edge in edges}.values())
-
-
-def _without(edge: Arguments, key: str, **added: Any) -> Mapping[str, Any]:
-    return {**{name: value for name, value in edge.items() if name != key}, **added}
-
-
 ROPE = tuple(
-    Invariant(name, holds, arguments, edges, kinds=("reference", "reauthored"), of=ROTATION)
-    for name, holds, arguments, edges in (
-        ("rope.norm", norm, _positions, _edges),
-        ("rope.origin", origin, _with_origin, _origin_edges),
-        ("rope.distance", distance, _shifted, _shift_edges),
-        ("rope.compose", compose, _sums, _sum_edges),
-        ("rope.share", share, _positions, _edges),
-        ("rope.reference", reference, _positions, _edges),
+    Invariant(name, holds, drawn, edges, kinds=("reference", "reauthored"), of=ROTATION)
+    for name, holds, drawn, edges in (
+        ("rope.norm", norm, arguments.positions, arguments.edges),
+        ("rope.origin", origin, arguments.with_origin, arguments.origin_edges),
+        ("rope.distance", distance, arguments.shifted, arguments.shift_edges),
+        ("rope.compose", compose, arguments.sums, arguments.sum_edges),
+        ("rope.share", share, arguments.positions, arguments.edges),
+        ("rope.reference", reference, arguments.positions, arguments.edges),
     )
 )

@@ -174,8 +174,7 @@ class ReauthoredRotation:
 
         self._port = port
         self._model: Any = build_model(port, hf_config, state, mask_cache_size=0)
-        blocks: Any = self._model.transformer_blocks
-        self._blocks: list[nn.Module] = list(blocks)
+        self._blocks: list[nn.Module] = _blocks(self._model)
         self._parts = [_parts(block) for block in self._blocks]
         self.reference = ReferenceRotation(hf_config)
         self.rotary = self.reference.rotary
@@ -311,6 +310,10 @@ class ReauthoredRotation:
                 "as inputs",
             ) from error
         return seen
+
+
+def _blocks(model: Any) -> list[nn.Module]:
+    return list(model.transformer_blocks)
 
 
 def _parts(block: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -15,7 +15,7 @@ from edgeverify.invariants import draw
 from edgeverify.invariants.agree import Agreement
 from edgeverify.invariants.floors import cached_floor, floor_per_position
 from edgeverify.invariants.model import ROTATION, Facts, Invariant, NotApplicableError
-from edgeverify.invariants.rope import Rotation
+from edgeverify.invariants.rope_floor import Rotation
 from edgeverify.invariants.rotaries import ReauthoredRotation, ReferenceRotation, rotary_of
 from edgeverify.invariants.subject import Subject
 from edgeverify.sessions import Session
