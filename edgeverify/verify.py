@@ -27,6 +27,7 @@ from edgeverify.selectors import Selectors
 from edgeverify.stages import (
     Run,
     converted,
+    find_causes,
     fitting_threads,
     own_baseline,
     reference_baselines,
@@ -61,19 +62,22 @@ def verify(
     chosen = Selectors.of(**selectors)
     run, tokenizer = _prepare(port, chosen, verbose=verbose, progress=progress)
     with fitting_threads(run):
-        legs, traces = _judge_legs(run, chosen)
-        return _report(run, legs, tokenizer, traces)
+        legs, traces, causes = _judge_legs(run, chosen)
+        return _report(run, legs, tokenizer, traces, causes)
 
 
-def _judge_legs(run: Run, chosen: Selectors) -> tuple[dict[str, LegResult], dict[str, Trace]]:
+def _judge_legs(
+    run: Run, chosen: Selectors
+) -> tuple[dict[str, LegResult], dict[str, Trace], tuple[Finding, ...]]:
     baselines = reference_baselines(run, with_file="conversion" in chosen.legs)
     authoring = baselines["authoring"]
     whole, isolated = run_reauthored(run, authoring.oracle)
     traces = {"reference": authoring.own, "reauthored": whole}
     legs = {"authoring": _judge(run, "authoring", whole, isolated, authoring)}
-    if "conversion" not in chosen.legs:
-        return legs, traces
     passed = legs["authoring"].outcome != FAIL
+    causes = () if passed else find_causes(run, authoring)
+    if "conversion" not in chosen.legs:
+        return legs, traces, causes
     try:
         legs["conversion"], traces["tflite"] = _conversion_leg(
             run, whole, baselines["conversion"], authoring_passed=passed
@@ -86,7 +90,7 @@ def _judge_legs(run: Run, chosen: Selectors) -> tuple[dict[str, LegResult], dict
         reason = f"not possible with this port: {type(error).__name__}: {error}"
         limits = thresholds("conversion").as_dict()
         legs["conversion"] = LegResult("conversion", UNCHECKED, limits, reason=reason)
-    return legs, traces
+    return legs, traces, causes
 
 
 def convert_model(
@@ -194,6 +198,7 @@ def _report(
     legs: Mapping[str, LegResult],
     tokenizer: Any | None,
     traces: Mapping[str, Trace],
+    causes: tuple[Finding, ...] = (),
 ) -> Report:
     return Report(
         case=_describe(run, legs, tokenizer, traces),
@@ -204,7 +209,11 @@ def _report(
             "threads": torch.get_num_threads(),
         },
         legs=legs,
-        findings=tuple(finding for leg in legs.values() for finding in _findings(leg)),
+        findings=tuple(
+            finding
+            for leg in legs.values()
+            for finding in (*_findings(leg), *(c for c in causes if c.leg == leg.name))
+        ),
         timings=run.timings,
     )
 

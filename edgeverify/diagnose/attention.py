@@ -1,0 +1,358 @@
+"""``attn.out``: from q, k and v over the KV cache to the output projection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import permutations, product
+
+import torch
+
+from edgeverify import taps
+from edgeverify.case import Step
+from edgeverify.diagnose import compare_weights, estimate
+from edgeverify.diagnose.fault import ESTIMATED, Change, number
+from edgeverify.diagnose.scene import Inputs, Scene
+
+
+def cache_row_text(written: int, when: str) -> str:
+    """What is said of rows that land beside their place."""
+    steps = "" if when == "all" else " in decode steps"
+    return f"rows are written {written:+d} from their place in the cache{steps} → in place"
+
+
+def written_into(
+    cache: torch.Tensor, rows: torch.Tensor, step: Step, shift: int
+) -> torch.Tensor:
+    """The cache (S, ...) with a step's rows in it, zeros for its pads (see ``reauthored.run``)."""
+    start = max(0, min(step.start + shift, len(cache) - step.length))
+    cache = cache.clone()
+    cache[start : start + step.length] = 0
+    cache[start : start + len(rows)] = rows
+    return cache
+
+
+@dataclass(frozen=True)
+class Attention:
+    """softmax(cap(q k^T * scale) + mask) v, times the output projection.
+
+    Attributes:
+        weight: (C, N * H).
+        bias: (C,), or None.
+        scale: of the scores.
+        softcap: c of c * tanh(scores / c), or None.
+        window: how many keys a query sees, its own included; None for all.
+        ahead: how many keys after its own a query sees (-1: not even its own).
+        sees: ``past`` as it should be; ``chunk``: all of its own step, too; ``all``: every row of
+            the cache, written or not; ``own step``: no key of an earlier step.
+        hidden: what is added to the scores that the mask hides.
+        groups: ``interleaved``: consecutive query heads share a key head; ``tiled``: head n takes
+            key head n modulo their number.
+        heads: order in which the heads enter the output projection, or None.
+        flattened: ``heads`` as it should be; ``elements``: element by element over the heads;
+            ``rows``: (N, T, H) read as (T, N, H).
+        written: how far from its place a row is written into the cache.
+        written_in: ``all`` steps or ``decode`` steps alone.
+        cap_first: the scores are capped before they are scaled.
+        value: which tap is attended to.
+        factor: of the result, before the bias.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
+    ahead: int = 0
+    sees: str = "past"
+    hidden: float = float("-inf")
+    groups: str = "interleaved"
+    heads: tuple[int, ...] | None = None
+    flattened: str = "heads"
+    written: int = 0
+    written_in: str = "all"
+    cap_first: bool = False
+    value: str = "attn.v"
+    factor: float = 1.0
+
+
+class AttentionOf:
+    """The attention of one block."""
+
+    def __init__(self, scene: Scene, block: int) -> None:
+        self.scene, self.block = scene, block
+        first = scene.case.steps[0].name
+        _, _, self.heads, self.dim = scene.oracle[f"{first}/{taps.block(block, 'attn.q')}"].shape
+        self.groups = scene.oracle[f"{first}/{taps.block(block, 'attn.k')}"].shape[2]
+
+    def rights(self) -> Iterator[Attention]:
+        weight = self.scene.roles.get(self.block, "o")
+        if weight is None:
+            return
+        hf = self.scene.hf
+        bias = self.scene.roles.get(self.block, "o_bias")
+        scalar = hf.get("query_pre_attn_scalar") or self.dim
+        cap = hf.get("attn_logit_softcapping")
+        # Whether this layer slides is seen from the oracle.
+        for window in dict.fromkeys((hf.get("sliding_window"), None)):
+            yield Attention(weight, bias, float(scalar) ** -0.5, cap, window)
+
+    def compute(self, spec: Attention, inputs: Inputs) -> torch.Tensor:
+        """Step by step, with a cache whose unwritten rows are zero, as the port has it."""
+        q, k, v = (inputs.tap(taps.block(self.block, name)) for name in self._names(spec))
+        size = inputs.case.kv_cache_len
+        cache_k = torch.zeros(size, *k.shape[1:], dtype=k.dtype)
+        cache_v = torch.zeros(size, *v.shape[1:], dtype=v.dtype)
+        parts = []
+        for step in inputs.steps:
+            rows = torch.arange(step.start, step.end)
+            written = spec.written if step.is_decode or spec.written_in == "all" else 0
+            cache_k = written_into(cache_k, k[rows], step, written)
+            cache_v = written_into(cache_v, v[rows], step, written)
+            mask = self._mask(spec, rows, step, size).to(q.dtype)
+            parts.append(self._attend(spec, q[rows], cache_k, cache_v, mask))
+        mixed = torch.cat(parts)
+        out = mixed @ spec.weight.to(mixed.dtype).T * spec.factor
+        return out if spec.bias is None else out + spec.bias.to(out.dtype)
+
+    def _names(self, spec: Attention) -> tuple[str, str, str]:
+        return "attn.q", "attn.k", spec.value
+
+    def _mask(self, spec: Attention, rows: torch.Tensor, step: Step, size: int) -> torch.Tensor:
+        query, key = rows[:, None], torch.arange(size)[None]
+        visible = key <= query + spec.ahead
+        if spec.sees == "chunk":
+            visible = visible | (key < step.start + step.length)
+        elif spec.sees == "all":
+            visible = torch.ones_like(visible)
+        elif spec.sees == "own step":
+            visible = visible & (key >= step.start)
+        if spec.window is not None:
+            visible = visible & (key > query - spec.window)
+        return torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, spec.hidden)
+
+    def _attend(
+        self,
+        spec: Attention,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """(t, N, H), the cache (S, G, H) twice, (t, S) → (t, N * H)."""
+        each = self.heads // self.groups
+        if spec.groups == "tiled":
+            k, v = k.repeat(1, each, 1), v.repeat(1, each, 1)
+        else:
+            k, v = k.repeat_interleave(each, 1), v.repeat_interleave(each, 1)
+        scores = torch.einsum("tnh,snh->nts", q, k)
+        cap = spec.softcap
+        if cap is not None and spec.cap_first:
+            scores = torch.tanh(scores / cap) * cap * spec.scale
+        else:
+            scores = scores * spec.scale
+            if cap is not None:
+                scores = torch.tanh(scores / cap) * cap
+        weights = torch.softmax(scores + mask, dim=-1)
+        weights = torch.nan_to_num(weights)  # a row that sees nothing
+        mixed = torch.einsum("nts,snh->tnh", weights, v)
+        if spec.heads is not None:
+            mixed = mixed[:, list(spec.heads)]
+        if spec.flattened == "elements":
+            mixed = mixed.transpose(1, 2)
+        elif spec.flattened == "rows":
+            mixed = mixed.transpose(0, 1).reshape(mixed.shape)
+        return mixed.flatten(1)
+
+    def changes(
+        self, right: Attention, port: torch.Tensor, rows: torch.Tensor
+    ) -> Iterator[Change[Attention]]:
+        yield from self._weight_changes(right)
+        yield from self._scale_changes(right)
+        yield from self._mask_changes(right)
+        yield from self._head_changes(right)
+        yield from self._cache_changes(right)
+        yield from self._fitted(right, port, rows)
+
+    def _weight_changes(self, right: Attention) -> Iterator[Change[Attention]]:
+        roles, own = self.scene.roles, self.scene.port_weights
+        name = roles.name(self.block, "o") or "o_proj"
+        weight, bias = own.get(self.block, "o"), own.get(self.block, "o_bias")
+        if weight is not None and weight.shape == right.weight.shape:
+            if not torch.equal(weight, right.weight):
+                told = compare_weights.difference(weight, right.weight, name, roles.state)
+                yield Change(
+                    "weight",
+                    f"weight of the output projection: {told}",
+                    replace(right, weight=weight),
+                )
+        if right.weight.shape[0] == right.weight.shape[1]:
+            yield Change(
+                "weight.transposed",
+                "weight of the output projection transposed → as it is",
+                replace(right, weight=right.weight.T),
+            )
+        if right.bias is not None:
+            text = "bias of the output projection left out → added"
+            yield Change("bias", text, replace(right, bias=None))
+            text = "bias of the output projection added twice → once"
+            yield Change("bias", text, replace(right, bias=2 * right.bias))
+        if bias is not None and (right.bias is None or not torch.equal(bias, right.bias)):
+            told = "the original has none"
+            if right.bias is not None:
+                held = roles.name(self.block, "o_bias") or "its bias"
+                told = compare_weights.difference(bias, right.bias, held, roles.state)
+            yield Change(
+                "bias", f"bias of the output projection: {told}", replace(right, bias=bias)
+            )
+
+    def _scale_changes(self, right: Attention) -> Iterator[Change[Attention]]:
+        width = right.weight.shape[0]
+        scales = {
+            "head_dim ** -0.5": self.dim**-0.5,
+            "no scale": 1.0,
+            "(hidden / heads) ** -0.5": (width / self.heads) ** -0.5,
+            "hidden ** -0.5": width**-0.5,
+            "the scale applied twice": right.scale**2,
+            "1 / head_dim": 1 / self.dim,
+            "the square root applied twice": right.scale**0.5,
+            "(hidden / key heads) ** -0.5": (width / self.groups) ** -0.5,
+        }
+        own = getattr(self.scene.port_weights.config(self.block), "score_scale", None)
+        if own is not None:
+            scales["the port's score_scale"] = float(own)
+        for told, scale in scales.items():
+            if abs(scale - right.scale) > 1e-9 * right.scale:
+                text = f"scale of the scores {number(scale)} ({told}) → {number(right.scale)}"
+                yield Change("attention.scale", text, replace(right, scale=scale))
+        own_cap = getattr(self.scene.port_weights.config(self.block), "logit_softcap", None)
+        if right.softcap is not None:
+            yield Change(
+                "attention.softcap",
+                f"softcap of the scores left out → {number(right.softcap)}",
+                replace(right, softcap=None),
+            )
+            yield Change(
+                "attention.softcap",
+                "scores capped before they are scaled → after",
+                replace(right, cap_first=True),
+            )
+        for cap in dict.fromkeys(
+            (own_cap, 50.0, 30.0, self.scene.hf.get("final_logit_softcapping"))
+        ):
+            if cap and cap != right.softcap:
+                target = "none" if right.softcap is None else number(right.softcap)
+                yield Change(
+                    "attention.softcap",
+                    f"softcap of the scores {number(cap)} → {target}",
+                    replace(right, softcap=float(cap)),
+                )
+
+    def _mask_changes(self, right: Attention) -> Iterator[Change[Attention]]:
+        wanted = "none" if right.window is None else str(right.window)
+        windows = [self.scene.hf.get("sliding_window")]
+        windows += [
+            getattr(self.scene.port_weights.config(self.block), "sliding_window_size", None)
+        ]
+        if right.window is not None:
+            windows = [right.window + 1, right.window - 1, *windows, right.window // 2]
+            yield Change(
+                "attention.window",
+                f"window left out (the layer is taken for a global one) → {wanted}",
+                replace(right, window=None),
+            )
+        for window in dict.fromkeys(windows):
+            if window and window != right.window:
+                kind = " (the layer is taken for a local one)" if right.window is None else ""
+                text = f"window {window}{kind} → {wanted}"
+                yield Change("attention.window", text, replace(right, window=window))
+        yield Change(
+            "mask",
+            "mask off by one: a query sees the next position → its own at most",
+            replace(right, ahead=1),
+        )
+        yield Change(
+            "mask",
+            "mask off by one: a query does not see its own position → it does",
+            replace(right, ahead=-1),
+        )
+        for sees, told in (
+            ("chunk", "no causal mask within a step: queries see all of their chunk → the past"),
+            ("all", "no mask: queries see every row of the cache, unwritten ones, too → the past"),
+            ("own step", "queries see their own step only → the cache of earlier steps, too"),
+        ):
+            yield Change("mask", told, replace(right, sees=sees))
+        for hidden in (-1.0, -10.0, -100.0, -1000.0, 1.0):
+            yield Change(
+                "mask",
+                f"hidden scores get {number(hidden)} added → -inf",
+                replace(right, hidden=hidden),
+            )
+
+    def _head_changes(self, right: Attention) -> Iterator[Change[Attention]]:
+        if 1 < self.groups < self.heads:
+            yield Change(
+                "attention.groups",
+                "key and value heads repeated in turn (repeat) → each for consecutive query heads "
+                "(repeat_interleave)",
+                replace(right, groups="tiled"),
+            )
+        yield Change(
+            "attention.heads",
+            "heads flattened element by element → head by head",
+            replace(right, flattened="elements"),
+        )
+        yield Change(
+            "attention.heads",
+            "heads and positions not transposed before they are flattened → transposed",
+            replace(right, flattened="rows"),
+        )
+        natural = tuple(range(self.heads))
+        orders = {natural[::-1], (*natural[1:], 0), (natural[-1], *natural[:-1])}
+        each = self.heads // self.groups
+        grid = torch.arange(self.heads).view(self.groups, each)
+        orders |= {tuple(grid.T.flatten().tolist()), tuple(grid.flip(0).flatten().tolist())}
+        orders |= {tuple(grid.view(each, self.groups).T.flatten().tolist())}
+        if self.heads <= 4:
+            orders |= set(permutations(natural))
+        for order in sorted(orders - {natural}):
+            text = f"heads enter the output projection in the order {list(order)} → {list(natural)}"
+            yield Change("attention.heads", text, replace(right, heads=order))
+
+    def _cache_changes(self, right: Attention) -> Iterator[Change[Attention]]:
+        for written, when in product((-1, 1), ("all", "decode")):
+            yield Change(
+                "cache.row",
+                cache_row_text(written, when),
+                replace(right, written=written, written_in=when),
+            )
+        yield Change(
+            "attention.values", "keys are attended to → values", replace(right, value="attn.k")
+        )
+
+    def _fitted(
+        self, right: Attention, port: torch.Tensor, rows: torch.Tensor
+    ) -> Iterator[Change[Attention]]:
+        inputs = self.scene.inputs(rounded=True)
+
+        def fitted(name: str, starts: tuple[float, ...]) -> float | None:
+            return estimate.fit(
+                lambda value: self.compute(replace(right, **{name: value}), inputs)[rows],
+                port,
+                starts,
+            )
+
+        scale = fitted("scale", tuple(right.scale * f for f in (0.1, 0.3, 0.6, 1.0, 1.6, 3.0, 8.0)))
+        if scale is not None:
+            text = f"scale of the scores {number(scale)} (estimated) → {number(right.scale)}"
+            yield Change("attention.scale", text, replace(right, scale=scale), ESTIMATED)
+        cap = fitted("softcap", (0.5, 1.0, 2.0, 5.0, 15.0, 50.0))
+        if cap is not None:
+            target = "none" if right.softcap is None else number(right.softcap)
+            text = f"softcap of the scores {number(cap)} (estimated) → {target}"
+            yield Change("attention.softcap", text, replace(right, softcap=cap), ESTIMATED)
+        for window in range(1, min(len(inputs.case.tokens), 100)):
+            if window != right.window:
+                wanted = "none" if right.window is None else str(right.window)
+                text = f"window {window} → {wanted}"
+                yield Change("attention.window", text, replace(right, window=window), ESTIMATED)
