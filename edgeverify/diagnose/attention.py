@@ -11,7 +11,7 @@ import torch
 from edgeverify import taps
 from edgeverify.case import Step
 from edgeverify.diagnose import compare_weights, estimate
-from edgeverify.diagnose.fault import ESTIMATED, Change, number
+from edgeverify.diagnose.fault import Change, number
 from edgeverify.diagnose.scene import Inputs, Scene
 
 
@@ -21,9 +21,7 @@ def cache_row_text(written: int, when: str) -> str:
     return f"rows are written {written:+d} from their place in the cache{steps} → in place"
 
 
-def written_into(
-    cache: torch.Tensor, rows: torch.Tensor, step: Step, shift: int
-) -> torch.Tensor:
+def written_into(cache: torch.Tensor, rows: torch.Tensor, step: Step, shift: int) -> torch.Tensor:
     """The cache (S, ...) with a step's rows in it, zeros for its pads (see ``reauthored.run``)."""
     start = max(0, min(step.start + shift, len(cache) - step.length))
     cache = cache.clone()
@@ -55,6 +53,9 @@ class Attention:
         written_in: ``all`` steps or ``decode`` steps alone.
         cap_first: the scores are capped before they are scaled.
         value: which tap is attended to.
+        half: a dtype that the cache is kept in between the steps or, with ``half_at_once``, that
+            a step's own rows have, too.
+        half_at_once: see ``half``.
         factor: of the result, before the bias.
     """
 
@@ -73,7 +74,43 @@ class Attention:
     written_in: str = "all"
     cap_first: bool = False
     value: str = "attn.v"
+    half: torch.dtype | None = None
+    half_at_once: bool = False
     factor: float = 1.0
+
+    @property
+    def needs_no_cache(self) -> bool:
+        """Whether only rows that have been written, unrounded and in place, are seen."""
+        return (
+            self.written == 0
+            and self.half is None
+            and self.sees in ("past", "own step")
+            and self.ahead <= 0
+            and self.hidden == float("-inf")
+        )
+
+    def mask(
+        self, rows: torch.Tensor, starts: torch.Tensor, step: Step | None, size: int
+    ) -> torch.Tensor:
+        """What is added to the scores, (t, S) float64.
+
+        Args:
+            rows: (t,) positions of the queries.
+            starts: (t,) where their steps begin.
+            step: their common step, for ``chunk``.
+            size: S, the number of keys.
+        """
+        query, key = rows[:, None], torch.arange(size)[None]
+        visible = key <= query + self.ahead
+        if self.sees == "chunk" and step is not None:
+            visible = visible | (key < step.start + step.length)
+        elif self.sees == "all":
+            visible = torch.ones_like(visible)
+        elif self.sees == "own step":
+            visible = visible & (key >= starts[:, None])
+        if self.window is not None:
+            visible = visible & (key > query - self.window)
+        return torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, self.hidden)
 
 
 class AttentionOf:
@@ -99,7 +136,25 @@ class AttentionOf:
 
     def compute(self, spec: Attention, inputs: Inputs) -> torch.Tensor:
         """Step by step, with a cache whose unwritten rows are zero, as the port has it."""
-        q, k, v = (inputs.tap(taps.block(self.block, name)) for name in self._names(spec))
+        q, k, v = (
+            inputs.tap(taps.block(self.block, name)) for name in ("attn.q", "attn.k", spec.value)
+        )
+        mixed = self._at_once(spec, q, k, v, inputs) if spec.needs_no_cache else None
+        if mixed is None:
+            mixed = self._step_by_step(spec, q, k, v, inputs)
+        out = mixed @ spec.weight.to(mixed.dtype).T * spec.factor
+        return out if spec.bias is None else out + spec.bias.to(out.dtype)
+
+    def _at_once(
+        self, spec: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: Inputs
+    ) -> torch.Tensor:
+        rows = torch.arange(len(q))
+        return self._attend(spec, q, k, v, spec.mask(rows, inputs.starts, None, len(k)).to(q.dtype))
+
+    def _step_by_step(
+        self, spec: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: Inputs
+    ) -> torch.Tensor:
+        """With a cache whose unwritten rows are zero, as the port has it."""
         size = inputs.case.kv_cache_len
         cache_k = torch.zeros(size, *k.shape[1:], dtype=k.dtype)
         cache_v = torch.zeros(size, *v.shape[1:], dtype=v.dtype)
@@ -107,29 +162,17 @@ class AttentionOf:
         for step in inputs.steps:
             rows = torch.arange(step.start, step.end)
             written = spec.written if step.is_decode or spec.written_in == "all" else 0
+            if spec.half is not None:
+                cache_k, cache_v = (c.to(spec.half).to(q.dtype) for c in (cache_k, cache_v))
             cache_k = written_into(cache_k, k[rows], step, written)
             cache_v = written_into(cache_v, v[rows], step, written)
-            mask = self._mask(spec, rows, step, size).to(q.dtype)
-            parts.append(self._attend(spec, q[rows], cache_k, cache_v, mask))
-        mixed = torch.cat(parts)
-        out = mixed @ spec.weight.to(mixed.dtype).T * spec.factor
-        return out if spec.bias is None else out + spec.bias.to(out.dtype)
-
-    def _names(self, spec: Attention) -> tuple[str, str, str]:
-        return "attn.q", "attn.k", spec.value
-
-    def _mask(self, spec: Attention, rows: torch.Tensor, step: Step, size: int) -> torch.Tensor:
-        query, key = rows[:, None], torch.arange(size)[None]
-        visible = key <= query + spec.ahead
-        if spec.sees == "chunk":
-            visible = visible | (key < step.start + step.length)
-        elif spec.sees == "all":
-            visible = torch.ones_like(visible)
-        elif spec.sees == "own step":
-            visible = visible & (key >= step.start)
-        if spec.window is not None:
-            visible = visible & (key > query - spec.window)
-        return torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, spec.hidden)
+            seen_k, seen_v = cache_k, cache_v
+            if spec.half is not None and spec.half_at_once:
+                seen_k, seen_v = (c.to(spec.half).to(q.dtype) for c in (cache_k, cache_v))
+            starts = torch.full(rows.shape, float(step.start))
+            mask = spec.mask(rows, starts, step, size).to(q.dtype)
+            parts.append(self._attend(spec, q[rows], seen_k, seen_v, mask))
+        return torch.cat(parts)
 
     def _attend(
         self,
@@ -172,7 +215,6 @@ class AttentionOf:
         yield from self._mask_changes(right)
         yield from self._head_changes(right)
         yield from self._cache_changes(right)
-        yield from self._fitted(right, port, rows)
 
     def _weight_changes(self, right: Attention) -> Iterator[Change[Attention]]:
         roles, own = self.scene.roles, self.scene.port_weights
@@ -326,33 +368,42 @@ class AttentionOf:
                 cache_row_text(written, when),
                 replace(right, written=written, written_in=when),
             )
+        for half, at_once in product((torch.bfloat16, torch.float16), (False, True)):
+            name = str(half).removeprefix("torch.")
+            yield Change(
+                "cache.half",
+                f"the cache is kept in {name} → float32",
+                replace(right, half=half, half_at_once=at_once),
+            )
         yield Change(
             "attention.values", "keys are attended to → values", replace(right, value="attn.k")
         )
 
-    def _fitted(
+    def fitted(
         self, right: Attention, port: torch.Tensor, rows: torch.Tensor
     ) -> Iterator[Change[Attention]]:
         inputs = self.scene.inputs(rounded=True)
 
-        def fitted(name: str, starts: tuple[float, ...]) -> float | None:
+        def number_of(name: str, starts: tuple[float, ...]) -> float | None:
             return estimate.fit(
                 lambda value: self.compute(replace(right, **{name: value}), inputs)[rows],
                 port,
                 starts,
             )
 
-        scale = fitted("scale", tuple(right.scale * f for f in (0.1, 0.3, 0.6, 1.0, 1.6, 3.0, 8.0)))
+        scale = number_of(
+            "scale", tuple(right.scale * f for f in (0.1, 0.3, 0.6, 1.0, 1.6, 3.0, 8.0))
+        )
         if scale is not None:
             text = f"scale of the scores {number(scale)} (estimated) → {number(right.scale)}"
-            yield Change("attention.scale", text, replace(right, scale=scale), ESTIMATED)
-        cap = fitted("softcap", (0.5, 1.0, 2.0, 5.0, 15.0, 50.0))
+            yield Change("attention.scale", text, replace(right, scale=scale))
+        cap = number_of("softcap", (0.5, 1.0, 2.0, 5.0, 15.0, 50.0))
         if cap is not None:
             target = "none" if right.softcap is None else number(right.softcap)
             text = f"softcap of the scores {number(cap)} (estimated) → {target}"
-            yield Change("attention.softcap", text, replace(right, softcap=cap), ESTIMATED)
+            yield Change("attention.softcap", text, replace(right, softcap=cap))
         for window in range(1, min(len(inputs.case.tokens), 100)):
             if window != right.window:
                 wanted = "none" if right.window is None else str(right.window)
                 text = f"window {window} → {wanted}"
-                yield Change("attention.window", text, replace(right, window=window), ESTIMATED)
+                yield Change("attention.window", text, replace(right, window=window))

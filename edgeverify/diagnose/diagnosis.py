@@ -106,7 +106,7 @@ def sublayer_of(scene: Scene, tap: str) -> Sublayer[Any] | None:
 def _told(scene: Scene) -> list[_Told]:
     """Each faulty tap; of taps that differ by their block alone, the first is searched in full."""
     told = []
-    known: dict[str, str] = {}
+    known: dict[str, str] = {}  # kind of tap → kind of its cause, or "" where none was found
     for tap in scene.faulty():
         seen = scene.seen(tap)
         if seen is None:
@@ -115,37 +115,47 @@ def _told(scene: Scene) -> list[_Told]:
         sublayer = sublayer_of(scene, tap)
         result = Result(tap, None, 0)
         if known.get(name):
-            result = search(scene, sublayer, seen, known[name])
+            result = search(scene, sublayer, seen, kind=known[name])
         if result.cause is None:
-            result = search(scene, sublayer, seen)
-        if result.cause is not None:
-            known[name] = result.cause.kind
+            result = search(scene, sublayer, seen, fitted=name not in known)
+        known[name] = known.get(name) or (result.cause.kind if result.cause else "")
         told.append(_Told(result, shapes(scene, seen)))
     return told
 
 
 def _findings(scene: Scene, told: list[_Told]) -> tuple[Finding, ...]:
     """One finding for each distinct cause, and one for each kind of tap that has none."""
-    causes: dict[tuple[str, tuple[str, ...]], list[_Told]] = {}
+    causes: dict[tuple[str, ...], list[_Told]] = {}
     unexplained: dict[str, list[_Told]] = {}
     for one in told:
         cause = one.result.cause
         if cause is None:
             unexplained.setdefault(_without_number(one.result.tap), []).append(one)
         else:
-            causes.setdefault((cause.text, cause.others), []).append(one)
-    found = [_cause_finding(scene, group) for group in causes.values()]
+            texts = (cause.text, *cause.others)
+            key = tuple(_own_layer(text, one.result.tap, "*") for text in texts)
+            causes.setdefault(key, []).append(one)
+    found = [_cause_finding(scene, texts, group) for texts, group in causes.items()]
     return (*found, *(_unexplained_finding(scene, group) for group in unexplained.values()))
 
 
-def _cause_finding(scene: Scene, group: list[_Told]) -> Finding:
+def _own_layer(text: str, tap: str, number: str) -> str:
+    """The text with the tensor names of the tap's own layer told with ``number``."""
+    block = taps.block_index(tap)
+    return text if block is None else text.replace(f".layers.{block}.", f".layers.{number}.")
+
+
+def _cause_finding(scene: Scene, texts: tuple[str, ...], group: list[_Told]) -> Finding:
     cause = group[0].result.cause
     assert cause is not None
     ratio = max(one.result.cause.ratio for one in group if one.result.cause is not None)
     names = [one.result.tap for one in group]
-    repair = f"{cause.text} restores parity (ratio {ratio:.2g})"
-    if cause.others:
-        repair = f"one of several: {' | '.join((cause.text, *cause.others))}; each restores parity (ratio {ratio:.2g})"
+    blocks = {taps.block_index(name) for name in names}
+    if len(blocks) == 1:
+        texts = (cause.text, *cause.others)
+    repair = f"{texts[0]} restores parity (ratio {ratio:.2g})"
+    if len(texts) > 1:
+        repair = f"each of these restores parity (ratio {ratio:.2g}): {' | '.join(texts)}"
     message = f"{where(names, scene.blocks)}: {repair}{_seen(group)}"
     return Finding(
         "authoring.cause",

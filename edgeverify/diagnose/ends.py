@@ -11,7 +11,7 @@ import torch
 from edgeverify import taps
 from edgeverify.diagnose import compare_weights, estimate
 from edgeverify.diagnose.attention import cache_row_text, written_into
-from edgeverify.diagnose.fault import ESTIMATED, Change, number
+from edgeverify.diagnose.fault import Change, number
 from edgeverify.diagnose.norms import Norm, norm_changes, right_norms
 from edgeverify.diagnose.scene import Inputs, Scene
 
@@ -49,6 +49,8 @@ class NormOf:
                 told = compare_weights.difference(held, truth, name, self.scene.roles.state)
                 yield Change("norm.weight", f"norm {part} {told}", replace(right, **{part: held}))
         yield from norm_changes(self.scene, self.block, self.role, right)
+
+    def fitted(self, right: Norm, port: torch.Tensor, rows: torch.Tensor) -> Iterator[Change[Norm]]:
         inputs = self.scene.inputs(rounded=True)
         for outside in (False, True):
             spec = replace(right, eps_outside=outside)
@@ -60,7 +62,7 @@ class NormOf:
             if eps is not None:
                 where = " outside the root" if outside else ""
                 text = f"norm eps {number(eps)}{where} (estimated) → {number(right.eps)}"
-                yield Change("norm.eps", text, replace(spec, eps=eps), ESTIMATED)
+                yield Change("norm.eps", text, replace(spec, eps=eps))
 
 
 @dataclass(frozen=True)
@@ -148,16 +150,20 @@ class EmbeddingOf:
         for shift in (1, -1):
             text = f"token ids off by {shift:+d} → as they are"
             yield Change("embedding.ids", text, replace(right, shift=shift))
-        for token in (0, 1, 2, *sorted({int(t) for t in port_zero_tokens(self.scene, port, rows)})):
+        for token in sorted(set(zero_tokens(self.scene, port, rows))):
             text = f"row of token {token} is zero (padding_idx?) → its weights"
             yield Change("embedding.table", text, replace(right, zero=token))
-        compute = self.compute(right, self.scene.inputs(rounded=True))[rows]
-        scale = estimate.factor(port, compute) * right.scale
-        text = f"embedding scale {number(scale)} (estimated) → {wanted}"
-        yield Change("embedding.scale", text, replace(right, scale=scale), ESTIMATED)
+
+    def fitted(
+        self, right: Embedding, port: torch.Tensor, rows: torch.Tensor
+    ) -> Iterator[Change[Embedding]]:
+        right_rows = self.compute(right, self.scene.inputs(rounded=True))[rows]
+        scale = estimate.factor(port, right_rows) * right.scale
+        text = f"embedding scale {number(scale)} (estimated) → {number(right.scale)}"
+        yield Change("embedding.scale", text, replace(right, scale=scale))
 
 
-def port_zero_tokens(scene: Scene, port: torch.Tensor, rows: torch.Tensor) -> list[int]:
+def zero_tokens(scene: Scene, port: torch.Tensor, rows: torch.Tensor) -> list[int]:
     """The tokens whose rows the port gives as zeros."""
     tokens = torch.tensor(scene.case.tokens)[rows]
     return tokens[(port == 0).flatten(1).all(1)].tolist()
@@ -232,6 +238,8 @@ class HeadOf:
         ):
             text = f"logits multiplied by {told} → as they are"
             yield Change("head.factor", text, replace(right, factor=factor))
+
+    def fitted(self, right: Head, port: torch.Tensor, rows: torch.Tensor) -> Iterator[Change[Head]]:
         inputs = self.scene.inputs(rounded=True)
         for name, label, starts in (
             ("softcap", "softcap of the logits", (0.5, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0)),
@@ -246,7 +254,7 @@ class HeadOf:
                 wanted = right.softcap if name == "softcap" else 1
                 target = "none" if wanted is None else number(wanted)
                 text = f"{label} {number(value)} (estimated) → {target}"
-                yield Change(f"head.{name}", text, replace(right, **{name: value}), ESTIMATED)
+                yield Change(f"head.{name}", text, replace(right, **{name: value}))
 
     def _bias_changes(self, right: Head) -> Iterator[Change[Head]]:
         held = self.scene.port_weights.get(None, "head_bias")
@@ -343,3 +351,9 @@ class CacheOf:
         yield Change(
             "cache.kept", "earlier steps' rows are lost → kept", replace(right, kept=False)
         )
+
+    def fitted(
+        self, right: Cache, port: torch.Tensor, rows: torch.Tensor
+    ) -> Iterator[Change[Cache]]:
+        """A cache has no number that is to be estimated."""
+        return iter(())

@@ -11,7 +11,6 @@ import torch
 from edgeverify.diagnose.scene import Inputs
 
 S = TypeVar("S")
-NAMED, ESTIMATED = 0, 1
 
 
 @dataclass(frozen=True)
@@ -22,14 +21,11 @@ class Change(Generic[S]):
         kind: stable and machine-readable, e.g. ``rope.base``.
         text: for a person, as ``what the port does → the repair``.
         spec: the sublayer's description with the fault in it.
-        rank: ``NAMED`` changes are known beforehand; ``ESTIMATED`` ones are fitted to what the
-            port gave, and are looked at only where no named one explains it.
     """
 
     kind: str
     text: str
     spec: S
-    rank: int = NAMED
 
 
 class Sublayer(Protocol[S]):
@@ -43,6 +39,9 @@ class Sublayer(Protocol[S]):
 
     def changes(self, right: S, port: torch.Tensor, rows: torch.Tensor) -> Iterator[Change[S]]:
         """What may be wrong: ``port`` (R, ...) is what it gave, at the given rows."""
+
+    def fitted(self, right: S, port: torch.Tensor, rows: torch.Tensor) -> Iterator[Change[S]]:
+        """Likewise, with numbers that are fitted to what the port gave."""
 
 
 def number(value: float) -> str:

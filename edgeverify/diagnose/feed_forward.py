@@ -114,6 +114,12 @@ class FeedForwardOf:
             text = "feed-forward: all biases left out → added"
             yield Change("bias", text, replace(right, **dict.fromkeys(biases)))
 
+    def fitted(
+        self, right: FeedForward, port: torch.Tensor, rows: torch.Tensor
+    ) -> Iterator[Change[FeedForward]]:
+        """A feed-forward has no number that is to be estimated."""
+        return iter(())
+
     def _weight_changes(self, right: FeedForward) -> Iterator[Change[FeedForward]]:
         """What the port's modules hold, tensor by tensor and all together."""
         own, roles = self.scene.port_weights, self.scene.roles

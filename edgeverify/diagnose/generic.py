@@ -11,10 +11,19 @@ from edgeverify.diagnose import estimate
 from edgeverify.diagnose.fault import Change, number
 from edgeverify.diagnose.scene import Scene, Seen
 
-GENERIC = 2
 SAME_CHANNEL = 1e-3
 # Fewer heads or channels than this are listed in a message.
 FEW = 8
+KINDS = (
+    "factor",
+    "factor.heads",
+    "factor.channels",
+    "bias.added",
+    "order.heads",
+    "order.channels",
+    "rows",
+    "half",
+)
 Simulation = tuple[Change[Any], Callable[[bool], torch.Tensor]]
 
 
@@ -34,7 +43,7 @@ def changes(scene: Scene, seen: Seen) -> Iterator[Simulation]:
     ):
         rounded = values.float().double()
         yield (
-            Change(kind, text, None, GENERIC),
+            Change(kind, text, None),
             lambda narrow, values=values, rounded=rounded: rounded if narrow else values,
         )
 
@@ -72,7 +81,7 @@ def _offsets(
         for sign, what, undo in ((1, "added once more", "once"), (-1, "left out", "added")):
             if (added.flatten() - sign * tensor.flatten()).norm() < SAME_CHANNEL * size:
                 told, repair = f"{name} {what}", undo
-    yield "bias", f"{told} → {repair}", truth + added
+    yield "bias.added", f"{told} → {repair}", truth + added
 
 
 def _orders(truth: torch.Tensor, port: torch.Tensor) -> Iterator[tuple[str, str, torch.Tensor]]:

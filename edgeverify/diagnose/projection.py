@@ -10,7 +10,7 @@ import torch
 
 from edgeverify import taps
 from edgeverify.diagnose import compare_weights, estimate
-from edgeverify.diagnose.fault import ESTIMATED, Change, number
+from edgeverify.diagnose.fault import Change, number
 from edgeverify.diagnose.norms import Norm, norm_changes, right_norms
 from edgeverify.diagnose.rope import BASE_GRID, Rope, right_rope, rope_changes
 from edgeverify.diagnose.scene import Inputs, Scene
@@ -99,7 +99,6 @@ class ProjectionOf:
                 yield Change(change.kind, change.text, replace(right, rope=change.spec))
         yield from self._norm_changes(right)
         yield from self._order_changes(right, port, rows)
-        yield from self._fitted(right, port, rows)
 
     def _checkpoint_parts(self, kind: str) -> dict[str, torch.Tensor] | None:
         roles = self.scene.roles
@@ -255,7 +254,7 @@ class ProjectionOf:
             return f"the elements within the heads of {self.which} are permuted → as they are"
         return f"the rows of {self.which} are permuted → as they are"
 
-    def _fitted(
+    def fitted(
         self, right: Projection, port: torch.Tensor, rows: torch.Tensor
     ) -> Iterator[Change[Projection]]:
         inputs = self.scene.inputs(rounded=True)
@@ -269,7 +268,7 @@ class ProjectionOf:
             if base is not None:
                 text = f"rotary base {number(base)} (estimated) → {number(rope.base)}"
                 spec = replace(right, rope=replace(rope, base=base))
-                yield Change("rope.base", text, spec, ESTIMATED)
+                yield Change("rope.base", text, spec)
             stretch = estimate.fit(
                 lambda s: self.compute(replace(right, rope=replace(rope, stretch=s)), inputs)[rows],
                 port,
@@ -278,7 +277,7 @@ class ProjectionOf:
             if stretch is not None:
                 text = f"RoPE positions multiplied by {number(stretch)} (estimated) → as they are"
                 spec = replace(right, rope=replace(rope, stretch=stretch))
-                yield Change("rope.positions", text, spec, ESTIMATED)
+                yield Change("rope.positions", text, spec)
         if norm is not None:
             eps = estimate.fit(
                 lambda e: self.compute(replace(right, norm=replace(norm, eps=e)), inputs)[rows],
@@ -289,7 +288,7 @@ class ProjectionOf:
                 label = {"q": "query norm", "k": "key norm"}[self.which]
                 text = f"{label} eps {number(eps)} (estimated) → {number(norm.eps)}"
                 spec = replace(right, norm=replace(norm, eps=eps))
-                yield Change("norm.eps", text, spec, ESTIMATED)
+                yield Change("norm.eps", text, spec)
 
 
 def _unrotated(rope: Rope, port: torch.Tensor, rows: torch.Tensor, inputs: Inputs) -> torch.Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from edgeverify import taps
-from edgeverify.diagnose.fault import ESTIMATED, Change, number
+from edgeverify.diagnose.fault import Change, number
 from edgeverify.diagnose.norms import Norm, norm_changes, right_norms
 from edgeverify.diagnose.scene import Inputs, Scene
 
@@ -27,7 +27,7 @@ class Stream:
         x, a, f: how often each is added.
         parallel: the feed-forward takes x, not x + a.
         from_norm: x is the normed input of the attention.
-        late: each post norm is over the sum, not over what is added.
+        late_attn, late_ff: the post norm is over the sum, not over what is added.
         onto_norm: f is added to the feed-forward's normed input.
     """
 
@@ -39,7 +39,8 @@ class Stream:
     f: float = 1.0
     parallel: bool = False
     from_norm: bool = False
-    late: bool = False
+    late_attn: bool = False
+    late_ff: bool = False
     onto_norm: bool = False
 
 
@@ -66,28 +67,26 @@ class StreamOf:
         before = taps.EMBED if block == 0 else taps.block(block - 1, "out")
         x = inputs.tap(taps.block(block, "attn_norm") if spec.from_norm else before)
         a = inputs.tap(taps.block(block, "attn.out"))
-        if not spec.late and spec.post_attn is not None:
+        if not spec.late_attn and spec.post_attn is not None:
             a = spec.post_attn(a)
         middle = spec.x * x + (0.0 if spec.parallel and not self.end else spec.a) * a
-        if spec.late and spec.post_attn is not None:
+        if spec.late_attn and spec.post_attn is not None:
             middle = spec.post_attn(middle)
         if not self.end:
             return middle if spec.last is None else spec.last(middle)
         f = inputs.tap(taps.block(block, "ff.out"))
         if spec.onto_norm:
             middle = inputs.tap(taps.block(block, "ff_norm"))
-        if not spec.late and spec.post_ff is not None:
+        if not spec.late_ff and spec.post_ff is not None:
             f = spec.post_ff(f)
         out = middle + spec.f * f
-        return spec.post_ff(out) if spec.late and spec.post_ff is not None else out
+        return spec.post_ff(out) if spec.late_ff and spec.post_ff is not None else out
 
     def changes(
         self, right: Stream, port: torch.Tensor, rows: torch.Tensor
     ) -> Iterator[Change[Stream]]:
         yield from self._norm_changes(right)
         yield from self._sum_changes(right)
-        if self.end:
-            yield from self._fitted(right, port, rows)
 
     def _norm_changes(self, right: Stream) -> Iterator[Change[Stream]]:
         labels = {
@@ -111,11 +110,21 @@ class StreamOf:
             if len(alike) == count > 1:
                 specs = {part: change.spec for part, change in alike}
                 yield Change(alike[0][1].kind, text, replace(right, **specs))
-        if right.post_attn is not None or right.post_ff is not None:
+        places: list[dict[str, bool]] = []
+        if right.post_attn is not None:
+            places.append({"late_attn": True})
+        if right.post_ff is not None:
+            places += [{"late_ff": True}, {"late_attn": True, "late_ff": True}]
+        for place in places:
+            both = " and ".join(
+                told
+                for field, told in (("late_attn", "attention"), ("late_ff", "the feed-forward"))
+                if field in place
+            )
             yield Change(
                 "norm.place",
-                "norm after the sublayer taken over the sum with the residual → over its output",
-                replace(right, late=True),
+                f"norm after {both} taken over the sum with the residual → over its output",
+                replace(right, **place),
             )
 
     def _sum_changes(self, right: Stream) -> Iterator[Change[Stream]]:
@@ -155,10 +164,12 @@ class StreamOf:
                 replace(right, onto_norm=True),
             )
 
-    def _fitted(
+    def fitted(
         self, right: Stream, port: torch.Tensor, rows: torch.Tensor
     ) -> Iterator[Change[Stream]]:
         """How often each part was added, by least squares."""
+        if not self.end:
+            return
         inputs = self.scene.inputs(rounded=True)
         parts = "xaf"
         alone = [
@@ -167,7 +178,9 @@ class StreamOf:
         ]
         table = torch.stack([one.flatten() for one in alone], 1)
         found = torch.linalg.lstsq(table, port.flatten()).solution.tolist()
+        # Least squares leave 1e-16 for a part that is not there.
+        found = [round(value, 9) + 0.0 for value in found]
         told = ", ".join(number(value) for value in found)
         text = f"input, attention and feed-forward are added with the factors {told} → 1, 1, 1"
         spec = replace(right, **dict(zip(parts, found, strict=True)))
-        yield Change("residual", text, spec, ESTIMATED)
+        yield Change("residual", text, spec)

@@ -8,8 +8,9 @@ what brings the port back, and how far it is from the port is the ratio that the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,57 +74,69 @@ class _Fit:
     scope: str
 
 
-def search(scene: Scene, sublayer: Sublayer[Any] | None, seen: Seen, kind: str = "") -> Result:
+def search(
+    scene: Scene, sublayer: Sublayer[Any] | None, seen: Seen, *, kind: str = "", fitted: bool = True
+) -> Result:
     """Looks for the cause at one tap.
+
+    Changes that are known beforehand come first. Only where none of them fits, numbers are fitted
+    to what the port gave, and only after these, differences that need no model of the sublayer.
 
     Args:
         scene: the port.
         sublayer: the stretch before the tap, or None where there is no model of it.
         seen: the tap.
         kind: only changes of this kind, and the first that fits is enough.
+        fitted: whether numbers are fitted.
     """
     right = None if sublayer is None else _right(scene, sublayer, seen)
+    phases = [generic.changes(scene, seen)]
+    if sublayer is not None and right is not None:
+        known = partial(_simulated, scene, sublayer, seen)
+        arguments = right, seen.port, seen.rows
+        phases.insert(0, known(sublayer.changes(*arguments)))
+        if fitted:
+            phases.insert(1, known(sublayer.fitted(*arguments)))
+    if kind in generic.KINDS:
+        phases = phases[-1:]
     fits: list[_Fit] = []
     tried = 0
-    changes = generic.changes(scene, seen) if not kind else iter(())
-    if sublayer is not None and right is not None:
-        changes = _chain(sublayer, right, seen, changes)
-    rank = 0
-    for change, simulate in changes:
-        if fits and (change.rank > rank or kind):
+    for phase in phases:
+        for change, simulate in _whatever_comes(phase):
+            if kind and change.kind != kind:
+                continue
+            tried += 1
+            fit = _fit(change, simulate, seen)
+            if fit is not None:
+                fits.append(fit)
+                if kind:
+                    break
+        if fits:
             break
-        if kind and change.kind != kind:
-            continue
-        rank = change.rank
-        tried += 1
-        fit = _fit(change, simulate, seen)
-        if fit is not None:
-            fits.append(fit)
     return Result(seen.tap, _best(fits, seen.tap), tried)
 
 
-def _chain(
-    sublayer: Sublayer[Any], right: Any, seen: Seen, others: Iterator[Any]
-) -> Iterator[tuple[Change[Any], Any]]:
-    """The sublayer's changes, then the others."""
-    scene = sublayer.scene  # type: ignore[attr-defined]
+def _simulated(
+    scene: Scene, sublayer: Sublayer[Any], seen: Seen, changes: Iterator[Change[Any]]
+) -> Iterator[generic.Simulation]:
+    """Each change with what it gives, in float64 or in float32."""
     rounded, single = scene.inputs(rounded=True), scene.inputs(torch.float32)
 
-    def simulation(spec: Any) -> Any:
+    def simulation(spec: Any) -> Callable[[bool], torch.Tensor]:
         return lambda narrow: sublayer.compute(spec, single if narrow else rounded)[
             seen.rows
         ].double()
 
-    changes = sublayer.changes(right, seen.port, seen.rows)
-    while True:
-        try:
-            change = next(changes)
-        except StopIteration:
-            break
-        except Exception:  # what cannot be made for this port does not apply
-            break
+    for change in changes:
         yield change, simulation(change.spec)
-    yield from others
+
+
+def _whatever_comes(phase: Iterator[generic.Simulation]) -> Iterator[generic.Simulation]:
+    """The changes until one cannot be made for this port: that one does not apply."""
+    try:
+        yield from phase
+    except Exception:
+        return
 
 
 def _right(scene: Scene, sublayer: Sublayer[Any], seen: Seen) -> Any | None:
