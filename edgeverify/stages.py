@@ -232,26 +232,23 @@ def find_causes(run: Run, baseline: Baseline) -> tuple[Finding, ...]:
     It only adds to a verdict that stands without it, so nothing that it raises may get through.
     """
     model, oracle = run.model(), baseline.oracle
+
+    def alone() -> Trace:
+        return reauthored.run(
+            model,
+            run.case,
+            mask_kinds=run.port.mask_kinds,
+            window=run.window,
+            inject=oracle,
+            every_tap=True,
+        )
+
+    starts = {step.name: step.start for step in run.case.steps}
+    expected = run.expected(oracle)
     with run.timed("diagnose"):
         try:
-            alone = reauthored.run(
-                model,
-                run.case,
-                mask_kinds=run.port.mask_kinds,
-                window=run.window,
-                inject=oracle,
-                every_tap=True,
-            )
-            starts = {step.name: step.start for step in run.case.steps}
             return diagnose(
-                model,
-                run.hf_config,
-                run.state(),
-                run.case,
-                alone,
-                baseline,
-                run.expected(oracle),
-                starts,
+                model, run.hf_config, run.state(), run.case, alone, baseline, expected, starts
             )
         except Exception:
             return ()

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import permutations, product
+from dataclasses import dataclass
 
 import torch
 
 from edgeverify import taps
 from edgeverify.case import Step
-from edgeverify.diagnose import compare_weights, estimate
-from edgeverify.diagnose.fault import Change, number
+from edgeverify.diagnose import attention_changes
+from edgeverify.diagnose.cache import row_shift, written_into
+from edgeverify.diagnose.fault import Change
 from edgeverify.diagnose.scene import Inputs, Scene
-
-
-def cache_row_text(written: int, when: str) -> str:
-    """What is said of rows that land beside their place."""
-    steps = "" if when == "all" else " in decode steps"
-    return f"rows are written {written:+d} from their place in the cache{steps} → in place"
-
-
-def written_into(cache: torch.Tensor, rows: torch.Tensor, step: Step, shift: int) -> torch.Tensor:
-    """The cache (S, ...) with a step's rows in it, zeros for its pads (see ``reauthored.run``)."""
-    start = max(0, min(step.start + shift, len(cache) - step.length))
-    cache = cache.clone()
-    cache[start : start + step.length] = 0
-    cache[start : start + len(rows)] = rows
-    return cache
 
 
 @dataclass(frozen=True)
@@ -50,12 +35,13 @@ class Attention:
         flattened: ``heads`` as it should be; ``elements``: element by element over the heads;
             ``rows``: (N, T, H) read as (T, N, H).
         written: how far from its place a row is written into the cache.
-        written_in: ``all`` steps or ``decode`` steps alone.
+        written_in: in which steps, see ``row_shift``.
         cap_first: the scores are capped before they are scaled.
         value: which tap is attended to.
         half: a dtype that the cache is kept in between the steps or, with ``half_at_once``, that
             a step's own rows have, too.
         half_at_once: see ``half``.
+        lost: the signature whose rows are not kept after its step, or "".
         factor: of the result, before the bias.
     """
 
@@ -76,6 +62,7 @@ class Attention:
     value: str = "attn.v"
     half: torch.dtype | None = None
     half_at_once: bool = False
+    lost: str = ""
     factor: float = 1.0
 
     @property
@@ -83,7 +70,9 @@ class Attention:
         """Whether only rows that have been written, unrounded and in place, are seen."""
         return (
             self.written == 0
+            and self.written_in == "all"
             and self.half is None
+            and not self.lost
             and self.sees in ("past", "own step")
             and self.ahead <= 0
             and self.hidden == float("-inf")
@@ -100,7 +89,9 @@ class Attention:
             step: their common step, for ``chunk``.
             size: S, the number of keys.
         """
-        query, key = rows[:, None], torch.arange(size)[None]
+        local = self.sees == "restart" and step is not None and not step.is_decode
+        query = (rows - starts.long() if local else rows)[:, None]
+        key = torch.arange(size)[None]
         visible = key <= query + self.ahead
         if self.sees == "chunk" and step is not None:
             visible = visible | (key < step.start + step.length)
@@ -161,7 +152,8 @@ class AttentionOf:
         parts = []
         for step in inputs.steps:
             rows = torch.arange(step.start, step.end)
-            written = spec.written if step.is_decode or spec.written_in == "all" else 0
+            written = row_shift(step, spec.written, spec.written_in)
+            kept = cache_k, cache_v
             if spec.half is not None:
                 cache_k, cache_v = (c.to(spec.half).to(q.dtype) for c in (cache_k, cache_v))
             cache_k = written_into(cache_k, k[rows], step, written)
@@ -172,6 +164,8 @@ class AttentionOf:
             starts = torch.full(rows.shape, float(step.start))
             mask = spec.mask(rows, starts, step, size).to(q.dtype)
             parts.append(self._attend(spec, q[rows], seen_k, seen_v, mask))
+            if step.signature == spec.lost:
+                cache_k, cache_v = kept
         return torch.cat(parts)
 
     def _attend(
@@ -210,200 +204,9 @@ class AttentionOf:
     def changes(
         self, right: Attention, port: torch.Tensor, rows: torch.Tensor
     ) -> Iterator[Change[Attention]]:
-        yield from self._weight_changes(right)
-        yield from self._scale_changes(right)
-        yield from self._mask_changes(right)
-        yield from self._head_changes(right)
-        yield from self._cache_changes(right)
-
-    def _weight_changes(self, right: Attention) -> Iterator[Change[Attention]]:
-        roles, own = self.scene.roles, self.scene.port_weights
-        name = roles.name(self.block, "o") or "o_proj"
-        weight, bias = own.get(self.block, "o"), own.get(self.block, "o_bias")
-        if weight is not None and weight.shape == right.weight.shape:
-            if not torch.equal(weight, right.weight):
-                told = compare_weights.difference(weight, right.weight, name, roles.state)
-                yield Change(
-                    "weight",
-                    f"weight of the output projection: {told}",
-                    replace(right, weight=weight),
-                )
-        if right.weight.shape[0] == right.weight.shape[1]:
-            yield Change(
-                "weight.transposed",
-                "weight of the output projection transposed → as it is",
-                replace(right, weight=right.weight.T),
-            )
-        if right.bias is not None:
-            text = "bias of the output projection left out → added"
-            yield Change("bias", text, replace(right, bias=None))
-            text = "bias of the output projection added twice → once"
-            yield Change("bias", text, replace(right, bias=2 * right.bias))
-        if bias is not None and (right.bias is None or not torch.equal(bias, right.bias)):
-            told = "the original has none"
-            if right.bias is not None:
-                held = roles.name(self.block, "o_bias") or "its bias"
-                told = compare_weights.difference(bias, right.bias, held, roles.state)
-            yield Change(
-                "bias", f"bias of the output projection: {told}", replace(right, bias=bias)
-            )
-
-    def _scale_changes(self, right: Attention) -> Iterator[Change[Attention]]:
-        width = right.weight.shape[0]
-        scales = {
-            "head_dim ** -0.5": self.dim**-0.5,
-            "no scale": 1.0,
-            "(hidden / heads) ** -0.5": (width / self.heads) ** -0.5,
-            "hidden ** -0.5": width**-0.5,
-            "the scale applied twice": right.scale**2,
-            "1 / head_dim": 1 / self.dim,
-            "the square root applied twice": right.scale**0.5,
-            "(hidden / key heads) ** -0.5": (width / self.groups) ** -0.5,
-        }
-        own = getattr(self.scene.port_weights.config(self.block), "score_scale", None)
-        if own is not None:
-            scales["the port's score_scale"] = float(own)
-        for told, scale in scales.items():
-            if abs(scale - right.scale) > 1e-9 * right.scale:
-                text = f"scale of the scores {number(scale)} ({told}) → {number(right.scale)}"
-                yield Change("attention.scale", text, replace(right, scale=scale))
-        own_cap = getattr(self.scene.port_weights.config(self.block), "logit_softcap", None)
-        if right.softcap is not None:
-            yield Change(
-                "attention.softcap",
-                f"softcap of the scores left out → {number(right.softcap)}",
-                replace(right, softcap=None),
-            )
-            yield Change(
-                "attention.softcap",
-                "scores capped before they are scaled → after",
-                replace(right, cap_first=True),
-            )
-        for cap in dict.fromkeys(
-            (own_cap, 50.0, 30.0, self.scene.hf.get("final_logit_softcapping"))
-        ):
-            if cap and cap != right.softcap:
-                target = "none" if right.softcap is None else number(right.softcap)
-                yield Change(
-                    "attention.softcap",
-                    f"softcap of the scores {number(cap)} → {target}",
-                    replace(right, softcap=float(cap)),
-                )
-
-    def _mask_changes(self, right: Attention) -> Iterator[Change[Attention]]:
-        wanted = "none" if right.window is None else str(right.window)
-        windows = [self.scene.hf.get("sliding_window")]
-        windows += [
-            getattr(self.scene.port_weights.config(self.block), "sliding_window_size", None)
-        ]
-        if right.window is not None:
-            windows = [right.window + 1, right.window - 1, *windows, right.window // 2]
-            yield Change(
-                "attention.window",
-                f"window left out (the layer is taken for a global one) → {wanted}",
-                replace(right, window=None),
-            )
-        for window in dict.fromkeys(windows):
-            if window and window != right.window:
-                kind = " (the layer is taken for a local one)" if right.window is None else ""
-                text = f"window {window}{kind} → {wanted}"
-                yield Change("attention.window", text, replace(right, window=window))
-        yield Change(
-            "mask",
-            "mask off by one: a query sees the next position → its own at most",
-            replace(right, ahead=1),
-        )
-        yield Change(
-            "mask",
-            "mask off by one: a query does not see its own position → it does",
-            replace(right, ahead=-1),
-        )
-        for sees, told in (
-            ("chunk", "no causal mask within a step: queries see all of their chunk → the past"),
-            ("all", "no mask: queries see every row of the cache, unwritten ones, too → the past"),
-            ("own step", "queries see their own step only → the cache of earlier steps, too"),
-        ):
-            yield Change("mask", told, replace(right, sees=sees))
-        for hidden in (-1.0, -10.0, -100.0, -1000.0, 1.0):
-            yield Change(
-                "mask",
-                f"hidden scores get {number(hidden)} added → -inf",
-                replace(right, hidden=hidden),
-            )
-
-    def _head_changes(self, right: Attention) -> Iterator[Change[Attention]]:
-        if 1 < self.groups < self.heads:
-            yield Change(
-                "attention.groups",
-                "key and value heads repeated in turn (repeat) → each for consecutive query heads "
-                "(repeat_interleave)",
-                replace(right, groups="tiled"),
-            )
-        yield Change(
-            "attention.heads",
-            "heads flattened element by element → head by head",
-            replace(right, flattened="elements"),
-        )
-        yield Change(
-            "attention.heads",
-            "heads and positions not transposed before they are flattened → transposed",
-            replace(right, flattened="rows"),
-        )
-        natural = tuple(range(self.heads))
-        orders = {natural[::-1], (*natural[1:], 0), (natural[-1], *natural[:-1])}
-        each = self.heads // self.groups
-        grid = torch.arange(self.heads).view(self.groups, each)
-        orders |= {tuple(grid.T.flatten().tolist()), tuple(grid.flip(0).flatten().tolist())}
-        orders |= {tuple(grid.view(each, self.groups).T.flatten().tolist())}
-        if self.heads <= 4:
-            orders |= set(permutations(natural))
-        for order in sorted(orders - {natural}):
-            text = f"heads enter the output projection in the order {list(order)} → {list(natural)}"
-            yield Change("attention.heads", text, replace(right, heads=order))
-
-    def _cache_changes(self, right: Attention) -> Iterator[Change[Attention]]:
-        for written, when in product((-1, 1), ("all", "decode")):
-            yield Change(
-                "cache.row",
-                cache_row_text(written, when),
-                replace(right, written=written, written_in=when),
-            )
-        for half, at_once in product((torch.bfloat16, torch.float16), (False, True)):
-            name = str(half).removeprefix("torch.")
-            yield Change(
-                "cache.half",
-                f"the cache is kept in {name} → float32",
-                replace(right, half=half, half_at_once=at_once),
-            )
-        yield Change(
-            "attention.values", "keys are attended to → values", replace(right, value="attn.k")
-        )
+        return attention_changes.changes(self, right)
 
     def fitted(
         self, right: Attention, port: torch.Tensor, rows: torch.Tensor
     ) -> Iterator[Change[Attention]]:
-        inputs = self.scene.inputs(rounded=True)
-
-        def number_of(name: str, starts: tuple[float, ...]) -> float | None:
-            return estimate.fit(
-                lambda value: self.compute(replace(right, **{name: value}), inputs)[rows],
-                port,
-                starts,
-            )
-
-        scale = number_of(
-            "scale", tuple(right.scale * f for f in (0.1, 0.3, 0.6, 1.0, 1.6, 3.0, 8.0))
-        )
-        if scale is not None:
-            text = f"scale of the scores {number(scale)} (estimated) → {number(right.scale)}"
-            yield Change("attention.scale", text, replace(right, scale=scale))
-        cap = number_of("softcap", (0.5, 1.0, 2.0, 5.0, 15.0, 50.0))
-        if cap is not None:
-            target = "none" if right.softcap is None else number(right.softcap)
-            text = f"softcap of the scores {number(cap)} (estimated) → {target}"
-            yield Change("attention.softcap", text, replace(right, softcap=cap))
-        for window in range(1, min(len(inputs.case.tokens), 100)):
-            if window != right.window:
-                wanted = "none" if right.window is None else str(right.window)
-                text = f"window {window} → {wanted}"
-                yield Change("attention.window", text, replace(right, window=window))
+        return attention_changes.fitted(self, right, port, rows)

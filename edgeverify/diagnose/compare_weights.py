@@ -6,7 +6,16 @@ from collections.abc import Mapping
 
 import torch
 
+from edgeverify.diagnose.fault import HALVES
+
 FEW = 8
+
+
+def differs(port: torch.Tensor | None, right: torch.Tensor | None) -> bool:
+    """Whether both are there, of one shape, and not the same."""
+    if port is None or right is None or port.shape != right.shape:
+        return False
+    return not torch.equal(port, right)
 
 
 def difference(
@@ -34,7 +43,7 @@ def _held(port: torch.Tensor, right: torch.Tensor, state: Mapping[str, torch.Ten
     for other, tensor in state.items():
         if tensor.shape == port.shape and torch.equal(tensor, port):
             return other
-    for dtype in (torch.bfloat16, torch.float16):
+    for dtype in HALVES:
         if torch.equal(port, right.to(dtype).to(right.dtype)):
             return f"rounded to {str(dtype).removeprefix('torch.')}"
     reordered = _reordered(port, right)
@@ -53,8 +62,9 @@ def _reordered(port: torch.Tensor, right: torch.Tensor) -> str:
             break
         a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
         keys = torch.linspace(0.3, 1.7, a.shape[1], dtype=torch.float64)
-        sums = [(lines.double() * keys).sum(1).sort().values for lines in (a, b)]
-        if a.shape == b.shape and torch.allclose(*sums, rtol=0, atol=1e-12 * float(keys.sum())):
+        first, second = ((lines.double() * keys).sum(1).sort().values for lines in (a, b))
+        near = 1e-12 * float(keys.sum())
+        if a.shape == b.shape and bool(((first - second).abs() <= near).all()):
             return f"its {told} in another order"
     return ""
 

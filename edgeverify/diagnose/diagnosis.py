@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from edgeverify import taps
 from edgeverify.case import Case
 from edgeverify.compare import Baseline, compare, thresholds
 from edgeverify.diagnose.attention import AttentionOf
-from edgeverify.diagnose.ends import CacheOf, EmbeddingOf, HeadOf, NormOf
+from edgeverify.diagnose.cache import CacheOf
+from edgeverify.diagnose.embedding import EmbeddingOf
 from edgeverify.diagnose.fault import Sublayer
 from edgeverify.diagnose.feed_forward import FeedForwardOf
+from edgeverify.diagnose.head import HeadOf
+from edgeverify.diagnose.norms import NormOf
 from edgeverify.diagnose.projection import ProjectionOf
 from edgeverify.diagnose.residual import StreamOf
 from edgeverify.diagnose.scene import Scene
@@ -27,6 +31,7 @@ from edgeverify.trace import Trace
 
 _NUMBER = re.compile(r"^(blocks|kv)\.(\d+)\.(.*)$")
 
+UNSTEADY = "other values in a second run on the same inputs"
 OF_BLOCK: Mapping[str, Callable[[Scene, int], Sublayer[Any]]] = {
     "attn_norm": NormOf,
     "attn.q": lambda scene, block: ProjectionOf(scene, block, "q"),
@@ -57,7 +62,7 @@ def diagnose(
     hf_config: Mapping[str, Any],
     state: Mapping[str, Any],
     case: Case,
-    port: Trace,
+    run_alone: Callable[[], Trace],
     baseline: Baseline,
     expected: Iterable[str],
     starts: Mapping[str, int],
@@ -69,8 +74,8 @@ def diagnose(
         hf_config: the HF config.
         state: the checkpoint, HF names → tensors.
         case: the conversation, its decode tokens known.
-        port: the re-authored model's trace, each tap computed from the oracle's values of the taps
-            before it (``backends.reauthored.run(..., every_tap=True)``).
+        run_alone: gives the re-authored model's trace, each tap computed from the oracle's values
+            of the taps before it (``backends.reauthored.run(..., every_tap=True)``).
         baseline: the oracle and its isolated floor.
         expected: the ``step/tap`` keys, in forward order.
         starts: step → position of its first row.
@@ -79,7 +84,7 @@ def diagnose(
         ``authoring.cause`` findings, each with what was measured, then ``authoring.unexplained``
         ones.
     """
-    limits = thresholds("isolated")
+    port, limits = run_alone(), thresholds("isolated")
     judged = compare(
         port, baseline.oracle, baseline.isolated_floor, limits, tuple(expected), starts
     )
@@ -87,7 +92,10 @@ def diagnose(
     floor = baseline.isolated_floor
     roles = Roles(state)
     scene = Scene(model, hf_config, roles, case, baseline.oracle, port, floor, failed)
-    return _findings(scene, _told(scene))
+    told = _told(scene)
+    if any(one.result.cause is None for one in told):
+        told = _unsteady(scene, told, run_alone())
+    return _findings(scene, told)
 
 
 def sublayer_of(scene: Scene, tap: str) -> Sublayer[Any] | None:
@@ -121,6 +129,21 @@ def _told(scene: Scene) -> list[_Told]:
         known[name] = known.get(name) or (result.cause.kind if result.cause else "")
         told.append(_Told(result, shapes(scene, seen)))
     return told
+
+
+def _unsteady(scene: Scene, told: list[_Told], again: Trace) -> list[_Told]:
+    """Adds to the taps without a cause whether a second run gives other values."""
+    changing = {
+        taps.split(key)[1]
+        for key in scene.failed
+        if key in scene.port and key in again and not np.array_equal(scene.port[key], again[key])
+    }
+    return [
+        replace(one, shapes=(UNSTEADY, *one.shapes))
+        if one.result.cause is None and one.result.tap in changing
+        else one
+        for one in told
+    ]
 
 
 def _findings(scene: Scene, told: list[_Told]) -> tuple[Finding, ...]:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from edgeverify import taps
 from edgeverify.diagnose import compare_weights
-from edgeverify.diagnose.fault import Change
+from edgeverify.diagnose.fault import Change, changed
 from edgeverify.diagnose.scene import Inputs, Scene
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -104,15 +104,16 @@ class FeedForwardOf:
         for role in ("gate", "up", "down"):
             bias = getattr(right, f"{role}_bias")
             if bias is not None:
-                name = self.scene.roles.name(self.block, f"{role}_bias") or f"{role}'s bias"
+                hf_role = "up" if right.up is None and role == "gate" else role
+                name = self.scene.roles.name(self.block, f"{hf_role}_bias") or f"{role}'s bias"
                 text = f"feed-forward: bias {name} left out → added"
-                yield Change("bias", text, replace(right, **{f"{role}_bias": None}))
+                yield Change("bias", text, changed(right, **{f"{role}_bias": None}))
                 text = f"feed-forward: bias {name} added twice → once"
-                yield Change("bias", text, replace(right, **{f"{role}_bias": 2 * bias}))
+                yield Change("bias", text, changed(right, **{f"{role}_bias": 2 * bias}))
         biases = ("gate_bias", "up_bias", "down_bias")
         if sum(getattr(right, bias) is not None for bias in biases) > 1:
             text = "feed-forward: all biases left out → added"
-            yield Change("bias", text, replace(right, **dict.fromkeys(biases)))
+            yield Change("bias", text, changed(right, **dict.fromkeys(biases)))
 
     def fitted(
         self, right: FeedForward, port: torch.Tensor, rows: torch.Tensor
@@ -132,7 +133,7 @@ class FeedForwardOf:
         if right.up is not None and w1 is not None and w1.shape[0] == 2 * right.gate.shape[0]:
             held["gate"], held["up"] = w1.chunk(2)
             yield from _fused_changes(right, w1)
-        told, changed = [], {}
+        told, fields = [], {}
         for role, tensor in held.items():
             truth: torch.Tensor | None = getattr(right, role)
             if tensor is None or (truth is not None and torch.equal(tensor, truth)):
@@ -142,13 +143,13 @@ class FeedForwardOf:
             elif truth.shape != tensor.shape:
                 continue
             else:
-                hf_role = "up" if right.up is None and role.startswith("gate") else role
+                hf_role = role.replace("gate", "up") if right.up is None else role
                 name = roles.name(self.block, hf_role) or f"{role} of {fused}"
                 told.append(compare_weights.difference(tensor, truth, name, roles.state))
-            changed[role] = tensor
-        if changed:
+            fields[role] = tensor
+        if fields:
             text = "feed-forward: weight " + "; ".join(told)
-            yield Change("weight", text, replace(right, **changed))
+            yield Change("weight", text, changed(right, **fields), held=True)
 
 
 def _gate_changes(right: FeedForward) -> Iterator[Change[FeedForward]]:

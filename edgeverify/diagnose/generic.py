@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from edgeverify.diagnose import estimate
-from edgeverify.diagnose.fault import Change, number
+from edgeverify.diagnose.fault import Change, name_of, number
 from edgeverify.diagnose.scene import Scene, Seen
 
 SAME_CHANNEL = 1e-3
@@ -41,11 +42,11 @@ def changes(scene: Scene, seen: Seen) -> Iterator[Simulation]:
         *_shifts(truth),
         *_halves(truth, port),
     ):
-        rounded = values.float().double()
-        yield (
-            Change(kind, text, None),
-            lambda narrow, values=values, rounded=rounded: rounded if narrow else values,
-        )
+        yield Change(kind, text, None), partial(_given, values)
+
+
+def _given(values: torch.Tensor, narrow: bool) -> torch.Tensor:
+    return values.float().double() if narrow else values
 
 
 def _factors(truth: torch.Tensor, port: torch.Tensor) -> Iterator[tuple[str, str, torch.Tensor]]:
@@ -113,6 +114,6 @@ def _halves(truth: torch.Tensor, port: torch.Tensor) -> Iterator[tuple[str, str,
             continue
         error = (port - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
         if float(error.max()) < 4 * unit:
-            name = str(half).removeprefix("torch.")
+            name = name_of(half)
             # What rounding did is read off the port itself: it cannot be reproduced bit by bit.
             yield "half", f"values have the precision of {name} → float32", port

@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from edgeverify.diagnose.fault import Change, number
-from edgeverify.diagnose.scene import Scene
+from edgeverify import taps
+from edgeverify.diagnose import compare_weights, estimate
+from edgeverify.diagnose.fault import HALVES, Change, apart, changed, name_of, number
+from edgeverify.diagnose.scene import Inputs, Scene
 
 RMS, LAYER, NONE = "RMSNorm", "LayerNorm", "none"
 # Values that libraries and published configs use.
+EPS_STARTS = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1)
 USUAL_EPS = (1e-5, 1e-6, 1e-8, 1e-12, 0.0, 1e-3, 1e-4, 1e-7, 2e-5)
 
 
@@ -146,8 +149,8 @@ def _weight_changes(
                     f"{label} weight {name} → {own_name}",
                     replace(right, weight=weight),
                 )
-    for half in (torch.bfloat16, torch.float16):
-        name = str(half).removeprefix("torch.")
+    for half in HALVES:
+        name = name_of(half)
         yield Change(
             "norm.half", f"{label} computed in {name} → float32", replace(right, half=half)
         )
@@ -156,3 +159,50 @@ def _weight_changes(
             f"{label} weight rounded to {name} → float32",
             replace(right, weight=right.weight.to(half).to(right.weight.dtype)),
         )
+
+
+class NormOf:
+    """``attn_norm`` of a block, or ``final_norm``."""
+
+    def __init__(self, scene: Scene, block: int | None) -> None:
+        self.scene, self.block = scene, block
+        self.role = "final_norm" if block is None else "attn_norm"
+        last = scene.blocks if block is None else block
+        self.before = taps.EMBED if last == 0 else taps.block(last - 1, "out")
+
+    def rights(self) -> Iterator[Norm]:
+        for norm in right_norms(self.scene, self.block, self.role):
+            if norm is not None:
+                yield norm
+
+    def compute(self, spec: Norm, inputs: Inputs) -> torch.Tensor:
+        return spec(inputs.tap(self.before))
+
+    def changes(
+        self, right: Norm, port: torch.Tensor, rows: torch.Tensor
+    ) -> Iterator[Change[Norm]]:
+        name = self.scene.roles.name(self.block, self.role) or "its weight"
+        own = self.scene.port_weights
+        for role, part in ((self.role, "weight"), (f"{self.role}_bias", "bias")):
+            held, truth = own.get(self.block, role), getattr(right, part)
+            if held is not None and compare_weights.differs(held, truth):
+                told = compare_weights.difference(held, truth, name, self.scene.roles.state)
+                yield Change(
+                    "norm.weight", f"norm {part} {told}", changed(right, **{part: held}), held=True
+                )
+        yield from norm_changes(self.scene, self.block, self.role, right)
+
+    def fitted(self, right: Norm, port: torch.Tensor, rows: torch.Tensor) -> Iterator[Change[Norm]]:
+        inputs = self.scene.inputs(rounded=True)
+        for outside in (False, True):
+            spec = replace(right, eps_outside=outside)
+
+            def compute(eps: float, spec: Norm = spec) -> torch.Tensor:
+                return self.compute(replace(spec, eps=eps), inputs)[rows]
+
+            eps = estimate.fit(compute, port, EPS_STARTS)
+            if eps is not None:
+                where = " outside the root" if outside else ""
+                mine, wanted = apart(eps, right.eps)
+                text = f"norm eps {mine}{where} (estimated) → {wanted}"
+                yield Change("norm.eps", text, replace(spec, eps=eps))

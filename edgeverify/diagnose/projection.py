@@ -19,6 +19,8 @@ from edgeverify.diagnose.scene import Inputs, Scene
 # few thousand terms differ by about 1e-6, two different weight rows by about 1.
 SAME_CHANNEL = 1e-3
 
+QK_NORM = "q/k norm"
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -129,13 +131,11 @@ class ProjectionOf:
         if weights is not None and not torch.equal(weights[which], right.weight):
             told = compare_weights.difference(weights[which], right.weight, name, roles.state)
             yield Change(
-                "weight", f"weight of {which}: {told}", replace(right, weight=weights[which])
+                "weight", f"weight {told}", replace(right, weight=weights[which]), held=True
             )
         if right.bias is not None:
-            yield Change("bias", f"bias of {which} left out → added", replace(right, bias=None))
-            yield Change(
-                "bias", f"bias of {which} added twice → once", replace(right, bias=2 * right.bias)
-            )
+            yield Change("bias", "bias left out → added", replace(right, bias=None))
+            yield Change("bias", "bias added twice → once", replace(right, bias=2 * right.bias))
         if biases is not None and (
             right.bias is None or not torch.equal(biases[which], right.bias)
         ):
@@ -143,18 +143,18 @@ class ProjectionOf:
             if right.bias is not None:
                 bias_name = roles.name(self.block, f"{which}_bias") or f"{which}'s bias"
                 told = compare_weights.difference(biases[which], right.bias, bias_name, roles.state)
-            yield Change("bias", f"bias of {which}: {told}", replace(right, bias=biases[which]))
+            yield Change("bias", f"bias {told}", replace(right, bias=biases[which]), held=True)
         if right.weight.shape[0] == right.weight.shape[1]:
             yield Change(
                 "weight.transposed",
-                f"weight of {which} transposed → as it is",
+                "weight transposed → as it is",
                 replace(right, weight=right.weight.T),
             )
 
     def _norm_changes(self, right: Projection) -> Iterator[Change[Projection]]:
         if right.norm is None:
             return
-        label = {"q": "query norm", "k": "key norm"}[self.which]
+        label = QK_NORM
         role = f"{self.which}_norm"
         yield Change(
             "norm.place",
@@ -233,9 +233,7 @@ class ProjectionOf:
             ("interleaved → halves", inner),
         ):
             heads = torch.arange(self.heads[which])[:, None] * dim
-            text = (
-                f"rows of each head of {which} permuted for the other RoPE ({told}) → as they are"
-            )
+            text = f"rows of each head permuted for the other RoPE ({told}) → as they are"
             yield text, (heads + within).flatten() + offset[which]
 
     def _describe(self, chosen: torch.Tensor) -> str:
@@ -285,7 +283,7 @@ class ProjectionOf:
                 (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1),
             )
             if eps is not None:
-                label = {"q": "query norm", "k": "key norm"}[self.which]
+                label = QK_NORM
                 text = f"{label} eps {number(eps)} (estimated) → {number(norm.eps)}"
                 spec = replace(right, norm=replace(norm, eps=eps))
                 yield Change("norm.eps", text, spec)

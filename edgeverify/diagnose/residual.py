@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from edgeverify import taps
-from edgeverify.diagnose.fault import Change, number
+from edgeverify.diagnose import estimate
+from edgeverify.diagnose.fault import Change, apart, changed
 from edgeverify.diagnose.norms import Norm, norm_changes, right_norms
 from edgeverify.diagnose.scene import Inputs, Scene
 
@@ -25,6 +26,7 @@ class Stream:
         post_ff: likewise, after the feed-forward; ``out`` alone has it.
         last: the feed-forward's norm; ``ff_norm`` alone has it.
         x, a, f: how often each is added.
+        factor: of the block's output.
         parallel: the feed-forward takes x, not x + a.
         from_norm: x is the normed input of the attention.
         late_attn, late_ff: the post norm is over the sum, not over what is added.
@@ -37,6 +39,7 @@ class Stream:
     x: float = 1.0
     a: float = 1.0
     f: float = 1.0
+    factor: float = 1.0
     parallel: bool = False
     from_norm: bool = False
     late_attn: bool = False
@@ -80,7 +83,9 @@ class StreamOf:
         if not spec.late_ff and spec.post_ff is not None:
             f = spec.post_ff(f)
         out = middle + spec.f * f
-        return spec.post_ff(out) if spec.late_ff and spec.post_ff is not None else out
+        if spec.late_ff and spec.post_ff is not None:
+            out = spec.post_ff(out)
+        return out * spec.factor
 
     def changes(
         self, right: Stream, port: torch.Tensor, rows: torch.Tensor
@@ -102,14 +107,14 @@ class StreamOf:
             if part == "last" and right.parallel:
                 role = "attn_norm"
             for change in norm_changes(self.scene, self.block, role, norm, label):
-                yield Change(change.kind, change.text, replace(right, **{part: change.spec}))
+                yield Change(change.kind, change.text, changed(right, **{part: change.spec}))
                 common = change.text.replace(label, "norm", 1)
                 everywhere.setdefault(common, []).append((part, change))
         count = sum(getattr(right, part) is not None for part in labels)
         for text, alike in everywhere.items():
             if len(alike) == count > 1:
                 specs = {part: change.spec for part, change in alike}
-                yield Change(alike[0][1].kind, text, replace(right, **specs))
+                yield Change(alike[0][1].kind, text, changed(right, **specs))
         places: list[dict[str, bool]] = []
         if right.post_attn is not None:
             places.append({"late_attn": True})
@@ -124,7 +129,7 @@ class StreamOf:
             yield Change(
                 "norm.place",
                 f"norm after {both} taken over the sum with the residual → over its output",
-                replace(right, **place),
+                changed(right, **place),
             )
 
     def _sum_changes(self, right: Stream) -> Iterator[Change[Stream]]:
@@ -145,12 +150,12 @@ class StreamOf:
             yield Change(
                 "residual",
                 f"{told} left out of the residual stream → added",
-                replace(right, **{part: 0.0}),
+                changed(right, **{part: 0.0}),
             )
             yield Change(
                 "residual",
                 f"{told} added twice to the residual stream → once",
-                replace(right, **{part: 2.0}),
+                changed(right, **{part: 2.0}),
             )
         yield Change(
             "residual",
@@ -167,20 +172,23 @@ class StreamOf:
     def fitted(
         self, right: Stream, port: torch.Tensor, rows: torch.Tensor
     ) -> Iterator[Change[Stream]]:
-        """How often each part was added, by least squares."""
+        """A factor of the whole, then how often each part was added, by least squares."""
         if not self.end:
             return
         inputs = self.scene.inputs(rounded=True)
         parts = "xaf"
         alone = [
-            self.compute(replace(right, **{p: float(p == part) for p in parts}), inputs)[rows]
+            self.compute(changed(right, **{p: float(p == part) for p in parts}), inputs)[rows]
             for part in parts
         ]
+        ratio = estimate.factor(port, self.compute(right, inputs)[rows])
+        text = f"the block's output is multiplied by {apart(ratio, 1)[0]} → 1"
+        yield Change("residual", text, replace(right, factor=ratio))
         table = torch.stack([one.flatten() for one in alone], 1)
         found = torch.linalg.lstsq(table, port.flatten()).solution.tolist()
         # Least squares leave 1e-16 for a part that is not there.
         found = [round(value, 9) + 0.0 for value in found]
-        told = ", ".join(number(value) for value in found)
+        told = ", ".join(apart(value, 1)[0] for value in found)
         text = f"input, attention and feed-forward are added with the factors {told} → 1, 1, 1"
-        spec = replace(right, **dict(zip(parts, found, strict=True)))
+        spec = changed(right, **dict(zip(parts, found, strict=True)))
         yield Change("residual", text, spec)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from edgeverify.diagnose.fault import Change, number
+from edgeverify.diagnose.fault import HALVES, Change, name_of, number
 from edgeverify.diagnose.scene import Inputs
 
 USUAL_BASES = (1e4, 1e5, 5e5, 1e6, 1e3, 13e4, 15e4, 2e6)
@@ -27,7 +27,7 @@ class Rope:
         interleaved: pairs are (0, 1), (2, 3), ..., not (0, rotated / 2), ...
         shift: added to every position.
         stretch: factor of every position.
-        local: positions restart at each step.
+        local: positions restart at each ``prefill`` step, at ``all`` steps, or at none ("").
         turn: -1 turns the other way.
         last: the last elements are rotated, not the first.
         half: a dtype that cos and sin are rounded to, or, with ``half_angles``, the angles.
@@ -40,7 +40,7 @@ class Rope:
     interleaved: bool = False
     shift: int = 0
     stretch: float = 1.0
-    local: bool = False
+    local: str = ""
     turn: int = 1
     last: bool = False
     half: torch.dtype | None = None
@@ -53,7 +53,10 @@ class Rope:
             return x
         over = x.shape[-1] if self.whole_exponent else self.rotated
         pairs = torch.arange(self.rotated // 2, dtype=x.dtype)
-        positions = inputs.positions - (inputs.starts if self.local else 0)
+        positions = inputs.positions
+        if self.local:
+            restarts = inputs.prefill if self.local == "prefill" else torch.ones_like(positions)
+            positions = positions - inputs.starts * restarts
         positions = ((positions + self.shift) * self.stretch).to(x.dtype)
         angles = positions[:, None] / self.base ** (2 * pairs / over)
         if self.half is not None:
@@ -121,11 +124,12 @@ def rope_changes(right: Rope, head_dim: int, own: Any) -> Iterator[Change[Rope]]
     for shift in (1, -1):
         text = f"RoPE positions off by {shift:+d} → as they are"
         yield Change("rope.positions", text, replace(right, shift=shift))
-    yield Change(
-        "rope.positions",
-        "RoPE positions restart at each step → positions of the conversation",
-        replace(right, local=True),
-    )
+    for local, step in (("prefill", "prefill step"), ("all", "step")):
+        yield Change(
+            "rope.positions",
+            f"RoPE positions restart at each {step} → positions of the conversation",
+            replace(right, local=local),
+        )
     yield Change("rope.turn", "RoPE turns backwards (-sin) → forwards", replace(right, turn=-1))
     for stretch in (2.0, 0.5, 4.0, 0.25, 8.0, 0.125):
         yield Change(
@@ -144,8 +148,8 @@ def rope_changes(right: Rope, head_dim: int, own: Any) -> Iterator[Change[Rope]]
             f"frequencies over the whole head of {head_dim} → over its {right.rotated} rotated",
             replace(right, whole_exponent=True),
         )
-    for half in (torch.float16, torch.bfloat16):
-        name = str(half).removeprefix("torch.")
+    for half in HALVES:
+        name = name_of(half)
         for angles, what in ((False, "cos and sin"), (True, "angles")):
             yield Change(
                 "rope.half",

@@ -63,6 +63,16 @@ class Inputs:
         )
 
     @property
+    def prefill(self) -> torch.Tensor:
+        """(T,) 1 for the rows of prefill steps, 0 for those of decode steps, of ``dtype``."""
+        return torch.cat(
+            [
+                torch.full((len(step.tokens),), float(not step.is_decode), dtype=self.dtype)
+                for step in self.steps
+            ]
+        )
+
+    @property
     def steps(self) -> tuple[Step, ...]:
         return self.case.steps
 

@@ -9,7 +9,7 @@ what brings the port back, and how far it is from the port is the ratio that the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 
 from edgeverify import noise
 from edgeverify.compare import Thresholds, thresholds
-from edgeverify.diagnose import generic
+from edgeverify.diagnose import generic, shapes
 from edgeverify.diagnose.fault import Change, Sublayer
 from edgeverify.diagnose.scene import Scene, Seen
 
@@ -90,7 +90,7 @@ def search(
         fitted: whether numbers are fitted.
     """
     right = None if sublayer is None else _right(scene, sublayer, seen)
-    phases = [generic.changes(scene, seen)]
+    phases = [_anywhere(scene, seen)]
     if sublayer is not None and right is not None:
         known = partial(_simulated, scene, sublayer, seen)
         arguments = right, seen.port, seen.rows
@@ -109,11 +109,43 @@ def search(
             fit = _fit(change, simulate, seen)
             if fit is not None:
                 fits.append(fit)
-                if kind:
+                if kind and not fit.scope:
                     break
         if fits:
             break
     return Result(seen.tap, _best(fits, seen.tap), tried)
+
+
+def _anywhere(scene: Scene, seen: Seen) -> Iterator[generic.Simulation]:
+    """The generic changes of all rows, then those of the rows that differ alone."""
+    yield from generic.changes(scene, seen)
+    errors = seen.errors()
+    bad = errors.ratios(errors.rms_floor) > thresholds("isolated").row
+    for part, told in ((seen.failing, _scope(seen)), (bad, _positions(seen, bad))):
+        if part.any() and not part.all() and told:
+            for change, simulate in generic.changes(scene, seen.only(part)):
+                text = _with_scope(change.text, told)
+                yield replace(change, text=text), _elsewhere(seen, part, simulate)
+
+
+def _elsewhere(
+    seen: Seen, part: np.ndarray, simulate: Callable[[bool], torch.Tensor]
+) -> Callable[[bool], torch.Tensor]:
+    """The simulation in some rows, and the right values in the others."""
+
+    def both(narrow: bool) -> torch.Tensor:
+        whole = seen.truth.float().double() if narrow else seen.truth.clone()
+        whole[torch.from_numpy(part)] = simulate(narrow)
+        return whole
+
+    return both
+
+
+def _positions(seen: Seen, bad: np.ndarray) -> str:
+    """Which positions, if they are few."""
+    positions = sorted({int(position) for position in seen.positions[bad]})
+    few = len(positions) <= shapes.FEW and not seen.tap.startswith("kv.")
+    return f" at positions {', '.join(map(str, positions))}" if few else ""
 
 
 def _simulated(
@@ -178,6 +210,8 @@ def _fit(change: Change[Any], simulate: Any, seen: Seen) -> _Fit | None:
 
 def _scope(seen: Seen) -> str:
     """Which steps fail, where some do not."""
+    if seen.failing.all():
+        return ""
     if np.array_equal(seen.failing, seen.decode):
         return " in decode steps"
     if np.array_equal(seen.failing, ~seen.decode):
@@ -206,6 +240,8 @@ def _within(rows: noise.RowErrors, limits: Thresholds) -> bool:
 def _best(fits: list[_Fit], tap: str) -> Cause | None:
     if not fits:
         return None
+    fits = [fit for fit in fits if fit.change.held] or fits
+    fits = [fit for fit in fits if not fit.scope] or fits  # what holds of every step says more
     smallest = min(fit.ratio for fit in fits)
     # The earliest of those that are as good: the changes come by how usual they are.
     good = [fit for fit in fits if fit.ratio <= max(smallest * AS_GOOD, smallest + 0.05)]

@@ -75,8 +75,9 @@ def _rows(scene: Scene, seen: Seen, bad: np.ndarray, error: np.ndarray) -> Itera
             yield f"only the last {count} rows"
         else:
             yield f"only from position {first} on"
-    elif int(bad.sum()) == 1:
-        yield f"only position {first}"
+    elif len(wrong := sorted({int(p) for p in seen.positions[bad]})) <= FEW:
+        several = "s" if len(wrong) > 1 else ""
+        yield f"only position{several} {', '.join(map(str, wrong))}"
     rows = np.flatnonzero(bad)
     if len(rows) >= 2 * FEW:
         third = len(rows) // 3

@@ -70,14 +70,13 @@ class Roles:
                 if pattern.search(path):
                     key = int(layer.group(1)) if layer else None
                     self._names[key, role if kind == "weight" else f"{role}_{kind}"] = name
-        layers = {layer for layer, _ in self._names if layer is not None}
-        for layer in layers:
+        for owner in {layer for layer, _ in self._names}:
             # Two norms a block: the one after attention is the feed-forward's own.
-            if (layer, "post_attn_norm") in self._names and (layer, "ff_norm") not in self._names:
+            if (owner, "ff_norm") not in self._names:
                 for kind in ("", "_bias"):
-                    name = self._names.pop((layer, f"post_attn_norm{kind}"), None)
-                    if name is not None:
-                        self._names[layer, f"ff_norm{kind}"] = name
+                    found = self._names.pop((owner, f"post_attn_norm{kind}"), None)
+                    if found is not None:
+                        self._names[owner, f"ff_norm{kind}"] = found
 
     def name(self, layer: int | None, role: str) -> str | None:
         """``name(3, "down_bias")`` is the HF name of that tensor, or None."""
