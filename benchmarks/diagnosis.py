@@ -10,22 +10,9 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
 
-from edgeverify.report.model import Report
 from edgeverify.verify import verify
-from tests.diagnose.faulty import FAULTS, UNKNOWN
-
-
-def verdict(report: Report, kinds: Iterable[str]) -> str:
-    """``right``, ``wrong``, ``partly`` (right, but something is left unexplained), or ``none``."""
-    causes = [finding for finding in report.findings if finding.id == "authoring.cause"]
-    if not causes:
-        return "none"
-    if any(finding.cause not in set(kinds) for finding in causes):
-        return "wrong"
-    left = any(finding.id == "authoring.unexplained" for finding in report.findings)
-    return "partly" if left else "right"
+from tests.diagnose.faulty import FAULTS, UNKNOWN, verdict
 
 
 def main() -> None:

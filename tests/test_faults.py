@@ -20,21 +20,36 @@ from tests import variants
 
 AUTHORING = ("reference", "reauthored")
 
-# fault → the tap of the first divergence, without its step, and the parts that are named alone
+# fault → the tap of the first divergence, without its step, the parts that are named alone, and
+# the kind of each cause that is named
 FAULTS = {
     "norm_eps_one_percent_off": (
         "blocks.0.attn_norm",
         (*(f"blocks.{i}.attn_norm" for i in range(4)), "final_norm"),
+        ["norm.eps"],
     ),
-    "embedding_scale_in_bfloat16": ("embed", ("embed",)),
-    "query_scale_off": ("blocks.0.attn.out", tuple(f"blocks.{i}.attn.out" for i in range(4))),
+    "embedding_scale_in_bfloat16": ("embed", ("embed",), ["embedding.scale"]),
+    "query_scale_off": (
+        "blocks.0.attn.out",
+        tuple(f"blocks.{i}.attn.out" for i in range(4)),
+        ["attention.scale"],
+    ),
     "rms_eps_1_1e_5": (
         "blocks.0.attn_norm",
         (*(f"blocks.{i}.attn_norm" for i in range(3)), "final_norm"),
+        ["norm.eps"],
     ),
-    "gate_and_up_swapped_in_block_1": ("blocks.1.ff.out", ("blocks.1.ff.out",)),
-    "rope_base_off": ("blocks.0.attn.q", tuple(f"blocks.{i}.attn.q" for i in range(3))),
-    "fourth_layer_masked_wrongly": ("blocks.3.attn.out", ("blocks.3.attn.out",)),
+    "gate_and_up_swapped_in_block_1": ("blocks.1.ff.out", ("blocks.1.ff.out",), ["ff.gate"]),
+    "rope_base_off": (
+        "blocks.0.attn.q",
+        tuple(f"blocks.{i}.attn.q" for i in range(3)),
+        ["rope.base"],
+    ),
+    "fourth_layer_masked_wrongly": (
+        "blocks.3.attn.out",
+        ("blocks.3.attn.out",),
+        ["attention.window"],
+    ),
 }
 
 
@@ -48,8 +63,12 @@ def test_a_fault_of_the_port_is_found_and_placed(fault: str) -> None:
     report = verify(getattr(variants, fault)(), backends=AUTHORING)
     leg = report.legs["authoring"]
     assert leg.outcome == FAIL
-    assert seen(leg) == FAULTS[fault]
-    assert [finding.id for finding in report.findings] == ["authoring.divergence"]
+    *where, causes = FAULTS[fault]
+    assert seen(leg) == tuple(where)
+    divergence, *others = report.findings
+    assert divergence.id == "authoring.divergence"
+    assert [finding.id for finding in others] == ["authoring.cause"] * len(causes)
+    assert [finding.cause for finding in others] == causes
 
 
 @pytest.mark.parametrize("fault", ["gate_and_up_swapped_in_block_1"])
@@ -126,9 +145,13 @@ def test_an_authoring_verdict_survives_a_conversion_that_cannot_be_judged() -> N
 
 def test_a_cache_row_that_is_written_wrongly_is_told_from_attention() -> None:
     report = verify(variants.kv_row_off_by_one_in_decode(), backends=AUTHORING)
-    (finding,) = report.findings
-    assert finding.tap == "decode.0/blocks.0.attn.out"
-    assert "how the cache of block 0 is written" in finding.message
+    divergence, cause = report.findings
+    assert divergence.tap == "decode.0/blocks.0.attn.out"
+    assert "how the cache of block 0 is written" in divergence.message
+    assert cause.message.startswith(
+        "blocks.*.attn.out, kv.*.k, kv.*.v: rows are written -1 from their place in the cache in "
+        "decode steps → in place restores parity"
+    )
 
 
 def test_a_right_port_whose_parts_cannot_be_fed_is_unchecked_and_no_failure() -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from edgeverify import taps
 from edgeverify.case import Case
 from edgeverify.compare import Baseline, compare, thresholds
+from edgeverify.diagnose import identity
 from edgeverify.diagnose.attention import AttentionOf
 from edgeverify.diagnose.cache import CacheOf
 from edgeverify.diagnose.embedding import EmbeddingOf
@@ -118,6 +119,9 @@ def _told(scene: Scene) -> list[_Told]:
     for tap in scene.faulty():
         seen = scene.seen(tap)
         if seen is None:
+            formal = identity.cause(scene, tap)
+            if formal is not None:
+                told.append(_Told(Result(tap, formal, 1), ()))
             continue
         name = _without_number(tap)
         sublayer = sublayer_of(scene, tap)

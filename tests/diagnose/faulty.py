@@ -6,7 +6,7 @@ Half of the faults are in the code or in the tensors of a port whose config is r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -19,6 +19,7 @@ from litert_torch.generative.layers import scaled_dot_product_attention as sdpa
 from torch import nn
 
 import models
+from edgeverify.report.model import Report
 from models.port import Port
 from tests.variants import with_config, with_model
 
@@ -698,3 +699,18 @@ UNKNOWN: dict[str, Callable[[], Port]] = {
         models.load("gemma2"), _embedding(lambda x, ids: x * (1 + 0.01 * torch.sin(1000 * x)))
     ),
 }
+
+
+def verdict(report: Report, kinds: Iterable[str]) -> str:
+    """What the diagnosis is worth: ``right``, ``wrong``, ``partly`` or ``none``.
+
+    It is wrong where any cause of another kind than ``kinds`` is claimed, and partly right where
+    something is left unexplained.
+    """
+    causes = [finding for finding in report.findings if finding.id == "authoring.cause"]
+    if not causes:
+        return "none"
+    if any(finding.cause not in set(kinds) for finding in causes):
+        return "wrong"
+    left = any(finding.id == "authoring.unexplained" for finding in report.findings)
+    return "partly" if left else "right"
