@@ -47,11 +47,6 @@ def _weight_changes(of: AttentionOf, right: Attention) -> Iterator[Change[Attent
             "weight of the output projection transposed → as it is",
             replace(right, weight=right.weight.T),
         )
-    if right.bias is not None:
-        text = "bias of the output projection left out → added"
-        yield Change("bias", text, replace(right, bias=None))
-        text = "bias of the output projection added twice → once"
-        yield Change("bias", text, replace(right, bias=2 * right.bias))
     if bias is not None and (right.bias is None or not torch.equal(bias, right.bias)):
         told = "one that the original lacks → none"
         if right.bias is not None:
@@ -63,6 +58,11 @@ def _weight_changes(of: AttentionOf, right: Attention) -> Iterator[Change[Attent
             replace(right, bias=bias),
             held=True,
         )
+    if right.bias is not None:
+        text = "bias of the output projection left out → added"
+        yield Change("bias", text, replace(right, bias=None))
+        text = "bias of the output projection added twice → once"
+        yield Change("bias", text, replace(right, bias=2 * right.bias))
 
 
 def _scale_changes(of: AttentionOf, right: Attention) -> Iterator[Change[Attention]]:

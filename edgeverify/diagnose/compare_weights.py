@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -29,10 +30,12 @@ def difference(
         name: of ``right`` in the checkpoint.
         state: all of the checkpoint's tensors.
     """
-    return f"{_held(port, right, state)} → {name}"
+    return f"{_held(port, right, name, state)} → {name}"
 
 
-def _held(port: torch.Tensor, right: torch.Tensor, state: Mapping[str, torch.Tensor]) -> str:
+def _held(
+    port: torch.Tensor, right: torch.Tensor, name: str, state: Mapping[str, torch.Tensor]
+) -> str:
     if port.shape != right.shape:
         return f"shape {tuple(port.shape)}"
     for value, told in ((0.0, "all zeros (never loaded?)"), (1.0, "all ones (never loaded?)")):
@@ -49,17 +52,36 @@ def _held(port: torch.Tensor, right: torch.Tensor, state: Mapping[str, torch.Ten
     reordered = _reordered(port, right)
     if reordered:
         return reordered
+    taken = _taken(port, name, state)
+    if taken:
+        return taken
     ratio = float((port.double() * right.double()).sum() / right.double().square().sum())
     if torch.allclose(port.double(), ratio * right.double(), rtol=1e-6, atol=0):
         return f"{ratio:.6g} times"
     return _where(port != right)
 
 
+def _taken(port: torch.Tensor, name: str, state: Mapping[str, torch.Tensor]) -> str:
+    """Which of the layer's other tensors all rows come from, if they do."""
+    layer = re.search(r"\.layers\.\d+\.", name)
+    if layer is None or port.dim() != 2:
+        return ""
+    owner: dict[bytes, str] = {}
+    for other, tensor in state.items():
+        if layer.group() in other and tensor.dim() == 2 and tensor.shape[1] == port.shape[1]:
+            owner |= {row.tobytes(): other for row in tensor.float().numpy()}
+    names = [owner.get(row.tobytes()) for row in port.float().contiguous().numpy()]
+    if None in names:
+        return ""
+    return "rows of " + ", ".join(dict.fromkeys(str(found) for found in names))
+
+
 def _reordered(port: torch.Tensor, right: torch.Tensor) -> str:
     """Whether the rows (or columns) are those of ``right`` in another order."""
-    for told, a, b in (("rows", port, right), ("columns", port.T, right.T)):
-        if port.dim() == 1 and told == "columns":
-            break
+    sides = [("rows", port, right)]
+    if port.dim() == 2:
+        sides.append(("columns", port.T, right.T))
+    for told, a, b in sides:
         a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
         keys = torch.linspace(0.3, 1.7, a.shape[1], dtype=torch.float64)
         first, second = ((lines.double() * keys).sum(1).sort().values for lines in (a, b))

@@ -51,6 +51,8 @@ def _given(values: torch.Tensor, narrow: bool) -> torch.Tensor:
 
 def _factors(truth: torch.Tensor, port: torch.Tensor) -> Iterator[tuple[str, str, torch.Tensor]]:
     ratio = estimate.factor(port, truth)
+    if not bool(port.any()):
+        yield "factor", "values are all zero → the original's", 0 * truth
     yield "factor", f"values are {number(ratio)} times the original's → once", ratio * truth
     if truth.dim() == 3:
         by_head = (port * truth).sum((0, 2)) / truth.square().sum((0, 2)).clamp_min(1e-300)

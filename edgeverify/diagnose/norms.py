@@ -90,6 +90,7 @@ def norm_changes(
         right: the norm as it should be.
         label: what the message calls it.
     """
+    yield from _held_changes(scene, layer, role, right, label)
     own = scene.port_weights.eps(layer, role)
     for eps in dict.fromkeys((*((own,) if own is not None else ()), *USUAL_EPS)):
         if eps != right.eps:
@@ -125,6 +126,19 @@ def norm_changes(
         yield Change("norm.bias", f"{label} bias left out → added", replace(right, bias=None))
     if right.weight is not None:
         yield from _weight_changes(scene, layer, role, right, label)
+
+
+def _held_changes(
+    scene: Scene, layer: int | None, role: str, right: Norm, label: str
+) -> Iterator[Change[Norm]]:
+    """The tensors that the port's norm is seen to hold."""
+    for full_role, part in ((role, "weight"), (f"{role}_bias", "bias")):
+        held, truth = scene.port_weights.get(layer, full_role), getattr(right, part)
+        if held is not None and compare_weights.differs(held, truth):
+            name = scene.roles.name(layer, full_role) or f"its {part}"
+            told = compare_weights.difference(held, truth, name, scene.roles.state)
+            spec = changed(right, **{part: held})
+            yield Change(f"norm.{part}", f"{label} {part} {told}", spec, held=True)
 
 
 def _weight_changes(
@@ -181,15 +195,6 @@ class NormOf:
     def changes(
         self, right: Norm, port: torch.Tensor, rows: torch.Tensor
     ) -> Iterator[Change[Norm]]:
-        name = self.scene.roles.name(self.block, self.role) or "its weight"
-        own = self.scene.port_weights
-        for role, part in ((self.role, "weight"), (f"{self.role}_bias", "bias")):
-            held, truth = own.get(self.block, role), getattr(right, part)
-            if held is not None and compare_weights.differs(held, truth):
-                told = compare_weights.difference(held, truth, name, self.scene.roles.state)
-                yield Change(
-                    "norm.weight", f"norm {part} {told}", changed(right, **{part: held}), held=True
-                )
         yield from norm_changes(self.scene, self.block, self.role, right)
 
     def fitted(self, right: Norm, port: torch.Tensor, rows: torch.Tensor) -> Iterator[Change[Norm]]:

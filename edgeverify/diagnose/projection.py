@@ -133,9 +133,6 @@ class ProjectionOf:
             yield Change(
                 "weight", f"weight {told}", replace(right, weight=weights[which]), held=True
             )
-        if right.bias is not None:
-            yield Change("bias", "bias left out → added", replace(right, bias=None))
-            yield Change("bias", "bias added twice → once", replace(right, bias=2 * right.bias))
         if biases is not None and (
             right.bias is None or not torch.equal(biases[which], right.bias)
         ):
@@ -144,6 +141,9 @@ class ProjectionOf:
                 bias_name = roles.name(self.block, f"{which}_bias") or f"{which}'s bias"
                 told = compare_weights.difference(biases[which], right.bias, bias_name, roles.state)
             yield Change("bias", f"bias {told}", replace(right, bias=biases[which]), held=True)
+        if right.bias is not None:
+            yield Change("bias", "bias left out → added", replace(right, bias=None))
+            yield Change("bias", "bias added twice → once", replace(right, bias=2 * right.bias))
         if right.weight.shape[0] == right.weight.shape[1]:
             yield Change(
                 "weight.transposed",

@@ -131,7 +131,7 @@ def rope_changes(right: Rope, head_dim: int, own: Any) -> Iterator[Change[Rope]]
             replace(right, local=local),
         )
     yield Change("rope.turn", "RoPE turns backwards (-sin) → forwards", replace(right, turn=-1))
-    for stretch in (2.0, 0.5, 4.0, 0.25, 8.0, 0.125):
+    for stretch in (2.0, 0.5, 3.0, 1 / 3, 4.0, 0.25, 8.0, 0.125, 16.0, 0.0625):
         yield Change(
             "rope.positions",
             f"RoPE positions multiplied by {number(stretch)} → as they are",
