@@ -24,9 +24,11 @@ from edgeverify.case import Case
 from edgeverify.checkpoints import Checkpoint
 from edgeverify.compare import Baseline
 from edgeverify.convert import convert
+from edgeverify.diagnose import diagnose
 from edgeverify.errors import PortError
 from edgeverify.noise import floor_of, widest
 from edgeverify.progress import Progress
+from edgeverify.report.model import Finding
 from edgeverify.trace import Trace
 from models.port import LoadError, Port, build_model
 
@@ -258,6 +260,34 @@ def run_reauthored(
         if oracle is None:
             return whole, Trace()
         return whole, reauthored.run(model, run.case, inject=oracle, tick=tick, **options)
+
+
+def find_causes(run: Run, baseline: Baseline) -> tuple[Finding, ...]:
+    """The likely causes of a failed authoring leg; empty where the diagnosis itself fails.
+
+    It only adds to a verdict that stands without it, so nothing that it raises may get through.
+    """
+    model, oracle = run.model(), baseline.oracle
+
+    def alone() -> Trace:
+        return reauthored.run(
+            model,
+            run.case,
+            mask_kinds=run.port.mask_kinds,
+            window=run.window,
+            inject=oracle,
+            every_tap=True,
+        )
+
+    starts = {step.name: step.start for step in run.case.steps}
+    expected = run.expected(oracle)
+    with run.timed("diagnose"):
+        try:
+            return diagnose(
+                model, run.hf_config, run.state(), run.case, alone, baseline, expected, starts
+            )
+        except Exception:
+            return ()
 
 
 def converted(run: Run) -> Path:

@@ -32,6 +32,7 @@ from edgeverify.stages import (
     audit_file,
     audit_port,
     converted,
+    find_causes,
     fitting_threads,
     own_baseline,
     reference_baselines,
@@ -71,10 +72,10 @@ def verify(
         auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds)
         try:
             audit_port(run, auditor)
-            legs, traces = _judge_legs(run, chosen, auditor)
+            legs, traces, causes = _judge_legs(run, chosen, auditor)
         except PortError as error:
             raise _explained(error, auditor.failures) from error
-        report = _report(run, legs, auditor.results, tokenizer, traces)
+        report = _report(run, legs, auditor.results, tokenizer, traces, causes)
     if not invariants:
         return report
     from edgeverify.invariants.examination import Examination
@@ -96,15 +97,16 @@ def _explained(error: PortError, failures: Sequence[str]) -> PortError:
 
 def _judge_legs(
     run: Run, chosen: Selectors, auditor: Auditor
-) -> tuple[dict[str, LegResult], dict[str, Trace]]:
+) -> tuple[dict[str, LegResult], dict[str, Trace], tuple[Finding, ...]]:
     baselines = reference_baselines(run, with_file="conversion" in chosen.legs)
     authoring = baselines["authoring"]
     whole, isolated = run_reauthored(run, authoring.oracle)
     traces = {"reference": authoring.own, "reauthored": whole}
     legs = {"authoring": _judge(run, "authoring", whole, isolated, authoring)}
-    if "conversion" not in chosen.legs:
-        return legs, traces
     passed = legs["authoring"].outcome != FAIL
+    causes = () if passed else find_causes(run, authoring)
+    if "conversion" not in chosen.legs:
+        return legs, traces, causes
     try:
         legs["conversion"], traces["tflite"] = _conversion_leg(
             run, auditor, whole, baselines["conversion"], authoring_passed=passed
@@ -117,7 +119,7 @@ def _judge_legs(
         reason = f"not possible with this port: {type(error).__name__}: {error}"
         limits = thresholds("conversion").as_dict()
         legs["conversion"] = LegResult("conversion", UNCHECKED, limits, reason=reason)
-    return legs, traces
+    return legs, traces, causes
 
 
 def convert_model(
@@ -227,6 +229,7 @@ def _report(
     audits: Mapping[str, AuditResult],
     tokenizer: Any | None,
     traces: Mapping[str, Trace],
+    causes: tuple[Finding, ...] = (),
 ) -> Report:
     return Report(
         case=_describe(run, legs, tokenizer, traces),
@@ -239,7 +242,11 @@ def _report(
         legs=legs,
         findings=(
             *(finding for audit in audits.values() for finding in _audit_findings(audit, legs)),
-            *(finding for leg in legs.values() for finding in _findings(leg)),
+            *(
+                finding
+                for leg in legs.values()
+                for finding in (*_findings(leg), *(c for c in causes if c.leg == leg.name))
+            ),
         ),
         timings=run.timings,
         audits=audits,

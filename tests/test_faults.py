@@ -22,39 +22,50 @@ from tests import variants
 AUTHORING = ("reference", "reauthored")
 
 # fault → the tap of the first divergence, without its step, the parts that are named alone, and
-# what the audit of the config names, if it can see the fault
+# what the audit of the config names, if it can see the fault, and the kind of each cause
 FAULTS = {
     "norm_eps_one_percent_off": (
         "blocks.0.attn_norm",
         (*(f"blocks.{i}.attn_norm" for i in range(4)), "final_norm"),
         "final norm eps (ModelConfig): expected 0.004, found 0.00404;",
+        ["norm.eps"],
     ),
     "embedding_scale_in_bfloat16": (
         "embed",
         ("embed",),
         "embedding scale (ModelConfig): expected 9.797958971132712, found 9.8125",
+        ["embedding.scale"],
     ),
     "query_scale_off": (
         "blocks.0.attn.out",
         tuple(f"blocks.{i}.attn.out" for i in range(4)),
         "query scale (ModelConfig): expected 0.20851441405707477, found 0.2087229284711318",
+        ["attention.scale"],
     ),
     "rms_eps_1_1e_5": (
         "blocks.0.attn_norm",
         (*(f"blocks.{i}.attn_norm" for i in range(3)), "final_norm"),
         "final norm eps (ModelConfig): expected 1e-05, found 1.1e-05;",
+        ["norm.eps"],
     ),
     # Its weights and config are right; what it does with them is not.
-    "gate_and_up_swapped_in_block_1": ("blocks.1.ff.out", ("blocks.1.ff.out",), ""),
+    "gate_and_up_swapped_in_block_1": (
+        "blocks.1.ff.out",
+        ("blocks.1.ff.out",),
+        "",
+        ["ff.gate"],
+    ),
     "rope_base_off": (
         "blocks.0.attn.q",
         tuple(f"blocks.{i}.attn.q" for i in range(3)),
         "rotary base (ModelConfig): expected 5300.0, found 10000.0",
+        ["rope.base"],
     ),
     "fourth_layer_masked_wrongly": (
         "blocks.3.attn.out",
         ("blocks.3.attn.out",),
         "window (ModelConfig, block 3): expected none, found 13;",
+        ["attention.window"],
     ),
 }
 
@@ -69,13 +80,16 @@ def test_a_fault_of_the_port_is_found_and_placed(fault: str) -> None:
     report = verify(getattr(variants, fault)(), backends=AUTHORING)
     leg = report.legs["authoring"]
     assert leg.outcome == FAIL
-    tap, isolated, audited = FAULTS[fault]
+    tap, isolated, audited, causes = FAULTS[fault]
     assert seen(leg) == (tap, isolated)
-    *audits, divergence = report.findings
+    audits = [finding for finding in report.findings if finding.id.startswith("audit.")]
+    divergence, *others = report.findings[len(audits) :]
     assert divergence.id == "authoring.divergence"
     assert [finding.id for finding in audits] == (["audit.config"] if audited else [])
     assert all(finding.message.startswith(audited) for finding in audits)
     assert report.audits["weights"].outcome == PASS
+    assert [finding.id for finding in others] == ["authoring.cause"] * len(causes)
+    assert [finding.cause for finding in others] == causes
 
 
 @pytest.mark.parametrize("fault", ["gate_and_up_swapped_in_block_1"])
@@ -161,9 +175,13 @@ def test_an_authoring_verdict_survives_a_conversion_that_cannot_be_judged() -> N
 
 def test_a_cache_row_that_is_written_wrongly_is_told_from_attention() -> None:
     report = verify(variants.kv_row_off_by_one_in_decode(), backends=AUTHORING)
-    (finding,) = report.findings
-    assert finding.tap == "decode.0/blocks.0.attn.out"
-    assert "how the cache of block 0 is written" in finding.message
+    divergence, cause = report.findings
+    assert divergence.tap == "decode.0/blocks.0.attn.out"
+    assert "how the cache of block 0 is written" in divergence.message
+    assert cause.message.startswith(
+        "blocks.*.attn.out, kv.*.k, kv.*.v: rows are written -1 from their place in the cache in "
+        "decode steps → in place restores parity"
+    )
 
 
 def test_a_right_port_whose_parts_cannot_be_fed_is_unchecked_and_no_failure() -> None:

@@ -6,7 +6,7 @@ layers by their names, q at the attention kernels' entry, k and v where the cach
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +41,7 @@ def run(
     window: int | None = None,
     dtype: torch.dtype = torch.float32,
     inject: Trace | None = None,
+    every_tap: bool = False,
     tick: Callable[[], None] = lambda: None,
 ) -> Trace:
     """Runs the case, step by step, each step padded to its signature's length.
@@ -53,6 +54,8 @@ def run(
         dtype: ``torch.float64`` makes the model its own oracle.
         inject: an oracle trace; each block (and the final norm) is fed with the oracle's input
             to it, rounded to float32, instead of what the block before it gave.
+        every_tap: with ``inject``: once a tap has been read, what goes on from there is the
+            oracle's value, so that each tap shows the error of the stretch before it alone.
         tick: called after each step.
 
     Returns:
@@ -78,7 +81,10 @@ def run(
             stack.enter_context(widened(model))
             stack.enter_context(Float64Mode())
         for step in case.steps:
-            recorder = _Recorder(inject=_padded_inputs(step, inject))
+            recorder = _Recorder(
+                inject=_padded_inputs(step, inject),
+                onward=_padded_taps(step, inject) if every_tap and inject is not None else {},
+            )
             masks = {}
             if case.mask_as_input:
                 masks["mask"] = build_masks(step, case.kv_cache_len, mask_kinds, window, dtype)
@@ -150,6 +156,7 @@ class _Recorder:
     """What is seen during one step."""
 
     inject: list[torch.Tensor] | None = None
+    onward: Mapping[str, torch.Tensor] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     block: int | None = None
     fed: set[int] = field(default_factory=set)
@@ -168,12 +175,14 @@ class _Recorder:
         block = taps.block_index(tap)
         return (len(self.inject) - 1 if block is None else block) in self.fed
 
-    def put(self, tap: str, tensor: torch.Tensor) -> None:
+    def put(self, tap: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Records a tap and gives what goes on from there."""
         self.arrays.setdefault(tap, _array(tensor))
+        given = self.onward.get(tap)
+        return tensor if given is None or given.shape != tensor.shape else given
 
-    def put_block(self, tap: str, tensor: torch.Tensor) -> None:
-        if self.block is not None:
-            self.put(taps.block(self.block, tap), tensor)
+    def put_block(self, tap: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if self.block is None else self.put(taps.block(self.block, tap), tensor)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -197,6 +206,26 @@ def _padded_inputs(step: Step, oracle: Trace | None) -> list[torch.Tensor] | Non
         pad = np.repeat(rows[:, -1:], step.length - rows.shape[1], axis=1)
         inputs.append(torch.from_numpy(np.concatenate([rows, pad], axis=1)))
     return inputs
+
+
+def _padded_taps(step: Step, oracle: Trace) -> dict[str, torch.Tensor]:
+    """The oracle's value of each inner tap; pad rows are zero.
+
+    Copies of a real row would hide a cache row that is written beside its place: attention does
+    not ask for the order of its keys.
+    """
+    keys = [(key, *taps.split(key)) for key in oracle]
+    return {
+        tap: _padded(step, oracle[key])
+        for key, name, tap in keys
+        if name == step.name and not taps.is_outer(tap)
+    }
+
+
+def _padded(step: Step, array: np.ndarray) -> torch.Tensor:
+    padded = np.zeros((array.shape[0], step.length, *array.shape[2:]), np.float32)
+    padded[:, : array.shape[1]] = array
+    return torch.from_numpy(padded)
 
 
 def _store(
@@ -269,10 +298,11 @@ def _hook_block(block: nn.Module, index: int, recorder: _Recorder, stack: ExitSt
 
     stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
     stack.callback(block.register_forward_hook(leave).remove)
-    for name, tap in (("qkv_projection", "attn_norm"), ("w1", "ff_norm")):
+    # w3, too: it takes what w1 takes, and must go on with the same.
+    for name, tap in (("qkv_projection", "attn_norm"), ("w1", "ff_norm"), ("w3", "ff_norm")):
         part = _blocks_first(block, name)
         if part is not None:
-            hook = lambda _, args, tap=tap: recorder.put_block(tap, args[0])  # noqa: E731
+            hook = lambda _, args, tap=tap: (recorder.put_block(tap, args[0]), *args[1:])  # noqa: E731
             stack.callback(part.register_forward_pre_hook(hook).remove)
     for name, tap in (("output_projection", "attn.out"), ("w2", "ff.out")):
         part = _blocks_first(block, name)
@@ -291,7 +321,7 @@ def _hook_head(model: nn.Module, num_blocks: int, recorder: _Recorder, stack: Ex
         stack.callback(norm.register_forward_pre_hook(give).remove)
     head = getattr(model, "lm_head", None)
     if isinstance(head, nn.Module):
-        hook = lambda _, args: recorder.put(taps.FINAL_NORM, args[0])  # noqa: E731
+        hook = lambda _, args: (recorder.put(taps.FINAL_NORM, args[0]), *args[1:])  # noqa: E731
         stack.callback(head.register_forward_pre_hook(hook).remove)
 
 
@@ -300,13 +330,12 @@ def _patch_attention(recorder: _Recorder, stack: ExitStack) -> None:
     update, update_transposed = kv_utils.update, kv_utils.update_transposed
 
     def plain_update(cache: Any, input_pos: Any, k: Any, v: Any, *args: Any, **kw: Any) -> Any:
-        recorder.put_block("attn.k", k)
-        recorder.put_block("attn.v", v)
+        k, v = recorder.put_block("attn.k", k), recorder.put_block("attn.v", v)
         return update(cache, input_pos, k, v, *args, **kw)
 
     def transposed_update(cache: Any, input_pos: Any, k: Any, v: Any) -> Any:
-        recorder.put_block("attn.k", k.permute(0, 2, 1, 3))
-        recorder.put_block("attn.v", v.permute(0, 3, 1, 2))
+        k = recorder.put_block("attn.k", k.permute(0, 2, 1, 3)).permute(0, 2, 1, 3)
+        v = recorder.put_block("attn.v", v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return update_transposed(cache, input_pos, k, v)
 
     def patch(owner: Any, name: str, replacement: Callable[..., Any]) -> None:
@@ -318,8 +347,7 @@ def _patch_attention(recorder: _Recorder, stack: ExitStack) -> None:
         original = getattr(sdpa, name)
 
         def plain(q: torch.Tensor, *args: Any, _call: Any = original, **kwargs: Any) -> Any:
-            recorder.put_block("attn.q", q)
-            return _call(q, *args, **kwargs)
+            return _call(recorder.put_block("attn.q", q), *args, **kwargs)
 
         patch(sdpa, name, plain)
     transposed_attention = getattr(sdpa, TRANSPOSED_ATTENTION)
@@ -330,7 +358,8 @@ def _patch_attention(recorder: _Recorder, stack: ExitStack) -> None:
         rows = query.shape[2] if mask is None else mask.shape[2]
         heads = query.shape[1] * query.shape[2] // rows
         folded = query.reshape(1, heads, rows, query.shape[-1])
-        recorder.put_block("attn.q", folded.permute(0, 2, 1, 3))
+        unfolded = recorder.put_block("attn.q", folded.permute(0, 2, 1, 3))
+        query = unfolded.permute(0, 2, 1, 3).reshape(query.shape)
         return transposed_attention(query, key, *args, **kwargs)
 
     patch(sdpa, TRANSPOSED_ATTENTION, transposed)

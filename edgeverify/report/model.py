@@ -98,12 +98,18 @@ class Finding:
         leg: the leg to blame.
         tap: the tap it was seen at, or "".
         message: what was found and what to look at.
+        cause: the kind of a cause, e.g. ``rope.base``, or "".
+        ratio: the error ratio that is left once the cause is taken away, or None.
+        taps: all taps it holds for, without their steps.
     """
 
     id: str
     leg: str
     tap: str
     message: str
+    cause: str = ""
+    ratio: float | None = None
+    taps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

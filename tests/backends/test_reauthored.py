@@ -49,7 +49,9 @@ class Tiny:
 
     def run(self, model: Any = None, **changes: Any) -> Trace:
         """``changes`` to the case, or to the run if it takes them."""
-        to_run = {key: changes.pop(key) for key in ("dtype", "inject") if key in changes}
+        to_run = {
+            key: changes.pop(key) for key in ("dtype", "inject", "every_tap") if key in changes
+        }
         case = replace(self.case, **changes)
         return reauthored.run(
             self.build() if model is None else model, case, **self.options, **to_run
@@ -301,6 +303,46 @@ def test_a_faulty_block_does_not_reach_the_next_one(
     after = family.run(model, kv_layout=layout, inject=family.oracle)
     changed = {taps.split(key)[1] for key in before if not np.array_equal(after[key], before[key])}
     assert changed == {"blocks.1.ff.out", "blocks.1.out"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_stretch_fed_by_the_oracle_gives_the_oracles_tap(
+    tiny: Callable[[str], Tiny], name: str, layout: str
+) -> None:
+    family = tiny(name)
+    oracle = family.oracle
+    alone = family.run(kv_layout=layout, inject=oracle, every_tap=True)
+    assert list(alone) == list(oracle)
+    for key in oracle:
+        assert close(alone[key], oracle[key]), key
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("path", "taps_of"),
+    [
+        ("pre_atten_norm", {"attn_norm"}),
+        ("atten_func.qkv_projection", {"attn.q", "attn.k", "attn.v"}),
+        ("atten_func.output_projection", {"attn.out"}),
+        ("ff.pre_ff_norm", {"ff_norm"}),
+        ("ff.w2", {"ff.out"}),
+        ("ff.post_ff_norm", {"out"}),
+    ],
+)
+def test_a_faulty_stretch_does_not_reach_the_next_one(
+    tiny: Callable[[str], Tiny], layout: str, path: str, taps_of: set[str]
+) -> None:
+    """Nor, by way of the cache, the next step."""
+    family = tiny("gemma2")
+    options = {"kv_layout": layout, "inject": family.oracle, "every_tap": True}
+    before = family.run(**options)
+    model = family.build()
+    part = model.transformer_blocks[1].get_submodule(path)
+    part.weight = nn.Parameter(part.weight * 1.5 + 0.1, requires_grad=False)
+    after = family.run(model, **options)
+    changed = {taps.split(key)[1] for key in before if not np.array_equal(after[key], before[key])}
+    assert changed == {f"blocks.1.{tap}" for tap in taps_of}
 
 
 @pytest.mark.parametrize("name", ["tinyllama", "gemma2"])
