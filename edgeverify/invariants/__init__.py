@@ -7,6 +7,7 @@ them; ``reproduce`` asks once more for a case that failed.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from edgeverify.invariants.batch import BATCH
@@ -29,7 +30,7 @@ __all__ = ["INVARIANTS", "Facts", "Invariant", "NotApplicableError", "Violation"
 def reproduce(
     model: str, invariant: str, implementation: str, *, arguments: dict[str, Any], **selectors: Any
 ) -> None:
-    """Asks for one invariant with given arguments.
+    """Asks for one invariant with given arguments, and says what came of it.
 
     Args:
         model: as on the command line.
@@ -39,16 +40,19 @@ def reproduce(
         selectors: what to run: the fields of ``edgeverify.selectors.Selectors``.
 
     Raises:
-        Violation: it does not hold.
-        EdgeVerifyError: bad input.
+        SystemExit: it does not hold (status 1), or the input is bad (status 2).
     """
-    from edgeverify.invariants.examination import Examination
-    from edgeverify.ports import load_port
+    from edgeverify import launch
+    from edgeverify.errors import EdgeVerifyError
     from edgeverify.selectors import Selectors, one_of
-    from edgeverify.verify import prepare
 
-    one_of("invariant", invariant, list(INVARIANTS))
-    run, _ = prepare(load_port(model), Selectors.of(**selectors), verbose=False, progress=None)
-    examination = Examination(run, model)
-    examination.ask(invariant, implementation, arguments)
+    try:
+        one_of("invariant", invariant, list(INVARIANTS))
+        examination = launch.examination(model, Selectors.of(**selectors))
+        launch.without_chatter(lambda: examination.ask(invariant, implementation, arguments))
+    except Violation as violation:
+        raise SystemExit(f"{invariant} on {implementation}: {violation}") from None
+    except EdgeVerifyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     print(f"{invariant} holds on {implementation}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from edgeverify import launch
 from edgeverify.compare import thresholds
-from edgeverify.invariants import INVARIANTS
+from edgeverify.invariants import INVARIANTS, reproduce
 from edgeverify.invariants.__main__ import MEASURED, table
 from edgeverify.invariants.cells import cells
 from edgeverify.report.model import NOT_APPLICABLE, PASS
@@ -61,6 +63,32 @@ def test_the_measured_runs_cover_all_ports_and_stay_below_the_thresholds() -> No
     assert {r["outcome"] for r in rows} <= {PASS, NOT_APPLICABLE}
     for ratio, limit in (("rms", limits.rms), ("row", limits.row)):
         assert 0 < max(r[ratio] or 0.0 for r in rows) < limit / 1.15
+
+
+def test_a_failure_can_be_reproduced_by_the_command_it_shows(
+    tmp_path: Path,
+) -> None:
+    port = tmp_path / "port.py"
+    port.write_text("from tests.invariants.broken import window_off_by\nPORT = window_off_by(1)\n")
+    examination = launch.examination(f"{port}:PORT", Selectors.of(profile="dev"))
+    result = examination.examine("mask.window", "reauthored")
+    code = "from edgeverify.invariants import reproduce\nreproduce("
+    with pytest.raises(SystemExit) as raised:
+        exec(code + result.reproduction.split("\nreproduce(")[1].removesuffix("EOF"))
+    assert raised.value.code == f"mask.window on reauthored: {result.reason}"
+
+
+def test_an_invariant_that_holds_is_said_to(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = {"tokens": (0, 1), "plan": (("prefill_16", 2),), "at": 1, "token": 3}
+    reproduce("tinyllama", "mask.causal", "reauthored", arguments=arguments)
+    assert capsys.readouterr().out == "mask.causal holds on reauthored\n"
+
+
+def test_an_unknown_invariant_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        reproduce("tinyllama", "mask.casual", "reauthored", arguments={})
+    assert raised.value.code == 2
+    assert "did you mean 'mask.causal'" in capsys.readouterr().err
 
 
 def test_the_table_has_a_row_for_every_invariant() -> None:
