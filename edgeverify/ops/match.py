@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -59,7 +60,10 @@ class ValueIndex:
     def __init__(self, values: Sequence[ModelValue]) -> None:
         self._groups: dict[tuple[str, tuple[int, ...]], _Group] = {}
         self._sizes: dict[int, list[_Group]] = {}
-        for value in values:
+        self._order: dict[int, int] = {}
+        self._kept = [*values, *map(_as_float, values)]
+        for number, value in enumerate(self._kept):
+            self._order[id(value)] = number % len(values)
             array = value.array.squeeze()
             key = (array.dtype.kind, array.shape)
             if key not in self._groups:
@@ -78,6 +82,10 @@ class ValueIndex:
         group = self._groups.get((kind, tuple(n for n in shape if n != 1)))
         return () if group is None else tuple(group.values)
 
+    def order(self, value: ModelValue) -> int:
+        """The place of one of these values in the order of the computation."""
+        return self._order[id(value)]
+
     def moved(self, array: np.ndarray) -> bool:
         """Whether ``array`` is a value of the model with its axes in another order, or regrouped.
 
@@ -94,6 +102,11 @@ class ValueIndex:
                 if turned.shape == group.shape and group.find(turned) is not None:
                     return True
         return False
+
+
+def _as_float(value: ModelValue) -> ModelValue:
+    """PyTorch computes with integers and floats together; a file casts the integers first."""
+    return replace(value, array=value.array.astype(np.float64))
 
 
 class _Group:

@@ -93,9 +93,7 @@ def record(
         # Of the kernels for attention, only this one is made of operators that can be seen.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(recorder)
-        reauthored.run(
-            model, shortened, mask_kinds=mask_kinds, window=window, dtype=torch.float64
-        )
+        reauthored.run(model, shortened, mask_kinds=mask_kinds, window=window, dtype=torch.float64)
     return found
 
 
@@ -148,6 +146,7 @@ class _Recorder(TorchDispatchMode):
 @contextmanager
 def _module_paths(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
     """Tells the recorder which module is running."""
+
     def leave(*_: Any) -> None:  # what a hook returns would replace the output
         recorder.modules.pop()
 

@@ -15,22 +15,29 @@ inputs agree. Three things need care:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from edgeverify.flatbuffer.locate import LAYOUT_OPS
 from edgeverify.ops.graph import FileOp, FlatGraph, Tensor
 from edgeverify.ops.kernels import UnknownOpError, compute
 from edgeverify.ops.match import ROUNDING, ValueIndex, difference
 from edgeverify.ops.model_values import ModelValue, StepValues
 
-AGREES, MOVED, DIFFERS, UNJUDGED = "agrees", "moved", "differs", "unjudged"
+AGREES, DIFFERS, UNJUDGED = "agrees", "differs", "unjudged"
 # How far back a wrong input is followed, and how many operators behind a source may have no
 # counterpart in the model before it is rejoined. A norm's or an index's rewriting takes up to 9.
 FARTHEST_BACK = 12
 FARTHEST_AHEAD = 16
 MOST_SOURCES = 32
+# Of the model's values of one shape, the nearest; and of those that fit, how many are tried in full.
+MOST_CANDIDATES = 12
+# Values between an operator's inputs and its output: views, and what the converter merged.
+NEAR = 8
+MOST_TRIED = 4
 
 
 @dataclass(frozen=True)
@@ -58,11 +65,21 @@ class Source:
 
 @dataclass(frozen=True)
 class _State:
-    """One evaluation of the graph."""
+    """One evaluation of the graph.
+
+    Attributes:
+        values: tensor → array; a value of the model where it agrees.
+        status: place of an operator → ``AGREES``, ``DIFFERS`` or ``UNJUDGED``.
+        matches: tensor → the value of the model that it is.
+        differing: operators that differ and are made into something that does.
+        doubtful: places of those among them that are made into something that agrees, too.
+    """
 
     values: Mapping[Tensor, np.ndarray | None]
     status: Mapping[tuple[int, ...], str]
+    matches: Mapping[Tensor, ModelValue]
     differing: tuple[FileOp, ...]
+    doubtful: frozenset[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -107,61 +124,162 @@ class _Search:
             differing = [op for op in state.differing if op.place not in given_up]
             if not differing:
                 break
-            first = next((op for op in differing if state.status[op.place] == DIFFERS), differing[0])
-            repair = self.best([*self.blame(first, state, put_in), *self.rejoin(first, state, put_in)])
-            if repair is not None and len(repair.state.differing) < len(state.differing):
-                found.append(self.source(repair.op, state, repair.value))
-            else:
-                repair, suspects = self.rejoin_later(first, differing, state, put_in)
-                found.append(Source(first, None, None, suspects))
-                if repair is None:
-                    given_up |= {first.place, *self.behind(first)}
-                    continue
+            repair = self.best_repair(differing, state, put_in)
+            if repair is None:
+                first = self.certain(differing, state)
+                found.append(self.unrepaired(first, state))
+                given_up |= {first.place, *self.behind(first)}
+                continue
+            found.append(self.source(repair, differing, state))
             put_in[repair.op.outputs[0]] = repair.value
             state = repair.state
         return tuple(found)
 
+    def certain(self, differing: list[FileOp], state: _State) -> FileOp:
+        """The first that differs for sure: nothing that is made of it agrees, in no order."""
+        sure = (op for op in differing if op.place not in state.doubtful)
+        return next((op for op in sure if not self.moved(op, state)), differing[0])
+
+    def best_repair(
+        self, differing: list[FileOp], state: _State, put_in: Mapping[Tensor, ModelValue]
+    ) -> _Repair | None:
+        """Puts right one operator so that the first that differs for sure does so no longer.
+
+        That operator may have no counterpart in the model, so that it cannot be put right itself;
+        one after it then can, which excuses it. Of all repairs the best leaves the least
+        differences; of equal ones it is the earliest, since later ones follow from it.
+        """
+        first = self.certain(differing, state)
+        window = differing[: differing.index(first) + FARTHEST_AHEAD]
+        best: _Repair | None = None
+        for op in window:
+            tried = (*self.blame(op, state, put_in), *self.rejoin(op, state, put_in))
+            useful = [
+                repair
+                for repair in (best, *tried)
+                if repair is not None
+                and first not in repair.state.differing
+                and len(repair.state.differing) < len(state.differing)
+            ]
+            best = min(useful, key=lambda r: self.rank(r, first, window, state), default=None)
+            if best is not None and (
+                self.explains(best, first, state)
+                or not set(window).intersection(best.state.differing)
+            ):
+                break
+        return best
+
+    def explains(self, repair: _Repair, first: FileOp, state: _State) -> bool:
+        """Whether the first operator now agrees, by a value that the model computes right there."""
+        near = self.distance(repair.op, repair.value, state) <= NEAR
+        return near and repair.state.status[first.place] == AGREES
+
+    def rank(
+        self, repair: _Repair, first: FileOp, window: list[FileOp], state: _State
+    ) -> tuple[bool, int, int, int, int]:
+        left = repair.state.differing
+        return (
+            not self.explains(repair, first, state),
+            len(set(window).intersection(left)),
+            len(left),
+            self.order[repair.op.place],
+            self.distance(repair.op, repair.value, state),
+        )
+
+    def candidates(self, op: FileOp, state: _State) -> list[ModelValue]:
+        """The nearest values of the model that have the shape of an operator's output."""
+        found = self.index.like(op.call.shape, op.call.dtype.kind)
+        return sorted(found, key=lambda value: self.distance(op, value, state))[:MOST_CANDIDATES]
+
+    def distance(self, op: FileOp, value: ModelValue, state: _State) -> int:
+        """How many values the model computes between the operator's inputs and ``value``.
+
+        It tells apart values that would do as well: those of other blocks.
+        """
+        made = [state.matches[t] for t in op.inputs if t in state.matches]
+        gap = self.index.order(value) - max(map(self.index.order, made), default=0)
+        return gap if gap >= 0 else len(self.order) * 100 - gap
+
+    def source(self, repair: _Repair, differing: list[FileOp], state: _State) -> Source:
+        op = repair.op
+        before = self.before(op)
+        suspects = [
+            other
+            for other in differing
+            if other.place in before
+            and other.place not in state.doubtful
+            and other is not op
+            and not self.moved(other, state)
+        ]
+        if not suspects or op.call.name not in LAYOUT_OPS:
+            # What only moves elements is no source where what it moves is none of the model's.
+            suspects.append(op)
+        array = state.values[op.outputs[0]]
+        error = np.inf
+        if array is not None:
+            error = difference(array.squeeze(), repair.value.array.squeeze())
+        return Source(suspects[0], repair.value, error, tuple(suspects))
+
+    def unrepaired(self, op: FileOp, state: _State) -> Source:
+        """One behind which nothing is left to agree, such as what makes the logits."""
+        array = state.values[op.outputs[0]]
+        candidates = self.index.like(op.call.shape, op.call.dtype.kind)
+        if array is None or not candidates or op.call.dtype.kind != "f":
+            return Source(op, None, None, (op,))
+        apart = lambda value: float(np.linalg.norm(value.array.squeeze() - array.squeeze()))  # noqa: E731
+        nearest = min(candidates, key=apart)
+        error = difference(array.squeeze(), nearest.array.squeeze())
+        return Source(op, nearest, error, (op,))
+
+    def moved(self, op: FileOp, state: _State) -> bool:
+        """Whether a differing output is a value of the model but for the order of its elements."""
+        array = state.values[op.outputs[0]]
+        return array is not None and self.index.moved(array)
+
     # Evaluation.
 
-    def evaluate(
-        self, put_in: Mapping[Tensor, ModelValue], base: _State | None = None
-    ) -> _State:
+    def evaluate(self, put_in: Mapping[Tensor, ModelValue], base: _State | None = None) -> _State:
         """Computes the graph; ``put_in`` replaces outputs. With ``base``, only what changed."""
         values: dict[Tensor, np.ndarray | None] = {**self.given}
         status: dict[tuple[int, ...], str] = {}
+        matches: dict[Tensor, ModelValue] = {}
         changed: set[Tensor] = set()
         for op in self.graph.ops:
             out = op.outputs[0]
             if base is not None and not (out in put_in or changed.intersection(op.inputs)):
                 values[out], status[op.place] = base.values[out], base.status[op.place]
+                if out in base.matches:
+                    matches[out] = base.matches[out]
                 continue
             if out in put_in:
-                array = put_in[out].array.reshape(op.call.shape)
-                values[out], status[op.place] = array, AGREES
+                found, array = put_in[out], put_in[out].array.reshape(op.call.shape)
+                values[out], status[op.place], matches[out] = array, AGREES, found
             else:
-                values[out], status[op.place] = self.judge(op, values)
-            if base is not None and values[out] is not base.values[out]:
+                values[out], status[op.place], match = self.judge(op, values)
+                if match is not None:
+                    matches[out] = match
+            if base is None or matches.get(out) is not base.matches.get(out) or out not in matches:
                 changed.add(out)
-        return _State(values, status, self.differing(status))
+        return _State(values, status, matches, *self.differing(status))
 
     def judge(
         self, op: FileOp, values: Mapping[Tensor, np.ndarray | None]
-    ) -> tuple[np.ndarray | None, str]:
-        """An operator's output and whether it is a value of the model, which then replaces it."""
+    ) -> tuple[np.ndarray | None, str, ModelValue | None]:
+        """An operator's output and the value of the model that it is, which then replaces it."""
         inputs = [self.value(tensor, values) for tensor in op.inputs]
         known = [array for array in inputs if array is not None]
         if len(known) < len(inputs):
-            return None, UNJUDGED
+            return None, UNJUDGED, None
         try:
             array = compute(op.call, known)
         except UnknownOpError:
-            return None, UNJUDGED
+            return None, UNJUDGED, None
         except (ValueError, IndexError):
-            return None, DIFFERS
+            return None, DIFFERS, None
         found = self.index.find(array)
-        if found is not None:
-            return found.array.reshape(array.shape), AGREES
-        return array, MOVED if self.index.moved(array) else DIFFERS
+        if found is None:
+            return array, DIFFERS, None
+        return found.array.reshape(array.shape), AGREES, found
 
     def value(
         self, tensor: Tensor, values: Mapping[Tensor, np.ndarray | None]
@@ -172,27 +290,24 @@ class _Search:
             self._constants[tensor] = self.graph.constant(tensor)
         return self._constants[tensor]
 
-    def differing(self, status: Mapping[tuple[int, ...], str]) -> tuple[FileOp, ...]:
-        """Operators that differ, or are made into something that does."""
+    def differing(
+        self, status: Mapping[tuple[int, ...], str]
+    ) -> tuple[tuple[FileOp, ...], frozenset[tuple[int, ...]]]:
+        """Operators that differ and are made into something that does; the doubtful among them."""
         excused: set[tuple[int, ...]] = set()
+        hopeful: set[tuple[int, ...]] = set()
         for op in reversed(self.graph.ops):
             users = [user for out in op.outputs for user in self.graph.consumers.get(out, ())]
-            shown = self.results.intersection(op.outputs)
-            if status[op.place] in (AGREES, UNJUDGED) or (
-                not shown and all(user.place in excused for user in users)
-            ):
+            shown = bool(self.results.intersection(op.outputs))
+            fine = status[op.place] in (AGREES, UNJUDGED)
+            if fine or (not shown and all(user.place in excused for user in users)):
                 excused.add(op.place)
-        return tuple(op for op in self.graph.ops if op.place not in excused)
+            if fine or (not shown and any(user.place in hopeful for user in users)):
+                hopeful.add(op.place)
+        left = tuple(op for op in self.graph.ops if op.place not in excused)
+        return left, frozenset(op.place for op in left if op.place in hopeful)
 
     # Repairs.
-
-    def best(self, repairs: list[_Repair]) -> _Repair | None:
-        """The one that leaves least; of equal ones the earliest, since later ones follow from it."""
-        return min(
-            repairs,
-            key=lambda r: (len(r.state.differing), self.order[r.op.place]),
-            default=None,
-        )
 
     def repaired(
         self, op: FileOp, value: ModelValue, state: _State, put_in: Mapping[Tensor, ModelValue]
@@ -205,18 +320,21 @@ class _Search:
         """Every value of the model that, as the output of ``op``, makes a user of it agree."""
         out = op.outputs[0]
         users = self.graph.consumers.get(out, [])
-        for value in self.index.like(op.call.shape, op.call.dtype.kind):
-            array = value.array.reshape(op.call.shape)
-            if out in self.results and not users:
-                continue
-            if any(self.judge(user, {**state.values, out: array})[1] == AGREES for user in users):
-                yield self.repaired(op, value, state, put_in)
+        scored = []
+        for value in self.candidates(op, state):
+            given = {**state.values, out: value.array.reshape(op.call.shape)}
+            agree = sum(self.judge(user, given)[1] == AGREES for user in users)
+            if agree:
+                scored.append((-agree, len(scored), value))
+        for _, _, value in sorted(scored)[:MOST_TRIED]:
+            yield self.repaired(op, value, state, put_in)
 
     def blame(
         self, op: FileOp, state: _State, put_in: Mapping[Tensor, ModelValue]
     ) -> Iterator[_Repair]:
         """Earlier operators whose output, replaced by a value of the model, makes ``op`` agree."""
-        for maker, value in self.traced(op, None, state, FARTHEST_BACK):
+        traced = self.traced(op, None, state, FARTHEST_BACK)
+        for maker, value in itertools.islice(traced, MOST_TRIED):
             if maker.outputs[0] not in put_in:
                 yield self.repaired(maker, value, state, put_in)
 
@@ -230,14 +348,14 @@ class _Search:
             maker = self.graph.producer.get(tensor)
             if maker is None:
                 continue
-            for value in self.index.like(maker.call.shape, maker.call.dtype.kind):
+            for value in self.candidates(maker, state):
                 array = value.array.reshape(maker.call.shape)
                 if array is state.values[tensor] or not self.gives(
                     op, {**state.values, tensor: array}, target
                 ):
                     continue
-                yield maker, value
                 yield from self.traced(maker, array, state, steps - 1)
+                yield maker, value
 
     def gives(
         self,
@@ -245,28 +363,10 @@ class _Search:
         values: Mapping[Tensor, np.ndarray | None],
         target: np.ndarray | None,
     ) -> bool:
-        array, status = self.judge(op, values)
+        array, status, _ = self.judge(op, values)
         if target is None or array is None:
             return status == AGREES
         return difference(array, target) <= ROUNDING
-
-    def rejoin_later(
-        self,
-        first: FileOp,
-        differing: list[FileOp],
-        state: _State,
-        put_in: Mapping[Tensor, ModelValue],
-    ) -> tuple[_Repair | None, tuple[FileOp, ...]]:
-        """The nearest operator behind ``first`` that can be put right, and those up to it."""
-        behind = self.behind(first)
-        later = [op for op in differing if op.place in behind][:FARTHEST_AHEAD]
-        for op in later:
-            repair = self.best(list(self.rejoin(op, state, put_in)))
-            if repair is not None and len(repair.state.differing) < len(state.differing):
-                before = self.before(op)
-                between = [o for o in differing if o.place in before and state.status[o.place] == DIFFERS]
-                return repair, tuple(dict.fromkeys([first, *between]))
-        return None, (first,)
 
     def behind(self, op: FileOp) -> set[tuple[int, ...]]:
         """Places of the operators that depend on ``op``."""
@@ -291,10 +391,3 @@ class _Search:
                     found.add(maker.place)
                     todo.append(maker)
         return found
-
-    def source(self, op: FileOp, state: _State, value: ModelValue) -> Source:
-        array = state.values[op.outputs[0]]
-        error = np.inf
-        if array is not None:
-            error = difference(array.squeeze(), value.array.squeeze())
-        return Source(op, value, error, (op,))

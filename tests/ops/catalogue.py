@@ -19,12 +19,12 @@ def edit(function: Callable[[Editor], None]) -> Callable[[Editor], None]:
 
 @edit
 def a_weight_of_the_fused_projection(e: Editor) -> None:
-    e.scale(e.op("FULLY_CONNECTED", module="TransformerBlock_1/"), 1, 1.01, 7)
+    e.scale(e.op("FULLY_CONNECTED", module="TransformerBlock_1"), 1, 1.01, 7)
 
 
 @edit
 def a_weight_of_the_output_projection(e: Editor) -> None:
-    e.scale(e.op("FULLY_CONNECTED", 1, module="TransformerBlock_1/"), 1, 1.01, 7)
+    e.scale(e.op("FULLY_CONNECTED", 1, module="TransformerBlock_1"), 1, 1.01, 7)
 
 
 @edit
@@ -49,7 +49,7 @@ def the_embedding_table(e: Editor) -> None:
 
 @edit
 def gate_and_up_exchanged(e: Editor) -> None:
-    gate, up = (e.op("FULLY_CONNECTED", n, module="TransformerBlock_1/") for n in (2, 3))
+    gate, up = (e.op("FULLY_CONNECTED", n, module="TransformerBlock_1") for n in (2, 3))
     assert gate.call.shape == up.call.shape
     first, second = e.constant(gate, 1), e.constant(up, 1)
     e.set_constant(gate, 1, second)
@@ -58,12 +58,12 @@ def gate_and_up_exchanged(e: Editor) -> None:
 
 @edit
 def rope_difference_turned_round(e: Editor) -> None:
-    e.swap(e.op("SUB", module="TransformerBlock_1/"))
+    e.swap(e.op("SUB", module="TransformerBlock_1"))
 
 
 @edit
 def rope_halves_exchanged(e: Editor) -> None:
-    e.swap(e.op("CONCATENATION", module="TransformerBlock_1/"))
+    e.swap(e.op("CONCATENATION", module="TransformerBlock_1"))
 
 
 @edit
@@ -87,7 +87,7 @@ def v_is_taken_for_k(e: Editor) -> None:
 
 @edit
 def a_slice_one_head_early(e: Editor) -> None:
-    op = e.op("SLICE", 1, module="TransformerBlock_1/")
+    op = e.op("SLICE", 1, module="TransformerBlock_1")
     begin = e.constant(op, 1)
     begin[np.flatnonzero(begin)[0]] -= 1
     e.set_constant(op, 1, begin)
@@ -272,7 +272,7 @@ def a_product_for_a_sum(e: Editor) -> None:
 @edit
 def two_in_one_block(e: Editor) -> None:
     a_weight_of_the_fused_projection(e)
-    e.scale(e.op("FULLY_CONNECTED", -1, module="TransformerBlock_1/"), 1, 1.01, 9)
+    e.scale(e.op("FULLY_CONNECTED", -1, module="TransformerBlock_1"), 1, 1.01, 9)
 
 
 @edit
@@ -284,7 +284,7 @@ def one_behind_another(e: Editor) -> None:
 
 @edit
 def a_bias(e: Editor) -> None:
-    op = e.op("FULLY_CONNECTED", module="TransformerBlock_1/")
+    op = e.op("FULLY_CONNECTED", module="TransformerBlock_1")
     add = e.flat.consumers[op.outputs[0]][0]
     assert add.call.name == "ADD" and e.flat.constant(add.inputs[1]) is not None
     e.scale(add, 1, 1.01, 3)
@@ -292,6 +292,6 @@ def a_bias(e: Editor) -> None:
 
 @edit
 def a_bias_that_is_fused(e: Editor) -> None:
-    op = e.op("FULLY_CONNECTED", module="TransformerBlock_1/")
+    op = e.op("FULLY_CONNECTED", module="TransformerBlock_1")
     assert len(op.inputs) == 3
     e.scale(op, 2, 1.01, 3)

@@ -34,7 +34,9 @@ class Editor:
     def save(self, target: Path) -> None:
         write(self.file, target)
 
-    def op(self, name: str, number: int = 0, *, module: str = "", depth: int | None = None) -> FileOp:
+    def op(
+        self, name: str, number: int = 0, *, module: str = "", depth: int | None = None
+    ) -> FileOp:
         """The operator of that type: the ``number``-th of those whose tensor's name has ``module``."""
         found = [
             op
