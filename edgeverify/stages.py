@@ -24,7 +24,9 @@ from edgeverify.compare import Baseline
 from edgeverify.convert import convert
 from edgeverify.errors import PortError
 from edgeverify.noise import floor_of, widest
+from edgeverify.ops import op_findings
 from edgeverify.progress import Progress
+from edgeverify.report.model import Finding, LegResult
 from edgeverify.trace import Trace
 from models.port import LoadError, Port, build_model
 
@@ -264,6 +266,19 @@ def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
             window=run.window,
             cache=run.cache,
             tick=tick,
+        )
+
+
+def op_sources(run: Run, path: Path, leg: LegResult) -> tuple[Finding, ...]:
+    """The operators of a failing file that are to blame."""
+    with run.timed("find the operators"):
+        return op_findings(
+            path,
+            leg,
+            run.model(),
+            run.case,
+            mask_kinds=run.port.mask_kinds,
+            window=run.window,
         )
 
 

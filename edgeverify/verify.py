@@ -28,6 +28,7 @@ from edgeverify.stages import (
     Run,
     converted,
     fitting_threads,
+    op_sources,
     own_baseline,
     reference_baselines,
     run_file,
@@ -61,21 +62,24 @@ def verify(
     chosen = Selectors.of(**selectors)
     run, tokenizer = _prepare(port, chosen, verbose=verbose, progress=progress)
     with fitting_threads(run):
-        legs, traces = _judge_legs(run, chosen)
-        return _report(run, legs, tokenizer, traces)
+        legs, traces, sources = _judge_legs(run, chosen)
+        return _report(run, legs, tokenizer, traces, sources)
 
 
-def _judge_legs(run: Run, chosen: Selectors) -> tuple[dict[str, LegResult], dict[str, Trace]]:
+def _judge_legs(
+    run: Run, chosen: Selectors
+) -> tuple[dict[str, LegResult], dict[str, Trace], tuple[Finding, ...]]:
     baselines = reference_baselines(run, with_file="conversion" in chosen.legs)
     authoring = baselines["authoring"]
     whole, isolated = run_reauthored(run, authoring.oracle)
     traces = {"reference": authoring.own, "reauthored": whole}
     legs = {"authoring": _judge(run, "authoring", whole, isolated, authoring)}
+    sources: tuple[Finding, ...] = ()
     if "conversion" not in chosen.legs:
-        return legs, traces
+        return legs, traces, sources
     passed = legs["authoring"].outcome != FAIL
     try:
-        legs["conversion"], traces["tflite"] = _conversion_leg(
+        legs["conversion"], traces["tflite"], sources = _conversion_leg(
             run, whole, baselines["conversion"], authoring_passed=passed
         )
     except Exception as error:
@@ -86,7 +90,7 @@ def _judge_legs(run: Run, chosen: Selectors) -> tuple[dict[str, LegResult], dict
         reason = f"not possible with this port: {type(error).__name__}: {error}"
         limits = thresholds("conversion").as_dict()
         legs["conversion"] = LegResult("conversion", UNCHECKED, limits, reason=reason)
-    return legs, traces
+    return legs, traces, sources
 
 
 def convert_model(
@@ -158,21 +162,21 @@ def _prepare(
 
 def _conversion_leg(
     run: Run, reauthored: Trace, baseline: Baseline, *, authoring_passed: bool
-) -> tuple[LegResult, Trace]:
-    """Converts, runs the file and judges it.
+) -> tuple[LegResult, Trace, tuple[Finding, ...]]:
+    """Converts, runs the file and judges it; where it fails, names the operators.
 
     Where authoring passed, the file is held against the reference's oracle, and that verdict
     stands. Where it failed, the file is held against the re-authored model's own float64 run, so
     that the converter is neither charged with the port's fault nor excused by it.
     """
     path = converted(run)
-    if authoring_passed:
-        whole, isolated = run_file(run, path, baseline.oracle)
-        return _judge(run, "conversion", whole, isolated, baseline), whole
-    own = own_baseline(run, reauthored, baseline)
-    whole, isolated = run_file(run, path, own.oracle)
-    note = "judged against the re-authored model's own float64 run"
-    return _judge(run, "conversion", whole, isolated, own, notes=(note,)), whole
+    notes = ()
+    if not authoring_passed:
+        baseline = own_baseline(run, reauthored, baseline)
+        notes = ("judged against the re-authored model's own float64 run",)
+    whole, isolated = run_file(run, path, baseline.oracle)
+    leg = _judge(run, "conversion", whole, isolated, baseline, notes=notes)
+    return leg, whole, op_sources(run, path, leg) if leg.outcome == FAIL else ()
 
 
 def _judge(
@@ -194,6 +198,7 @@ def _report(
     legs: Mapping[str, LegResult],
     tokenizer: Any | None,
     traces: Mapping[str, Trace],
+    sources: tuple[Finding, ...],
 ) -> Report:
     return Report(
         case=_describe(run, legs, tokenizer, traces),
@@ -204,7 +209,7 @@ def _report(
             "threads": torch.get_num_threads(),
         },
         legs=legs,
-        findings=tuple(finding for leg in legs.values() for finding in _findings(leg)),
+        findings=(*(found for leg in legs.values() for found in _findings(leg)), *sources),
         timings=run.timings,
     )
 

@@ -19,7 +19,7 @@ from edgeverify.ops.kernels import Call
 # (the composites' operator numbers on the way, the tensor's number in the last graph)
 Tensor = tuple[tuple[int, ...], int]
 # schema.fbs, enum TensorType. All floats are computed in float64.
-DTYPES = {
+DTYPES: dict[int, np.dtype[Any]] = {
     schema.TensorType.FLOAT32: np.dtype("<f4"),
     schema.TensorType.INT32: np.dtype("<i4"),
     schema.TensorType.INT64: np.dtype("<i8"),

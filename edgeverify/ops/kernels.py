@@ -94,7 +94,7 @@ def _gelu(call: Call, inputs: list[Array]) -> Array:
     x = inputs[0]
     if call.options.approximate:
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return 0.5 * x * (1 + np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)).astype(np.float64))
+    return 0.5 * x * (1 + np.vectorize(math.erf, [np.float64])(x / math.sqrt(2)))
 
 
 def _reduced(function: Callable[..., Array]) -> Callable[[Call, list[Array]], Array]:

@@ -124,7 +124,7 @@ class _Group:
         return np.random.default_rng(count).uniform(0.5, 1.5, count)
 
     def _sum(self, array: np.ndarray) -> tuple[float, float]:
-        """A weighted sum, by which unlike arrays are told quickly, and how far like ones' may be."""
+        """A weighted sum that tells unlike arrays quickly, and how far like ones' may be apart."""
         flat = array.reshape(-1).astype(np.float64)
         flat = np.where(np.abs(flat) < UNBOUNDED, flat, 0)
         largest = float(np.abs(flat).max(initial=0))

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 
 from edgeverify.backends import reauthored
 from edgeverify.case import Case
-from edgeverify.errors import EdgeVerifyError
 
 
 @dataclass(frozen=True)

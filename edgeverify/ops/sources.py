@@ -33,7 +33,8 @@ AGREES, DIFFERS, UNJUDGED = "agrees", "differs", "unjudged"
 FARTHEST_BACK = 12
 FARTHEST_AHEAD = 16
 MOST_SOURCES = 32
-# Of the model's values of one shape, the nearest; and of those that fit, how many are tried in full.
+LARGEST_KEPT = 4 * 2**20  # bytes of a constant in float64; larger ones are read again
+# Of the model's values of one shape the nearest, and how many that fit are tried in full.
 MOST_CANDIDATES = 12
 # Values between an operator's inputs and its output: views, and what the converter merged.
 NEAR = 8
@@ -106,7 +107,7 @@ class _Search:
         self.graph = graph
         given = [ModelValue("", name, array) for name, array in step.inputs.items()]
         self.index = ValueIndex([*given, *step.values])
-        self.given = {
+        self.given: dict[Tensor, np.ndarray] = {
             tensor: step.inputs[name]
             for name, tensor in graph.inputs.items()
             if name in step.inputs
@@ -286,9 +287,12 @@ class _Search:
     ) -> np.ndarray | None:
         if tensor in values:
             return values[tensor]
-        if tensor not in self._constants:
-            self._constants[tensor] = self.graph.constant(tensor)
-        return self._constants[tensor]
+        if tensor in self._constants:
+            return self._constants[tensor]
+        array = self.graph.constant(tensor)
+        if array is None or array.nbytes <= LARGEST_KEPT:
+            self._constants[tensor] = array
+        return array
 
     def differing(
         self, status: Mapping[tuple[int, ...], str]
@@ -320,7 +324,7 @@ class _Search:
         """Every value of the model that, as the output of ``op``, makes a user of it agree."""
         out = op.outputs[0]
         users = self.graph.consumers.get(out, [])
-        scored = []
+        scored: list[tuple[int, int, ModelValue]] = []
         for value in self.candidates(op, state):
             given = {**state.values, out: value.array.reshape(op.call.shape)}
             agree = sum(self.judge(user, given)[1] == AGREES for user in users)

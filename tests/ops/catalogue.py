@@ -286,7 +286,8 @@ def one_behind_another(e: Editor) -> None:
 def a_bias(e: Editor) -> None:
     op = e.op("FULLY_CONNECTED", module="TransformerBlock_1")
     add = e.flat.consumers[op.outputs[0]][0]
-    assert add.call.name == "ADD" and e.flat.constant(add.inputs[1]) is not None
+    assert add.call.name == "ADD"
+    assert e.flat.constant(add.inputs[1]) is not None
     e.scale(add, 1, 1.01, 3)
 
 

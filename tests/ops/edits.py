@@ -37,7 +37,7 @@ class Editor:
     def op(
         self, name: str, number: int = 0, *, module: str = "", depth: int | None = None
     ) -> FileOp:
-        """The operator of that type: the ``number``-th of those whose tensor's name has ``module``."""
+        """The ``number``-th operator of that type whose tensor's name has ``module`` in it."""
         found = [
             op
             for op in self.flat.ops
