@@ -269,6 +269,16 @@ def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
         )
 
 
+def every_tap_fed(run: Run, oracle: Trace, path: Path | None) -> Trace:
+    """The re-authored model, or its file, with every tap fed with the oracle's values."""
+    options: dict[str, Any] = {"mask_kinds": run.port.mask_kinds, "window": run.window}
+    with run.timed("sublayer by sublayer"):
+        if path is None:
+            model = run.model()
+            return reauthored.run(model, run.case, inject=oracle, every_tap=True, **options)
+        return tflite.run_every_tap(path, run.case, oracle, cache=run.cache, **options)
+
+
 def op_sources(run: Run, path: Path, leg: LegResult) -> tuple[Finding, ...]:
     """The operators of a failing file that are to blame."""
     with run.timed("find the operators"):

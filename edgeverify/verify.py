@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from edgeverify.selectors import Selectors
 from edgeverify.stages import (
     Run,
     converted,
+    every_tap_fed,
     fitting_threads,
     op_sources,
     own_baseline,
@@ -34,6 +35,7 @@ from edgeverify.stages import (
     run_file,
     run_reauthored,
 )
+from edgeverify.sublayers import named_alone
 from edgeverify.trace import Trace
 from models.port import Port
 
@@ -170,12 +172,12 @@ def _conversion_leg(
     that the converter is neither charged with the port's fault nor excused by it.
     """
     path = converted(run)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if not authoring_passed:
         baseline = own_baseline(run, reauthored, baseline)
         notes = ("judged against the re-authored model's own float64 run",)
     whole, isolated = run_file(run, path, baseline.oracle)
-    leg = _judge(run, "conversion", whole, isolated, baseline, notes=notes)
+    leg = _judge(run, "conversion", whole, isolated, baseline, path=path, notes=notes)
     return leg, whole, op_sources(run, path, leg) if leg.outcome == FAIL else ()
 
 
@@ -185,12 +187,20 @@ def _judge(
     whole: Trace,
     isolated: Trace | None,
     baseline: Baseline,
+    *,
+    path: Path | None = None,
     notes: tuple[str, ...] = (),
 ) -> LegResult:
+    """Judges a leg; where it fails, every faulty sublayer is named, with one more run."""
     starts = {step.name: step.start for step in run.case.steps}
-    return judge_leg(
-        name, whole, isolated, baseline, run.expected(baseline.oracle), starts, notes=notes
-    )
+    expected = run.expected(baseline.oracle)
+    leg = judge_leg(name, whole, isolated, baseline, expected, starts, notes=notes)
+    divergence = leg.first_divergence
+    if divergence is None:
+        return leg
+    fed = every_tap_fed(run, baseline.oracle, path)
+    named = named_alone(divergence.isolated, fed, baseline, expected, starts)
+    return replace(leg, first_divergence=replace(divergence, isolated=named))
 
 
 def _report(

@@ -24,16 +24,27 @@ AUTHORING = ("reference", "reauthored")
 FAULTS = {
     "norm_eps_one_percent_off": (
         "blocks.0.attn_norm",
-        (*(f"blocks.{i}.attn_norm" for i in range(4)), "final_norm"),
+        # Gemma 2 norms what leaves attention and feed-forward, too; its ratio is seen in "ff_norm",
+        # which is made of two norms, and in "out".
+        (
+            *(f"blocks.{i}.{tap}" for i in range(4) for tap in ("attn_norm", "ff_norm", "out")),
+            "final_norm",
+        ),
     ),
     "embedding_scale_in_bfloat16": ("embed", ("embed",)),
     "query_scale_off": ("blocks.0.attn.out", tuple(f"blocks.{i}.attn.out" for i in range(4))),
     "rms_eps_1_1e_5": (
         "blocks.0.attn_norm",
-        (*(f"blocks.{i}.attn_norm" for i in range(3)), "final_norm"),
+        (
+            *(f"blocks.{i}.{tap}" for i in range(3) for tap in ("attn_norm", "ff_norm")),
+            "final_norm",
+        ),
     ),
     "gate_and_up_swapped_in_block_1": ("blocks.1.ff.out", ("blocks.1.ff.out",)),
-    "rope_base_off": ("blocks.0.attn.q", tuple(f"blocks.{i}.attn.q" for i in range(3))),
+    "rope_base_off": (
+        "blocks.0.attn.q",
+        tuple(f"blocks.{i}.attn.{x}" for i in range(3) for x in "qk"),
+    ),
     "fourth_layer_masked_wrongly": ("blocks.3.attn.out", ("blocks.3.attn.out",)),
 }
 

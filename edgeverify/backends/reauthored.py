@@ -6,9 +6,10 @@ layers by their names, q at the attention kernels' entry, k and v where the cach
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -23,6 +24,7 @@ from edgeverify import taps
 from edgeverify.case import Case, Step
 from edgeverify.errors import PortError
 from edgeverify.float64 import Float64Mode, widened
+from edgeverify.sublayers import forget_unfed
 from edgeverify.trace import Trace
 
 KV_LAYOUTS = {
@@ -41,6 +43,7 @@ def run(
     window: int | None = None,
     dtype: torch.dtype = torch.float32,
     inject: Trace | None = None,
+    every_tap: bool = False,
     tick: Callable[[], None] = lambda: None,
 ) -> Trace:
     """Runs the case, step by step, each step padded to its signature's length.
@@ -53,6 +56,7 @@ def run(
         dtype: ``torch.float64`` makes the model its own oracle.
         inject: an oracle trace; each block (and the final norm) is fed with the oracle's input
             to it, rounded to float32, instead of what the block before it gave.
+        every_tap: feed every inner tap so, once what was computed there has been recorded.
         tick: called after each step.
 
     Returns:
@@ -79,6 +83,8 @@ def run(
             stack.enter_context(Float64Mode())
         for step in case.steps:
             recorder = _Recorder(inject=_padded_inputs(step, inject))
+            if every_tap and inject is not None:
+                recorder.given = _padded_taps(step, inject)
             masks = {}
             if case.mask_as_input:
                 masks["mask"] = build_masks(step, case.kv_cache_len, mask_kinds, window, dtype)
@@ -103,6 +109,13 @@ def run(
                     fix="run `python -m models NAME` on the port first",
                 ) from error
             _store(trace, step, recorder, logits, cache, case)
+            if every_tap:
+                fed = {
+                    name
+                    for name in taps.standard_taps(len(cache.caches))
+                    if recorder.fed_with(name)
+                }
+                forget_unfed(trace, step.name, len(cache.caches), fed)
             tick()
     return trace
 
@@ -148,6 +161,13 @@ class _Recorder:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     block: int | None = None
     fed: set[int] = field(default_factory=set)
+    given: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    replaced: set[str] = field(default_factory=set)
+
+    def fed_with(self, tap: str) -> bool:
+        """Whether what reads the tap was given the oracle's value of it."""
+        names = taps.EMBED, *(taps.block(part - 1, "out") for part in range(1, len(self.fed) + 1))
+        return tap in self.replaced or any(names[part] == tap for part in self.fed)
 
     def feed(self, part: int) -> torch.Tensor | None:
         """What a part is fed with: a block by its number, the final norm by that of the blocks."""
@@ -166,9 +186,21 @@ class _Recorder:
     def put(self, tap: str, tensor: torch.Tensor) -> None:
         self.arrays.setdefault(tap, _array(tensor))
 
-    def put_block(self, tap: str, tensor: torch.Tensor) -> None:
-        if self.block is not None:
-            self.put(taps.block(self.block, tap), tensor)
+    def put_block(self, tap: str, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Records a tap of the running block; returns what is to be put in its place, if anything.
+
+        Both are (B, T, C) or (B, T, N, H).
+        """
+        return None if self.block is None else self.exchange(taps.block(self.block, tap), tensor)
+
+    def exchange(self, tap: str, tensor: torch.Tensor) -> torch.Tensor | None:
+        self.put(tap, tensor)
+        return self.given_for(tap)
+
+    def given_for(self, tap: str) -> torch.Tensor | None:
+        if tap in self.given:
+            self.replaced.add(tap)
+        return self.given.get(tap)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -186,12 +218,20 @@ def _padded_inputs(step: Step, oracle: Trace | None) -> list[torch.Tensor] | Non
     names = [taps.EMBED]
     while f"{step.name}/{taps.block(len(names) - 1, 'out')}" in oracle:
         names.append(taps.block(len(names) - 1, "out"))
-    inputs = []
-    for name in names:
-        rows = oracle[f"{step.name}/{name}"].astype(np.float32)
-        pad = np.repeat(rows[:, -1:], step.length - rows.shape[1], axis=1)
-        inputs.append(torch.from_numpy(np.concatenate([rows, pad], axis=1)))
-    return inputs
+    return [_padded(step, oracle, name) for name in names]
+
+
+def _padded_taps(step: Step, oracle: Trace) -> dict[str, torch.Tensor]:
+    """The oracle's value of every inner tap of a step."""
+    names = (taps.split(key) for key in oracle)
+    inner = (name for owner, name in names if owner == step.name and not taps.is_outer(name))
+    return {name: _padded(step, oracle, name) for name in inner}
+
+
+def _padded(step: Step, oracle: Trace, tap: str) -> torch.Tensor:
+    rows = oracle[f"{step.name}/{tap}"].astype(np.float32)
+    pad = np.repeat(rows[:, -1:], step.length - rows.shape[1], axis=1)
+    return torch.from_numpy(np.concatenate([rows, pad], axis=1))
 
 
 def _store(
@@ -264,11 +304,22 @@ def _hook_block(block: nn.Module, index: int, recorder: _Recorder, stack: ExitSt
 
     stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
     stack.callback(block.register_forward_hook(leave).remove)
+
+    def enter_part(_: nn.Module, args: tuple[Any, ...], tap: str) -> Any:
+        given = recorder.put_block(tap, args[0])
+        return None if given is None else (given, *args[1:])
+
+    def enter_gate(_: nn.Module, args: tuple[Any, ...]) -> Any:
+        given = recorder.given_for(taps.block(index, "ff_norm"))
+        return None if given is None else (given, *args[1:])
+
     for name, tap in (("qkv_projection", "attn_norm"), ("w1", "ff_norm")):
         part = _blocks_first(block, name)
         if part is not None:
-            hook = lambda _, args, tap=tap: recorder.put_block(tap, args[0])  # noqa: E731
-            stack.callback(part.register_forward_pre_hook(hook).remove)
+            stack.callback(part.register_forward_pre_hook(partial(enter_part, tap=tap)).remove)
+    gate = _blocks_first(block, "w3")
+    if gate is not None:  # it reads the same tap as w1
+        stack.callback(gate.register_forward_pre_hook(enter_gate).remove)
     for name, tap in (("output_projection", "attn.out"), ("w2", "ff.out")):
         part = _blocks_first(block, name)
         if part is not None:
@@ -286,8 +337,16 @@ def _hook_head(model: nn.Module, num_blocks: int, recorder: _Recorder, stack: Ex
         stack.callback(norm.register_forward_pre_hook(give).remove)
     head = getattr(model, "lm_head", None)
     if isinstance(head, nn.Module):
-        hook = lambda _, args: recorder.put(taps.FINAL_NORM, args[0])  # noqa: E731
-        stack.callback(head.register_forward_pre_hook(hook).remove)
+
+        def enter(_: nn.Module, args: tuple[Any, ...]) -> Any:
+            given = recorder.exchange(taps.FINAL_NORM, args[0])
+            return None if given is None else (given, *args[1:])
+
+        stack.callback(head.register_forward_pre_hook(enter).remove)
+
+
+def _else(given: torch.Tensor | None, computed: torch.Tensor) -> torch.Tensor:
+    return computed if given is None else given
 
 
 def _patch_attention(recorder: _Recorder, stack: ExitStack) -> None:
@@ -295,13 +354,15 @@ def _patch_attention(recorder: _Recorder, stack: ExitStack) -> None:
     update, update_transposed = kv_utils.update, kv_utils.update_transposed
 
     def plain_update(cache: Any, input_pos: Any, k: Any, v: Any, *args: Any, **kw: Any) -> Any:
-        recorder.put_block("attn.k", k)
-        recorder.put_block("attn.v", v)
+        k = _else(recorder.put_block("attn.k", k), k)
+        v = _else(recorder.put_block("attn.v", v), v)
         return update(cache, input_pos, k, v, *args, **kw)
 
     def transposed_update(cache: Any, input_pos: Any, k: Any, v: Any) -> Any:
-        recorder.put_block("attn.k", k.permute(0, 2, 1, 3))
-        recorder.put_block("attn.v", v.permute(0, 3, 1, 2))
+        given_k = recorder.put_block("attn.k", k.permute(0, 2, 1, 3))
+        given_v = recorder.put_block("attn.v", v.permute(0, 3, 1, 2))
+        k = k if given_k is None else given_k.permute(0, 2, 1, 3)
+        v = v if given_v is None else given_v.permute(0, 2, 3, 1)
         return update_transposed(cache, input_pos, k, v)
 
     def patch(owner: Any, name: str, replacement: Callable[..., Any]) -> None:
@@ -313,7 +374,7 @@ def _patch_attention(recorder: _Recorder, stack: ExitStack) -> None:
         original = getattr(sdpa, name)
 
         def plain(q: torch.Tensor, *args: Any, _call: Any = original, **kwargs: Any) -> Any:
-            recorder.put_block("attn.q", q)
+            q = _else(recorder.put_block("attn.q", q), q)
             return _call(q, *args, **kwargs)
 
         patch(sdpa, name, plain)
@@ -325,7 +386,9 @@ def _patch_attention(recorder: _Recorder, stack: ExitStack) -> None:
         rows = query.shape[2] if mask is None else mask.shape[2]
         heads = query.shape[1] * query.shape[2] // rows
         folded = query.reshape(1, heads, rows, query.shape[-1])
-        recorder.put_block("attn.q", folded.permute(0, 2, 1, 3))
+        given = recorder.put_block("attn.q", folded.permute(0, 2, 1, 3))
+        if given is not None:
+            query = given.permute(0, 2, 1, 3).reshape(query.shape)
         return transposed_attention(query, key, *args, **kwargs)
 
     patch(sdpa, TRANSPOSED_ATTENTION, transposed)

@@ -37,7 +37,7 @@ LARGEST_KEPT = 4 * 2**20  # bytes of a constant in float64; larger ones are read
 # Of the model's values of one shape the nearest, and how many that fit are tried in full.
 MOST_CANDIDATES = 12
 # Values between an operator's inputs and its output: views, and what the converter merged.
-NEAR = 8
+NEAR = 24
 MOST_TRIED = 4
 
 
@@ -163,10 +163,7 @@ class _Search:
                 and len(repair.state.differing) < len(state.differing)
             ]
             best = min(useful, key=lambda r: self.rank(r, first, window, state), default=None)
-            if best is not None and (
-                self.explains(best, first, state)
-                or not set(window).intersection(best.state.differing)
-            ):
+            if best is not None and self.rank(best, first, window, state)[0] == 0:
                 break
         return best
 
@@ -177,11 +174,16 @@ class _Search:
 
     def rank(
         self, repair: _Repair, first: FileOp, window: list[FileOp], state: _State
-    ) -> tuple[bool, int, int, int, int]:
+    ) -> tuple[int, int, int, int, int]:
         left = repair.state.differing
+        left_near = len(set(window).intersection(left))
+        if not left_near and len(self.suspects(repair.op, window, state)) == 1:
+            kind = 0
+        else:
+            kind = 1 if self.explains(repair, first, state) else 2
         return (
-            not self.explains(repair, first, state),
-            len(set(window).intersection(left)),
+            kind,
+            left_near,
             len(left),
             self.order[repair.op.place],
             self.distance(repair.op, repair.value, state),
@@ -201,10 +203,10 @@ class _Search:
         gap = self.index.order(value) - max(map(self.index.order, made), default=0)
         return gap if gap >= 0 else len(self.order) * 100 - gap
 
-    def source(self, repair: _Repair, differing: list[FileOp], state: _State) -> Source:
-        op = repair.op
+    def suspects(self, op: FileOp, differing: list[FileOp], state: _State) -> list[FileOp]:
+        """Those of the differing operators that ``op`` depends on that may be the source."""
         before = self.before(op)
-        suspects = [
+        found = [
             other
             for other in differing
             if other.place in before
@@ -212,9 +214,14 @@ class _Search:
             and other is not op
             and not self.moved(other, state)
         ]
-        if not suspects or op.call.name not in LAYOUT_OPS:
+        if not found or op.call.name not in LAYOUT_OPS:
             # What only moves elements is no source where what it moves is none of the model's.
-            suspects.append(op)
+            found.append(op)
+        return found
+
+    def source(self, repair: _Repair, differing: list[FileOp], state: _State) -> Source:
+        op = repair.op
+        suspects = self.suspects(op, differing, state)
         array = state.values[op.outputs[0]]
         error = np.inf
         if array is not None:
@@ -338,7 +345,7 @@ class _Search:
     ) -> Iterator[_Repair]:
         """Earlier operators whose output, replaced by a value of the model, makes ``op`` agree."""
         traced = self.traced(op, None, state, FARTHEST_BACK)
-        for maker, value in itertools.islice(traced, MOST_TRIED):
+        for maker, value in itertools.islice(traced, MOST_CANDIDATES):
             if maker.outputs[0] not in put_in:
                 yield self.repaired(maker, value, state, put_in)
 
