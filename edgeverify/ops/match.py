@@ -7,7 +7,7 @@ and rounded to float32.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -70,6 +70,13 @@ class ValueIndex:
                 self._groups[key] = _Group(array.shape)
                 self._sizes.setdefault(array.size, []).append(self._groups[key])
             self._groups[key].add(value, array)
+        parts: dict[tuple[int, ...], _Group] = {}
+        for value in values:
+            for part in _repeated_parts(value.array.squeeze()):
+                if part.shape not in parts:
+                    parts[part.shape] = _Group(part.shape)
+                    self._sizes.setdefault(part.size, []).append(parts[part.shape])
+                parts[part.shape].add(value, part)
 
     def find(self, array: np.ndarray) -> ModelValue | None:
         """The model's value that ``array`` is, in the same order of its elements."""
@@ -87,7 +94,7 @@ class ValueIndex:
         return self._order[id(value)]
 
     def moved(self, array: np.ndarray) -> bool:
-        """Whether ``array`` is a value of the model with its axes in another order, or regrouped.
+        """Whether ``array`` is a value of the model in another order, regrouped or not repeated.
 
         The converter moves such operations across those that come before or after them.
         """
@@ -107,6 +114,15 @@ class ValueIndex:
 def _as_float(value: ModelValue) -> ModelValue:
     """PyTorch computes with integers and floats together; a file casts the integers first."""
     return replace(value, array=value.array.astype(np.float64))
+
+
+def _repeated_parts(array: np.ndarray) -> Iterator[np.ndarray]:
+    """What is repeated, for each axis along which a float array repeats itself."""
+    if array.dtype.kind == "f" and array.ndim > 1 and array.size:
+        for axis in range(array.ndim):
+            first = array.take([0], axis)
+            if np.array_equal(array, np.broadcast_to(first, array.shape)):
+                yield first.squeeze()
 
 
 class _Group:

@@ -214,10 +214,19 @@ class _Search:
             and other is not op
             and not self.moved(other, state)
         ]
-        if not found or op.call.name not in LAYOUT_OPS:
-            # What only moves elements is no source where what it moves is none of the model's.
+        if op.call.name not in LAYOUT_OPS:
             found.append(op)
+        elif not found:
+            found.append(self.first_move(op, differing))
+        # Else what only moves elements is no source, as what it moves is none of the model's.
         return found
+
+    def first_move(self, op: FileOp, differing: list[FileOp]) -> FileOp:
+        """Of operators in a row that only move elements, and all give a wrong order, the first."""
+        maker = self.graph.producer.get(op.inputs[0])
+        while maker is not None and maker in differing and maker.call.name in LAYOUT_OPS:
+            op, maker = maker, self.graph.producer.get(maker.inputs[0])
+        return op
 
     def source(self, repair: _Repair, differing: list[FileOp], state: _State) -> Source:
         op = repair.op

@@ -48,6 +48,14 @@ def test_another_order_of_the_axes_is_moved_and_not_found() -> None:
     assert not index.moved(turned * 1.001)
 
 
+def test_what_the_model_repeats_is_moved_before_it_is_repeated() -> None:
+    """The converter scales one KV head before it is repeated, PyTorch after."""
+    index = ValueIndex([value(np.broadcast_to(K[0, 0], (4, 3, 2)))])
+    assert index.moved(K[0, 0])
+    assert index.moved(K[0, 0].T)
+    assert not index.moved(K[0, 1])
+
+
 def test_equal_values_are_kept_once_and_in_order() -> None:
     index = ValueIndex([value(K, "first"), value(2 * K, "second"), value(K, "third")])
     assert [v.module for v in index.like((1, 4, 3, 2), "f")] == ["first", "second"]
