@@ -27,8 +27,9 @@ from edgeverify.convert import convert
 from edgeverify.diagnose import diagnose
 from edgeverify.errors import PortError
 from edgeverify.noise import floor_of, widest
+from edgeverify.ops import op_findings
 from edgeverify.progress import Progress
-from edgeverify.report.model import Finding
+from edgeverify.report.model import Finding, LegResult
 from edgeverify.trace import Trace
 from models.port import LoadError, Port, build_model
 
@@ -330,6 +331,29 @@ def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
             window=run.window,
             cache=run.cache,
             tick=tick,
+        )
+
+
+def every_tap_fed(run: Run, oracle: Trace, path: Path | None) -> Trace:
+    """The re-authored model, or its file, with every tap fed with the oracle's values."""
+    options: dict[str, Any] = {"mask_kinds": run.port.mask_kinds, "window": run.window}
+    with run.timed("sublayer by sublayer"):
+        if path is None:
+            model = run.model()
+            return reauthored.run(model, run.case, inject=oracle, every_tap=True, **options)
+        return tflite.run_every_tap(path, run.case, oracle, cache=run.cache, **options)
+
+
+def op_sources(run: Run, path: Path, leg: LegResult) -> tuple[Finding, ...]:
+    """The operators of a failing file that are to blame."""
+    with run.timed("find the operators"):
+        return op_findings(
+            path,
+            leg,
+            run.model(),
+            run.case,
+            mask_kinds=run.port.mask_kinds,
+            window=run.window,
         )
 
 

@@ -32,13 +32,16 @@ from edgeverify.stages import (
     audit_file,
     audit_port,
     converted,
+    every_tap_fed,
     find_causes,
     fitting_threads,
+    op_sources,
     own_baseline,
     reference_baselines,
     run_file,
     run_reauthored,
 )
+from edgeverify.sublayers import named_alone
 from edgeverify.trace import Trace
 from models.port import Port
 
@@ -108,7 +111,7 @@ def _judge_legs(
     if "conversion" not in chosen.legs:
         return legs, traces, causes
     try:
-        legs["conversion"], traces["tflite"] = _conversion_leg(
+        legs["conversion"], traces["tflite"], sources = _conversion_leg(
             run, auditor, whole, baselines["conversion"], authoring_passed=passed
         )
     except Exception as error:
@@ -119,7 +122,8 @@ def _judge_legs(
         reason = f"not possible with this port: {type(error).__name__}: {error}"
         limits = thresholds("conversion").as_dict()
         legs["conversion"] = LegResult("conversion", UNCHECKED, limits, reason=reason)
-    return legs, traces, causes
+        return legs, traces, causes
+    return legs, traces, (*causes, *sources)
 
 
 def convert_model(
@@ -191,8 +195,8 @@ def prepare(
 
 def _conversion_leg(
     run: Run, auditor: Auditor, reauthored: Trace, baseline: Baseline, *, authoring_passed: bool
-) -> tuple[LegResult, Trace]:
-    """Converts, runs the file and judges it.
+) -> tuple[LegResult, Trace, tuple[Finding, ...]]:
+    """Converts, runs the file and judges it; where it fails, names the operators.
 
     Where authoring passed, the file is held against the reference's oracle, and that verdict
     stands. Where it failed, the file is held against the re-authored model's own float64 run, so
@@ -200,13 +204,13 @@ def _conversion_leg(
     """
     path = converted(run)
     audit_file(run, auditor, path)
-    if authoring_passed:
-        whole, isolated = run_file(run, path, baseline.oracle)
-        return _judge(run, "conversion", whole, isolated, baseline), whole
-    own = own_baseline(run, reauthored, baseline)
-    whole, isolated = run_file(run, path, own.oracle)
-    note = "judged against the re-authored model's own float64 run"
-    return _judge(run, "conversion", whole, isolated, own, notes=(note,)), whole
+    notes: tuple[str, ...] = ()
+    if not authoring_passed:
+        baseline = own_baseline(run, reauthored, baseline)
+        notes = ("judged against the re-authored model's own float64 run",)
+    whole, isolated = run_file(run, path, baseline.oracle)
+    leg = _judge(run, "conversion", whole, isolated, baseline, path=path, notes=notes)
+    return leg, whole, op_sources(run, path, leg) if leg.outcome == FAIL else ()
 
 
 def _judge(
@@ -215,12 +219,20 @@ def _judge(
     whole: Trace,
     isolated: Trace | None,
     baseline: Baseline,
+    *,
+    path: Path | None = None,
     notes: tuple[str, ...] = (),
 ) -> LegResult:
+    """Judges a leg; where it fails, every faulty sublayer is named, with one more run."""
     starts = {step.name: step.start for step in run.case.steps}
-    return judge_leg(
-        name, whole, isolated, baseline, run.expected(baseline.oracle), starts, notes=notes
-    )
+    expected = run.expected(baseline.oracle)
+    leg = judge_leg(name, whole, isolated, baseline, expected, starts, notes=notes)
+    divergence = leg.first_divergence
+    if divergence is None:
+        return leg
+    fed = every_tap_fed(run, baseline.oracle, path)
+    named = named_alone(divergence.isolated, fed, baseline, expected, starts)
+    return replace(leg, first_divergence=replace(divergence, isolated=named))
 
 
 def _report(

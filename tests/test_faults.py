@@ -26,7 +26,12 @@ AUTHORING = ("reference", "reauthored")
 FAULTS = {
     "norm_eps_one_percent_off": (
         "blocks.0.attn_norm",
-        (*(f"blocks.{i}.attn_norm" for i in range(4)), "final_norm"),
+        # Gemma 2 norms what leaves attention and feed-forward, too; its ratio is seen in "ff_norm",
+        # which is made of two norms, and in "out".
+        (
+            *(f"blocks.{i}.{tap}" for i in range(4) for tap in ("attn_norm", "ff_norm", "out")),
+            "final_norm",
+        ),
         "final norm eps (ModelConfig): expected 0.004, found 0.00404;",
         ["norm.eps"],
     ),
@@ -44,7 +49,10 @@ FAULTS = {
     ),
     "rms_eps_1_1e_5": (
         "blocks.0.attn_norm",
-        (*(f"blocks.{i}.attn_norm" for i in range(3)), "final_norm"),
+        (
+            *(f"blocks.{i}.{tap}" for i in range(3) for tap in ("attn_norm", "ff_norm")),
+            "final_norm",
+        ),
         "final norm eps (ModelConfig): expected 1e-05, found 1.1e-05;",
         ["norm.eps"],
     ),
@@ -57,7 +65,7 @@ FAULTS = {
     ),
     "rope_base_off": (
         "blocks.0.attn.q",
-        tuple(f"blocks.{i}.attn.q" for i in range(3)),
+        tuple(f"blocks.{i}.attn.{x}" for i in range(3) for x in "qk"),
         "rotary base (ModelConfig): expected 5300.0, found 10000.0",
         ["rope.base"],
     ),

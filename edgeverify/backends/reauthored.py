@@ -23,6 +23,7 @@ from edgeverify import taps
 from edgeverify.case import Case, Step
 from edgeverify.errors import PortError
 from edgeverify.float64 import Float64Mode, widened
+from edgeverify.sublayers import forget_unfed
 from edgeverify.trace import Trace
 
 KV_LAYOUTS = {
@@ -99,6 +100,13 @@ def run(
                 )
                 cache, logits = output["kv_cache"], output.get("logits")
             _store(trace, step, recorder, logits, cache, case)
+            if every_tap:
+                fed = {
+                    name
+                    for name in taps.standard_taps(len(cache.caches))
+                    if recorder.fed_with(name)
+                }
+                forget_unfed(trace, step.name, len(cache.caches), fed)
             tick()
     return trace
 
@@ -160,6 +168,12 @@ class _Recorder:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     block: int | None = None
     fed: set[int] = field(default_factory=set)
+    replaced: set[str] = field(default_factory=set)
+
+    def fed_with(self, tap: str) -> bool:
+        """Whether what reads the tap was given the oracle's value of it."""
+        names = taps.EMBED, *(taps.block(part - 1, "out") for part in range(1, len(self.fed) + 1))
+        return tap in self.replaced or any(names[part] == tap for part in self.fed)
 
     def feed(self, part: int) -> torch.Tensor | None:
         """What a part is fed with: a block by its number, the final norm by that of the blocks."""
@@ -179,7 +193,10 @@ class _Recorder:
         """Records a tap and gives what goes on from there."""
         self.arrays.setdefault(tap, _array(tensor))
         given = self.onward.get(tap)
-        return tensor if given is None or given.shape != tensor.shape else given
+        if given is None or given.shape != tensor.shape:
+            return tensor
+        self.replaced.add(tap)
+        return given
 
     def put_block(self, tap: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if self.block is None else self.put(taps.block(self.block, tap), tensor)

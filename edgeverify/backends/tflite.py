@@ -32,6 +32,7 @@ from edgeverify.flatbuffer import (
     instrument,
 )
 from edgeverify.quiet import quiet
+from edgeverify.sublayers import forget_unfed
 from edgeverify.trace import Trace
 
 LARGEST_KEPT_COPY = 64 * 2**20
@@ -99,9 +100,44 @@ def run_file(
         return whole, run(path, case, **shared, instrumented=cut, inject=oracle.arrays)
 
 
+def run_every_tap(
+    path: Path,
+    case: Case,
+    oracle: Trace,
+    *,
+    mask_kinds: Sequence[str] = ("global",),
+    window: int | None = None,
+    cache: Path | None = None,
+) -> Trace:
+    """Runs a file with every tap fed with the oracle's value of the taps that it is made from.
+
+    Args:
+        path, case, mask_kinds, window, cache: as for ``run_file``.
+        oracle: float64; rounded to float32.
+
+    Raises:
+        ArtifactError: as for ``run``.
+    """
+    num_blocks = next(iter(ModelFile(path).signatures.values())).num_blocks
+    with instrumented_copy(path, every_tap=True, root=cache) as cut:
+        trace = run(
+            path,
+            case,
+            num_blocks=num_blocks,
+            mask_kinds=mask_kinds,
+            window=window,
+            instrumented=cut,
+            inject=oracle.arrays,
+        )
+        found = _instrumentation(cut, isolated=True) or {}
+    for step in case.steps:
+        forget_unfed(trace, step.name, num_blocks, found[step.signature].taps)
+    return trace
+
+
 @contextmanager
 def instrumented_copy(
-    path: Path, *, isolate: bool = False, root: Path | None = None
+    path: Path, *, isolate: bool = False, every_tap: bool = False, root: Path | None = None
 ) -> Iterator[Path]:
     """A copy of ``path`` that also returns its taps.
 
@@ -111,14 +147,14 @@ def instrumented_copy(
     if path.stat().st_size > LARGEST_KEPT_COPY:
         with TemporaryDirectory(dir=path.parent) as folder:
             temporary = Path(folder) / path.name
-            instrument(path, temporary, isolate=isolate)
+            instrument(path, temporary, isolate=isolate, every_tap=every_tap)
             yield temporary
         return
     sources = artifacts.source_digest("flatbuffer/*.py")
-    key = artifacts.digest(sources, artifacts.file_digest(path, root=root), isolate)
+    key = artifacts.digest(sources, artifacts.file_digest(path, root=root), isolate, every_tap)
 
     def make(target: Path) -> None:
-        instrument(path, target, isolate=isolate)
+        instrument(path, target, isolate=isolate, every_tap=every_tap)
 
     yield artifacts.cached("instrumented", key, ".tflite", make, root=root)
 
@@ -229,7 +265,7 @@ def _drive(
                 "input_pos": np.arange(step.start, step.start + step.length, dtype=np.int32),
                 **cache,
                 **masks_of(case, step, shapes, *options["masks"]),
-                **_injected(step, shapes, inject or {}),
+                **_injected(step, shapes, inject or {}, (located or {}).get(step.signature)),
             }
             outputs = call(runner, path, step, inputs, shapes, first=step is case.steps[0])
             cache = {name: outputs[name] for name in cache}
@@ -382,7 +418,10 @@ def mask(kind: str, step: Step, case: Case, window: int | None) -> np.ndarray:
 
 
 def _injected(
-    step: Step, shapes: Mapping[str, tuple[int, ...]], inject: Mapping[str, np.ndarray]
+    step: Step,
+    shapes: Mapping[str, tuple[int, ...]],
+    inject: Mapping[str, np.ndarray],
+    located: Located | None,
 ) -> dict[str, np.ndarray]:
     """What the cut points are fed with, padded by repeating the last real row.
 
@@ -390,11 +429,12 @@ def _injected(
     """
     inputs = {}
     for name, shape in shapes.items():
-        if name.startswith(INJECT):
-            rows = np.asarray(inject[f"{step.name}/{name[len(INJECT) :]}"], np.float32)
+        if name.startswith(INJECT) and located is not None:
+            tap = name[len(INJECT) :]
+            rows = np.asarray(inject[f"{step.name}/{tap}"], np.float32)
             pads = step.length - rows.shape[1]
             padded = np.concatenate([rows, np.repeat(rows[:, -1:], pads, axis=1)], axis=1)
-            inputs[name] = np.ascontiguousarray(padded.reshape(shape))
+            inputs[name] = located.taps[tap].back(padded, shape)
     return inputs
 
 

@@ -78,6 +78,7 @@ def instrument(
     located: Mapping[str, Located] | None = None,
     *,
     isolate: bool = False,
+    every_tap: bool = False,
 ) -> Instrumentation:
     """Writes a copy of ``source`` whose signatures also return their taps, as ``tap:{name}``.
 
@@ -88,6 +89,8 @@ def instrument(
         isolate: cut the residual stream between blocks, too. What would enter block 0 is read
             from a new input ``inject:embed``, block i from ``inject:blocks.{i-1}.out``, and the
             final norm from that of the last block. The taps still show what was computed.
+        every_tap: cut at every tap that was found instead: what reads it then reads
+            ``inject:{tap}``. A copy that isolates, too.
 
     Returns:
         What the copy tells about itself, also stored in it.
@@ -102,9 +105,11 @@ def instrument(
     for name, found in located.items():
         signature = file.signature(name)
         _add_outputs(file.model, signature, found)
-        if isolate:
-            _cut(file.model, signature, found)
-    result = Instrumentation(isolate, located)
+        if every_tap:
+            _cut(file.model, signature, found, tuple(found.taps))
+        elif isolate:
+            _cut(file.model, signature, found, cut_points(signature.num_blocks))
+    result = Instrumentation(isolate or every_tap, located)
     _add_metadata(file.model, result.to_json().encode())
     write(file, target)
     return result
@@ -121,11 +126,11 @@ def _add_outputs(model: Any, signature: Signature, found: Located) -> None:
     graph.outputs = np.array(outputs, np.int32)
 
 
-def _cut(model: Any, signature: Signature, found: Located) -> None:
+def _cut(model: Any, signature: Signature, found: Located, points: tuple[str, ...]) -> None:
     graph = model.subgraphs[signature.subgraph]
     definition = model.signatureDefs[signature.position]
     inputs = [int(i) for i in graph.inputs]
-    for tap in cut_points(signature.num_blocks):
+    for tap in points:
         if tap not in found.taps:
             continue
         old = found.taps[tap].tensor

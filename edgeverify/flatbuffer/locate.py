@@ -50,6 +50,10 @@ class TapRef:
         """The array in the tap's standard shape."""
         return array.reshape(self.view).transpose(self.order)
 
+    def back(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The inverse of ``bring``: an array in the tap's standard shape as the tensor holds it."""
+        return np.ascontiguousarray(array.transpose(np.argsort(self.order)).reshape(shape))
+
 
 @dataclass
 class Located:

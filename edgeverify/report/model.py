@@ -66,8 +66,9 @@ class Divergence:
         tap: the first tap, in forward order, that failed: of the run as a whole or, where the
             block-by-block run sees it earlier, of that one.
         error_ratio: its rms ratio in the run that saw it (inf where the floor is zero).
-        isolated: for each faulty block, the first tap that fails when that block alone is fed
-            with the oracle's input, without its step; in forward order.
+        isolated: every tap that fails when all that it is computed from is the oracle's, without
+            its step, in forward order; for a block in which that cannot be judged, the first tap
+            that fails when the block is fed with the oracle's input.
     """
 
     tap: str
