@@ -93,10 +93,21 @@ def summarise(leg: LegResult, rows_of: dict[str, int], **facts: Any) -> CleanRun
 def plan(seeds: int, models: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The runs: authoring over weights, lengths and layouts; conversion over tokens and kernels.
 
-    Converting takes most of the time, so one file per model and layout serves all its conversion
-    runs, which differ by their tokens and kernels.
+    Converting takes most of the time, so one file per model and layout serves most of its
+    conversion runs, which differ by their tokens and kernels; other weights and other lengths are
+    converted once each.
     """
     for model in models:
+        for seed, prefill in enumerate(LENGTHS[1:], start=1):
+            for kernel in KERNELS:
+                yield {
+                    "port": model,
+                    "seed": seed,
+                    "token_seed": seed,
+                    "prefill": prefill,
+                    "kv_layout": KV_LAYOUTS[0],
+                    "kernel": kernel,
+                }
         for layout in KV_LAYOUTS:
             for seed in range(seeds):
                 yield {
@@ -194,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--seeds", type=int, default=6, help="seeds per port and layout")
+    parser.add_argument("--seeds", type=int, default=8, help="seeds per port and layout")
     parser.add_argument(
         "--model",
         action="append",

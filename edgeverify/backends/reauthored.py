@@ -147,6 +147,7 @@ class _Recorder:
     inject: list[torch.Tensor] | None = None
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     block: int | None = None
+    ran: set[int] = field(default_factory=set)
     fed: set[int] = field(default_factory=set)
 
     def feed(self, part: int) -> torch.Tensor | None:
@@ -162,6 +163,11 @@ class _Recorder:
             return True
         block = taps.block_index(tap)
         return (len(self.inject) - 1 if block is None else block) in self.fed
+
+    def was_passed_over(self, tap: str) -> bool:
+        """Whether the tap belongs to a block that did not run, although others did."""
+        block = taps.block_index(tap)
+        return block is not None and bool(self.ran) and block not in self.ran
 
     def put(self, tap: str, tensor: torch.Tensor) -> None:
         self.arrays.setdefault(tap, _array(tensor))
@@ -221,7 +227,8 @@ def _store(
         elif tap in arrays:
             rows = arrays[tap] if tap.startswith("kv.") else arrays[tap][:, : len(step.tokens)]
             trace.add(step.name, tap, rows)
-        elif tap != taps.LOGITS:  # logits that a step did not return are missing: a failure
+        # Logits that a step did not return, and blocks that it did not run, are missing: a failure.
+        elif tap != taps.LOGITS and not recorder.was_passed_over(tap):
             trace.unavailable[f"{step.name}/{tap}"] = (
                 "the port's block does not pass through the Generative API's layer that is read "
                 "for this tap"
@@ -262,6 +269,10 @@ def _hook_block(block: nn.Module, index: int, recorder: _Recorder, stack: ExitSt
         recorder.put_block("out", output[0] if isinstance(output, tuple) else output)
         recorder.block = None
 
+    # Any part will do: a port may call its block's forward directly, past the block's own hooks.
+    for part in block.modules():
+        run = part.register_forward_pre_hook(lambda *_: recorder.ran.add(index))
+        stack.callback(run.remove)
     stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
     stack.callback(block.register_forward_hook(leave).remove)
     for name, tap in (("qkv_projection", "attn_norm"), ("w1", "ff_norm")):
