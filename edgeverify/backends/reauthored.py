@@ -270,8 +270,8 @@ def _hook_block(block: nn.Module, index: int, recorder: _Recorder, stack: ExitSt
         recorder.block = None
 
     # Any part will do: a port may call its block's forward directly, past the block's own hooks.
-    for part in block.modules():
-        run = part.register_forward_pre_hook(lambda *_: recorder.ran.add(index))
+    for inner in block.modules():
+        run = inner.register_forward_pre_hook(lambda *_: recorder.ran.add(index))
         stack.callback(run.remove)
     stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
     stack.callback(block.register_forward_hook(leave).remove)

@@ -12,6 +12,7 @@ from edgeverify.faults import (
     decoding,
     embedding,
     feed_forward,
+    harmless,
     head,
     loader,
     mask,
@@ -33,6 +34,7 @@ FAULTS: tuple[Fault, ...] = (
     *loader.FAULTS,
     *config.FAULTS,
     *decoding.FAULTS,
+    *harmless.FAULTS,
 )
 
 
