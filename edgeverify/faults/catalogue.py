@@ -9,6 +9,7 @@ from edgeverify.faults import (
     attention,
     cache,
     config,
+    converter,
     decoding,
     embedding,
     feed_forward,
@@ -34,6 +35,7 @@ FAULTS: tuple[Fault, ...] = (
     *loader.FAULTS,
     *config.FAULTS,
     *decoding.FAULTS,
+    *converter.FAULTS,
     *harmless.FAULTS,
 )
 

@@ -211,7 +211,7 @@ def _sums_backwards(port: Port) -> Port:
     """Every linear layer adds its products from the last to the first."""
 
     def reverse(layer: nn.Linear) -> None:
-        layer.forward = lambda x: functional.linear(  # type: ignore[method-assign]
+        layer.forward = lambda x: functional.linear(  # type: ignore[method-assign,assignment]
             x.flip(-1), layer.weight.flip(-1), layer.bias
         )
 
