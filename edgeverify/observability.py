@@ -146,7 +146,8 @@ class Prober:
             change, how, told, resolution = self._number(field, old, place, bisect=bisect)
         else:
             tried = [(change, *self.probe(field, place(new))) for change, new in others(field, old)]
-            # Every one of them must be seen.
+            # Every one of them must be seen, but for other names of the same (swish and silu).
+            tried = [t for t in tried if t[1] != SAME] or tried
             change, how, told = next((t for t in tried if t[1] in (SAME, UNSEEN)), tried[0])
         inert = inert_reason(self.bench.port.name, field) if how in (SAME, UNSEEN) else ""
         first_line = told.splitlines()[0][:160] if told else ""
@@ -160,8 +161,6 @@ class Prober:
 
         small = math.log2(SMALL)
         how, told = at(small)
-        if how == UNSEEN:  # another model, and nothing sees it
-            return f"× (1 + {SMALL:g})", how, told, None
         if how in (RUN, REFUSED) and not bisect:
             return f"× (1 + {SMALL:g})", how, told, SMALL
         low, high = (FINEST, small) if how in (RUN, REFUSED) else (small, COARSEST)
@@ -189,7 +188,7 @@ def others(field: str, old: Any) -> list[tuple[str, Any]]:
     if old is None:
         return [("set", {"rope_type": "linear", "factor": 2.0})]
     if "act" in field:
-        return [("another", name) for name in ACTIVATIONS if name != old and name not in old]
+        return [("another", name) for name in ACTIVATIONS if name != old]
     return [("another", f"{old}_of_another_kind")]
 
 
@@ -218,10 +217,13 @@ def markdown(found: Sequence[Seen]) -> str:
     lines = [
         "# How finely a hyperparameter is seen",
         "",
-        f"Made by `{COMMAND}`; do not edit. Each field of a port's tiny config is changed on the",
-        "port's side alone. A number is the smallest relative change that the check sees (found by",
-        "bisection); *build* means that the model refuses the change or cannot be run, *run* that",
-        "the run differs (a switch flipped, an integer changed by one, another name).",
+        f"Made by `{COMMAND}`; do not edit.",
+        "Each field of a port's tiny config is changed on the port's side alone. A number is the",
+        "smallest relative change that the check sees (found by bisection); *build* means that the",
+        "model refuses the change or cannot be run, *run* that the run differs (a switch flipped,",
+        "an integer changed by one, another name). What only decides how many elements something",
+        "has (`ffn_multipliers`, `qkv_multipliers`, `partial_rotary_factor`) is rounded to a whole",
+        "number first, so that smaller changes make the same model.",
         "",
         f"| field | {' | '.join(f'`{port}`' for port in ports)} |",
         f"|{'---|' * (len(ports) + 1)}",

@@ -162,10 +162,10 @@ def _largest(leg: LegResult, outcome: str) -> tuple[float | None, float | None]:
         if result.outcome != outcome or _is_told(result):
             continue
         decode = taps.split(result.tap)[0].startswith("decode")
-        for rms, row in (
-            (result.error_ratio, result.row_ratio),
-            (result.isolated_ratio, result.isolated_row_ratio),
-        ):
+        pairs = [(result.error_ratio, result.row_ratio)]
+        if result.isolated_outcome == outcome:
+            pairs.append((result.isolated_ratio, result.isolated_row_ratio))
+        for rms, row in pairs:
             if rms is None or row is None:
                 continue
             ratios.append(rms)
