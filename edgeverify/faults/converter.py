@@ -426,6 +426,15 @@ FAULTS = (
         step="prefill.0",
     ),
     _fault(
+        "file_cache_inputs_of_two_layers_exchanged",
+        "Decode takes block 1's K for block 0 and the reverse.",
+        "signature inputs exchanged",
+        "blocks.0.attn.out blocks.1.attn.out",
+        rewired(_inputs_exchanged, "decode"),
+        ports=UNIFORM,
+        step="decode.0",
+    ),
+    _fault(
         "file_signature_missing",
         "The decode signature has another name.",
         "signature name",
