@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 from edgeverify import selectors
 from edgeverify.errors import EdgeVerifyError, UsageError
 from edgeverify.ports import catalogue, check_name
-from edgeverify.report.files import FORMATS, check_paths, write_reports
+from edgeverify.report.files import FORMATS, check_paths, write_atomically, write_reports
 from edgeverify.report.model import FAIL, PASS, UNCHECKED
 
 EXIT_CODES = {PASS: 0, FAIL: 1, UNCHECKED: 3}
@@ -129,7 +130,23 @@ def _parser() -> argparse.ArgumentParser:
         "--output", metavar="DIR", type=Path, required=True, help="folder of the files"
     )
     convert.set_defaults(run=_convert)
+
+    selftest = _command(commands, "selftest", "try the checks on faults that they must find")
+    _add_selftest_options(selftest)
+    selftest.set_defaults(run=_selftest)
     return parser
+
+
+def _add_selftest_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("models", metavar="MODEL", nargs="*", help="registered names (default: all)")
+    add("--fault", metavar="NAME", action="append", default=[], help="this fault, repeatable")
+    add("--quick", action="store_true", help="every fault once, on one model that it applies to")
+    add("--cache", metavar="DIR", type=Path, help="folder of converted files and oracle traces")
+    add("--json", metavar="FILE", type=Path, help="write every run to a file")
+    add("--markdown", metavar="FILE", type=Path, help="write the tables to a file")
+    add("--jobs", metavar="N", type=int, choices=range(1, 65), help="processes (default: 2)")
+    _add_loudness(command)
 
 
 def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
@@ -148,6 +165,10 @@ def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
 def _add_model_and_selectors(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL")
     selectors.add_options(command.add_argument)
+    _add_loudness(command)
+
+
+def _add_loudness(command: argparse.ArgumentParser) -> None:
     loudness = command.add_mutually_exclusive_group()
     loudness.add_argument(
         "-v", "--verbose", action="store_true", help="show every tap, and the libraries' chatter"
@@ -220,6 +241,34 @@ def _convert(options: argparse.Namespace) -> int:
     for file in files:
         print(file)
     return 0
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    names = list(catalogue())
+    models = [selectors.one_of("MODEL", name, names) for name in options.models] or names
+    given = {"--json": options.json, "--markdown": options.markdown}
+    check_paths({option: path for option, path in given.items() if path})
+
+    from edgeverify import launch
+    from edgeverify.report import selftest as report
+    from edgeverify.report.progress import progress_for
+
+    result = launch.selftest(
+        models,
+        options.fault,
+        quick=options.quick,
+        cache=options.cache,
+        workers=options.jobs,
+        verbose=options.verbose,
+        progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
+    )
+    shown = report.lines(result)
+    print("\n".join(shown[:1] if options.quiet and result.summary.passed else shown))
+    if options.json:
+        write_atomically(options.json, json.dumps(result.to_dict(), indent=1) + "\n")
+    if options.markdown:
+        write_atomically(options.markdown, report.markdown(result))
+    return 0 if result.summary.passed else EXIT_CODES[FAIL]
 
 
 def _check_output(folder: Path) -> None:

@@ -18,6 +18,7 @@ from types import MappingProxyType
 import numpy as np
 
 from edgeverify import noise, taps
+from edgeverify.equivalence import excuse
 from edgeverify.errors import TraceError
 from edgeverify.report.model import (
     FAIL,
@@ -272,6 +273,7 @@ def judge_leg(
         by_key = {result.tap: result for result in alone}
         results = [_with_isolated(result, by_key.pop(result.tap, None)) for result in results]
         results += by_key.values()  # what only the block-by-block run has: extra taps
+    results, note = excuse(results, candidate, starts)
     outcome = worst_outcome([result.outcome for result in results])
     return LegResult(
         name=name,
@@ -281,7 +283,7 @@ def judge_leg(
         worst=_worst(results),
         first_divergence=_first_divergence(results),
         reason=_unchecked_reason(results) if outcome == UNCHECKED else "",
-        notes=notes,
+        notes=(*notes, note) if note else notes,
     )
 
 

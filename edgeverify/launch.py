@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,8 +20,9 @@ from edgeverify.selectors import Selectors
 
 if TYPE_CHECKING:
     from edgeverify.invariants.examination import Examination
+    from edgeverify.selftest.matrix import Result
 
-Result = TypeVar("Result")
+Outcome = TypeVar("Outcome")
 
 # What TensorFlow, XNNPACK, absl, transformers and the hub write while they are imported and used.
 QUIET_ENVIRONMENT = {
@@ -115,7 +116,54 @@ def convert(
     return without_chatter(run, enabled=not verbose)
 
 
-def without_chatter(run: Callable[[], Result], *, enabled: bool = True) -> Result:
+def selftest(
+    ports: Sequence[str],
+    faults: Sequence[str] = (),
+    *,
+    quick: bool = False,
+    cache: Path | None = None,
+    workers: int | None = None,
+    verbose: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Tries the checks on faults; like ``check`` otherwise.
+
+    Args:
+        ports: registered names.
+        faults: names of the catalogue; all of them if empty.
+        quick: each fault on one port alone.
+        cache: another cache than the default one.
+        workers: processes; two if left out.
+        verbose: lets the libraries write to the terminal.
+        progress: told how far it is.
+
+    Raises:
+        UsageError: no such fault, or none that applies to the ports.
+    """
+
+    def run() -> Result:
+        from edgeverify.faults import catalogue
+        from edgeverify.selftest import matrix
+
+        jobs = matrix.plan(ports, catalogue.choose(faults, ports), quick=quick)
+        count = 1 if len(jobs) == 1 else workers or matrix.WORKERS
+        return matrix.run(jobs, cache=cache, workers=count, prepare=_hush, progress=progress)
+
+    return without_chatter(run, enabled=not verbose)
+
+
+def _hush() -> None:
+    """Silences a worker process for good: what it has to say, it returns."""
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+
+
+def without_chatter(run: Callable[[], Outcome], *, enabled: bool = True) -> Outcome:
     """Runs something while the libraries' warnings and their writing to the terminal are off."""
     if enabled:
         for name, value in QUIET_ENVIRONMENT.items():

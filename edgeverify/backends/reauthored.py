@@ -167,6 +167,7 @@ class _Recorder:
     onward: Mapping[str, torch.Tensor] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     block: int | None = None
+    ran: set[int] = field(default_factory=set)
     fed: set[int] = field(default_factory=set)
     replaced: set[str] = field(default_factory=set)
 
@@ -188,6 +189,11 @@ class _Recorder:
             return True
         block = taps.block_index(tap)
         return (len(self.inject) - 1 if block is None else block) in self.fed
+
+    def was_passed_over(self, tap: str) -> bool:
+        """Whether the tap belongs to a block that did not run, although others did."""
+        block = taps.block_index(tap)
+        return block is not None and bool(self.ran) and block not in self.ran
 
     def put(self, tap: str, tensor: torch.Tensor) -> torch.Tensor:
         """Records a tap and gives what goes on from there."""
@@ -272,7 +278,8 @@ def _store(
         elif tap in arrays:
             rows = arrays[tap] if tap.startswith("kv.") else arrays[tap][:, : len(step.tokens)]
             trace.add(step.name, tap, rows)
-        elif tap != taps.LOGITS:  # logits that a step did not return are missing: a failure
+        # Logits that a step did not return, and blocks that it did not run, are missing: a failure.
+        elif tap != taps.LOGITS and not recorder.was_passed_over(tap):
             trace.unavailable[f"{step.name}/{tap}"] = (
                 "the port's block does not pass through the Generative API's layer that is read "
                 "for this tap"
@@ -313,6 +320,10 @@ def _hook_block(block: nn.Module, index: int, recorder: _Recorder, stack: ExitSt
         recorder.put_block("out", output[0] if isinstance(output, tuple) else output)
         recorder.block = None
 
+    # Any part will do: a port may call its block's forward directly, past the block's own hooks.
+    for inner in block.modules():
+        run = inner.register_forward_pre_hook(lambda *_: recorder.ran.add(index))
+        stack.callback(run.remove)
     stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
     stack.callback(block.register_forward_hook(leave).remove)
     # w3, too: it takes what w1 takes, and must go on with the same.

@@ -233,10 +233,18 @@ class _Locator:
     # Helpers.
 
     def _update(self, i: int, which: str) -> Op:
-        op = self.graph.cache_update(self.signature, which, i)
+        """The op that writes block ``i``'s rows: the ``i``-th in execution order.
+
+        A block's rows depend on the block before it. The caches' names do not tell: a signature
+        whose inputs are exchanged would have its blocks exchanged.
+        """
+        blocks = range(self.signature.num_blocks)
+        found = [self.graph.cache_update(self.signature, which, block) for block in blocks]
+        op = found[i]
         if op is None:
             raise NotFoundError(f"no DYNAMIC_UPDATE_SLICE writes kv_cache_{which}_{i}")
-        return op
+        written = sorted((o for o in found if o is not None), key=lambda o: o.index)
+        return written[i] if len(written) == len(found) else op
 
     def _attention(self, i: int, which: str) -> tuple[Op, set[int]]:
         """The op that attends with block ``i``'s updated cache, and that cache's layouts."""

@@ -42,7 +42,7 @@ class TapResult:
         isolated_ratio: the rms ratio when the block was fed with the oracle's input, or None.
         isolated_row_ratio: likewise, at the worst row.
         isolated_outcome: the verdict of that run, or None.
-        reason: why, for anything but a pass.
+        reason: why, for anything but a pass; of a pass, what there is to tell of it.
     """
 
     tap: str

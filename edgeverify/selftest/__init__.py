@@ -1,0 +1,1 @@
+"""Tries the checks themselves: every fault must be found, and nothing harmless reported."""

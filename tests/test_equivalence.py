@@ -1,0 +1,103 @@
+"""When a difference is one of representation, and when it stays a fault."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgeverify.equivalence import GROSS, NOTE, excuse
+from edgeverify.report.model import FAIL, PASS, UNCHECKED, TapResult
+from edgeverify.trace import Trace
+
+STARTS = {"prefill.0": 0, "decode.0": 3}
+ROWS = {"prefill.0": (0, 3), "decode.0": (3, 4)}
+
+
+def trace() -> Trace:
+    """Two steps of one block whose cache is what was attended with."""
+    rows = np.random.default_rng(0).standard_normal((1, 4, 2, 8)).astype(np.float32)
+    made = Trace()
+    for step, (first, last) in ROWS.items():
+        for which in "kv":
+            made.add(step, f"blocks.0.attn.{which}", rows[:, first:last])
+            made.add(step, f"kv.0.{which}", rows[:, :last].copy())
+    return made
+
+
+def result(tap: str, outcome: str = PASS, ratio: float | None = 1.0) -> TapResult:
+    return TapResult(tap, outcome, error_ratio=ratio, row_ratio=ratio)
+
+
+def keys_differ(ratio: float = 1e5) -> list[TapResult]:
+    """q, k and K's cache differ, and what follows does not."""
+    return [
+        *(
+            result(f"{step}/{tap}", FAIL, ratio)
+            for step in STARTS
+            for tap in ("blocks.0.attn.q", "blocks.0.attn.k", "kv.0.k")
+        ),
+        *(result(f"{step}/{tap}") for step in STARTS for tap in ("blocks.0.attn.out", "logits")),
+    ]
+
+
+def test_a_gross_difference_without_consequence_passes_and_is_told() -> None:
+    told, note = excuse(keys_differ(), trace(), STARTS)
+    assert {tap.outcome for tap in told} == {PASS}
+    assert [tap.tap for tap in told if tap.reason] == [
+        f"{step}/{tap}"
+        for step in STARTS
+        for tap in ("blocks.0.attn.q", "blocks.0.attn.k", "kv.0.k")
+    ]
+    assert note == f"{NOTE}: other values in attn.q, attn.k, the KV cache; the rest agrees"
+
+
+def test_a_right_leg_is_left_as_it_is() -> None:
+    clean = [result("prefill.0/logits")]
+    assert excuse(clean, trace(), STARTS) == (clean, "")
+
+
+@pytest.mark.parametrize(
+    "tap", ["embed", "blocks.0.attn.out", "blocks.0.ff.out", "blocks.0.out", "logits"]
+)
+def test_any_consequence_makes_it_a_fault(tap: str) -> None:
+    results = [*keys_differ(), result(f"decode.0/{tap}", FAIL, 1e5)]
+    assert excuse(results, trace(), STARTS) == (results, "")
+
+
+def test_a_small_difference_stays_a_fault() -> None:
+    """What follows could have dampened it below the limit."""
+    results = keys_differ(GROSS * 0.99)
+    assert excuse(results, trace(), STARTS) == (results, "")
+
+
+def test_a_difference_that_is_no_value_stays_a_fault() -> None:
+    results = [*keys_differ(), result("prefill.0/blocks.0.attn.v", FAIL, None)]
+    assert excuse(results, trace(), STARTS) == (results, "")
+
+
+def test_what_is_unchecked_excuses_nothing() -> None:
+    results = [*keys_differ(), result("prefill.0/blocks.0.ff.out", UNCHECKED, None)]
+    assert excuse(results, trace(), STARTS) == (results, "")
+
+
+def test_the_block_by_block_run_must_agree_as_well() -> None:
+    results = [replace(tap, isolated_ratio=2.0) for tap in keys_differ()]
+    assert excuse(results, trace(), STARTS) == (results, "")
+
+
+@pytest.mark.parametrize("step", STARTS)
+def test_a_cache_that_is_not_what_was_attended_with_stays_a_fault(step: str) -> None:
+    """Also in the last step, behind which nothing could show it."""
+    changed = trace()
+    changed.arrays[f"{step}/kv.0.k"][0, -1, 0, 0] += 1
+    results = keys_differ()
+    assert excuse(results, changed, STARTS) == (results, "")
+
+
+def test_a_cache_that_loses_earlier_rows_stays_a_fault() -> None:
+    changed = trace()
+    changed.arrays["decode.0/kv.0.k"][0, 0] = 0
+    results = keys_differ()
+    assert excuse(results, changed, STARTS) == (results, "")
