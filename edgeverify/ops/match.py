@@ -61,9 +61,12 @@ class ValueIndex:
         self._groups: dict[tuple[str, tuple[int, ...]], _Group] = {}
         self._sizes: dict[int, list[_Group]] = {}
         self._order: dict[int, int] = {}
-        self._kept = [*values, *map(_as_float, values)]
-        for number, value in enumerate(self._kept):
-            self._order[id(value)] = number % len(values)
+        numbered = list(enumerate(values))
+        floats = [(n, _as_float(v)) for n, v in numbered if v.array.dtype.kind in "iu"]
+        self._kept = [*numbered, *floats]  # alive, as they are told by their identity
+        self._cast = {id(value) for _, value in floats}
+        for number, value in self._kept:
+            self._order[id(value)] = number
             array = value.array.squeeze()
             key = (array.dtype.kind, array.shape)
             if key not in self._groups:
@@ -85,9 +88,9 @@ class ValueIndex:
         return None if group is None else group.find(squeezed)
 
     def like(self, shape: tuple[int, ...], kind: str) -> tuple[ModelValue, ...]:
-        """The different values that have this shape."""
+        """The different values that have this shape; integers are none of the floats."""
         group = self._groups.get((kind, tuple(n for n in shape if n != 1)))
-        return () if group is None else tuple(group.values)
+        return () if group is None else tuple(v for v in group.values if id(v) not in self._cast)
 
     def order(self, value: ModelValue) -> int:
         """The place of one of these values in the order of the computation."""

@@ -118,6 +118,10 @@ class _Recorder(TorchDispatchMode):
         self.modules: list[str] = [""]
         # As a plain dict: the table is one that overrides [] but not get().
         self.decompositions = dict(torch._decomp.core_aten_decompositions().items())
+        # PyTorch takes it for a core operator; no file has it.
+        self.decompositions |= torch._decomp.get_decompositions(
+            [torch.ops.aten.native_layer_norm, torch.ops.aten.var_mean]
+        )
 
     def __torch_dispatch__(
         self,

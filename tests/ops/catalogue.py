@@ -283,15 +283,6 @@ def one_behind_another(e: Editor) -> None:
 
 
 @edit
-def a_bias(e: Editor) -> None:
-    op = e.op("FULLY_CONNECTED", module="TransformerBlock_1")
-    add = e.flat.consumers[op.outputs[0]][0]
-    assert add.call.name == "ADD"
-    assert e.flat.constant(add.inputs[1]) is not None
-    e.scale(add, 1, 1.01, 3)
-
-
-@edit
 def a_bias_that_is_fused(e: Editor) -> None:
     op = e.op("FULLY_CONNECTED", module="TransformerBlock_1")
     assert len(op.inputs) == 3
