@@ -11,6 +11,7 @@ from edgeverify.selftest.rows import (
     DETECTED,
     FALSE_ALARM,
     MISSED,
+    UNCHANGED,
     Row,
     Summary,
     summarise,
@@ -98,8 +99,8 @@ def markdown(result: Result) -> str:
 
 
 def names(rows: Sequence[Row]) -> list[str]:
-    """The faults of the rows, each once, in order."""
-    return list(dict.fromkeys(row.fault for row in rows))
+    """The faults and changes of the rows, each once, in order."""
+    return list(dict.fromkeys(row.fault for row in rows if row.fault != UNCHANGED))
 
 
 def _details(rows: Sequence[Row]) -> list[str]:
