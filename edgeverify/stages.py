@@ -345,16 +345,24 @@ def every_tap_fed(run: Run, oracle: Trace, path: Path | None) -> Trace:
 
 
 def op_sources(run: Run, path: Path, leg: LegResult) -> tuple[Finding, ...]:
-    """The operators of a failing file that are to blame."""
+    """The operators of a failing file that are to blame.
+
+    The search only adds to a verdict that stands without it, so nothing that it raises may get
+    through; that it failed is told.
+    """
     with run.timed("find the operators"):
-        return op_findings(
-            path,
-            leg,
-            run.model(),
-            run.case,
-            mask_kinds=run.port.mask_kinds,
-            window=run.window,
-        )
+        try:
+            return op_findings(
+                path,
+                leg,
+                run.model(),
+                run.case,
+                mask_kinds=run.port.mask_kinds,
+                window=run.window,
+            )
+        except Exception as error:
+            told = f"the operator was not found: {type(error).__name__}: {error}"
+            return (Finding("conversion.op.unchecked", "conversion", "", told),)
 
 
 def own_baseline(run: Run, own: Trace, reference_: Baseline) -> Baseline:

@@ -206,3 +206,27 @@ def test_a_port_that_cannot_be_loaded_is_told_what_the_audit_sees() -> None:
         verify(port, backends=AUTHORING)
     assert "qkv_projection.weight' is (320, 96) in the checkpoint" in str(raised.value)
     assert str(raised.value).endswith("the audits found heads (ModelConfig): expected 4, found 6")
+
+
+@pytest.mark.slow
+def test_a_search_for_the_operator_that_raises_leaves_the_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = stages.converted
+
+    def changed(run: Any) -> Path:
+        target = tmp_path / "broken.tflite"
+        changed_constant(right(run), target, "blocks.2.attn.out", 1.01)
+        return target
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(sys.modules["edgeverify.verify"], "converted", changed)
+    monkeypatch.setattr(stages, "op_findings", broken)
+    report = verify("tinyllama")
+    assert report.legs["conversion"].outcome == FAIL
+    told = [
+        finding.message for finding in report.findings if finding.id.startswith("conversion.op")
+    ]
+    assert told == ["the operator was not found: RuntimeError: broken"]
