@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from edgeverify.invariants.model import Facts
+from edgeverify.invariants.model import Facts, NotApplicableError
 from edgeverify.invariants.subject import DECODE
 
 # Finite values in unwritten rows: ordinary ones up to those whose products with q are still finite.
@@ -198,7 +198,10 @@ def edited_row(draw: Callable[..., Any], facts: Facts) -> dict[str, Any]:
 @st.composite
 def padded_chunk(draw: Callable[..., Any], facts: Facts) -> dict[str, Any]:
     """A chunk that leaves room in its signature, what fills it, and tokens that follow."""
-    length = draw(st.sampled_from([n for n in facts.lengths if n > 1]))
+    longer = [n for n in facts.lengths if n > 1]
+    if not longer:
+        raise NotApplicableError("no prefill takes more than one token, so none has pads")
+    length = draw(st.sampled_from(longer))
     start = draw(st.integers(0, facts.rows - length))
     real = draw(st.one_of(st.sampled_from((1, length - 1)), st.integers(1, length - 1)))
     end = start + real

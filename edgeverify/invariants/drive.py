@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hypothesis
+from hypothesis.errors import HypothesisException
 
 from edgeverify.errors import ArtifactError, PortError
 from edgeverify.invariants.machine import MACHINE, explore
@@ -113,6 +114,9 @@ def examine(
         return _failed(asked, question)
     except (NotApplicableError, ArtifactError, PortError) as error:
         return question.not_asked(error)
+    except HypothesisException as error:
+        told = f"no case could be drawn: {type(error).__name__}: {error}"
+        return question.result(UNCHECKED, reason=told)
     return _held(asked, question)
 
 
