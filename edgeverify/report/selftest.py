@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edgeverify.faults.kinds import is_true
 from edgeverify.selftest.rows import (
     AUDITS,
     DETECTED,
@@ -39,8 +40,13 @@ def lines(result: Result) -> list[str]:
     for cells in table:
         padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
         shown.append(("  " + "  ".join(padded)).rstrip())
-    wrong = [row for row in result.rows if row.wrong]
-    return [*shown, *([""] if wrong else []), *map(complaint, wrong)]
+    wrong = [complaint(row) for row in result.rows if row.wrong]
+    wrong += [
+        misdiagnosis(row)
+        for row in result.rows
+        if row.diagnosis and not is_true(row.diagnosis, row.cause)
+    ]
+    return [*shown, *([""] if wrong else []), *wrong]
 
 
 def figures(summary: Summary) -> list[str]:
@@ -59,7 +65,11 @@ def figures(summary: Summary) -> list[str]:
     ]
     if summary.diagnosed:
         right = _share(summary.diagnosis_right, summary.diagnosed)
-        told.append(f"diagnosis     names the true cause {right}")
+        wrong = _share(summary.diagnosis_wrong, summary.diagnosed)
+        told.append(
+            f"diagnosis     of {summary.diagnosed} faults of ports: true cause named {right}, "
+            f"a wrong one {wrong}, none for the rest"
+        )
     return told
 
 
@@ -77,6 +87,12 @@ def complaint(row: Row) -> str:
         f"wrong blame: {subject} must show at {row.expected_leg} {', '.join(row.expected)}; "
         f"blamed was {row.leg} {', '.join(row.named)}, first at {row.first}"
     )
+
+
+def misdiagnosis(row: Row) -> str:
+    """One line on a cause that was named and is not true."""
+    named = ", ".join(row.diagnosis or ())
+    return f"wrong cause: {row.fault} on {row.port} is {row.cause}; named was {named}"
 
 
 def markdown(result: Result) -> str:

@@ -24,11 +24,18 @@ from edgeverify.errors import EdgeVerifyError
 from edgeverify.faults.changes import with_hf
 from edgeverify.faults.fault import Fault
 from edgeverify.inputs import plan_case
-from edgeverify.report.model import LegResult
+from edgeverify.report.model import FAIL, LegResult
 from edgeverify.selectors import Selectors
 from edgeverify.selftest import rows
 from edgeverify.selftest.rows import UNCHANGED, Row
-from edgeverify.stages import Run, converted, reference_baselines, run_file, run_reauthored
+from edgeverify.stages import (
+    Run,
+    converted,
+    find_causes,
+    reference_baselines,
+    run_file,
+    run_reauthored,
+)
 from models.port import Port
 
 CLEAN = {
@@ -112,11 +119,12 @@ class Bench:
         try:
             with one_thread():
                 leg = self.judge(fault, setting)
+                diagnosis = self.diagnose(fault, setting, leg)
         except EdgeVerifyError as error:
             seconds = time.perf_counter() - start
             return rows.of_refusal(fault, self.port.name, fault.leg, str(error), seconds)
         seconds = time.perf_counter() - start
-        return rows.of_leg(fault, self.port.name, leg, setting.num_blocks, seconds)
+        return rows.of_leg(fault, self.port.name, leg, setting.num_blocks, seconds, diagnosis)
 
     def judge(self, fault: Fault, setting: Setting) -> LegResult:
         """The verdict on the leg that the fault belongs to.
@@ -127,6 +135,14 @@ class Bench:
         if fault.port is not None:
             return judge_port(setting, fault.port(setting.port))
         return judge_file(setting, fault.file)
+
+    def diagnose(self, fault: Fault, setting: Setting, leg: LegResult) -> tuple[str, ...] | None:
+        """The kinds of cause that are named for a port that fails; None for anything else."""
+        if fault.port is None or leg.outcome != FAIL:
+            return None
+        baseline = setting.baselines["authoring"]
+        found = find_causes(setting.run(fault.port(setting.port)), baseline)
+        return tuple(dict.fromkeys(finding.cause for finding in found if finding.cause))
 
 
 def judge_port(setting: Setting, port: Port) -> LegResult:

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeverify import taps
 from edgeverify.faults.fault import REFUSED, Fault
+from edgeverify.faults.kinds import is_true
 from edgeverify.report.model import FAIL, PASS, LegResult
 
 DETECTED, MISSED, QUIET, FALSE_ALARM, AUDITS = (
@@ -42,7 +43,7 @@ class Row:
         excess: the largest ratio as a multiple of what is allowed: above 1 fails.
         seconds: how long it took.
         cause: the fault's true cause.
-        diagnosis: the cause that a diagnosis named; None where none ran.
+        diagnosis: the kinds of cause that the diagnosis named; None where none ran.
         findings: ids of audit findings.
     """
 
@@ -62,7 +63,7 @@ class Row:
     excess: float | None = None
     seconds: float = 0.0
     cause: str = ""
-    diagnosis: str | None = None
+    diagnosis: tuple[str, ...] | None = None
     findings: tuple[str, ...] = ()
 
     @property
@@ -80,7 +81,14 @@ class Row:
         return plain
 
 
-def of_leg(fault: Fault, port: str, leg: LegResult, num_blocks: int, seconds: float) -> Row:
+def of_leg(
+    fault: Fault,
+    port: str,
+    leg: LegResult,
+    num_blocks: int,
+    seconds: float,
+    diagnosis: tuple[str, ...] | None = None,
+) -> Row:
     """The row of a fault whose leg was judged."""
     expected = fault.expected(num_blocks)
     outcome = PASS if fault.harmless else leg.outcome
@@ -108,6 +116,7 @@ def of_leg(fault: Fault, port: str, leg: LegResult, num_blocks: int, seconds: fl
         leg_right=leg.name == fault.leg,
         block_right=_parts(named) == _parts(expected),
         sublayer_right=set(named) == set(expected) and first == expected[0] and right_step,
+        diagnosis=diagnosis,
     )
 
 
@@ -185,7 +194,8 @@ class Summary:
         leg_right, block_right, sublayer_right: of the detected, how many.
         smallest_detected: the smallest of the detected rows' largest excesses.
         largest_clean: the largest excess of any harmless row.
-        diagnosed, diagnosis_right: of the rows with a diagnosis, how many, and how many are true.
+        diagnosed, diagnosis_right, diagnosis_wrong: of the rows with a diagnosis, how many there
+            are, how many name what is true, and how many name anything that is not.
     """
 
     faults: int
@@ -202,6 +212,7 @@ class Summary:
     largest_clean: float | None
     diagnosed: int
     diagnosis_right: int
+    diagnosis_wrong: int
 
     @property
     def passed(self) -> bool:
@@ -229,5 +240,8 @@ def summarise(rows: Sequence[Row]) -> Summary:
         largest_ratio=max((r.ratio for r in quiet if r.ratio is not None), default=None),
         largest_clean=max((r.excess for r in quiet if r.excess is not None), default=None),
         diagnosed=len(diagnosed),
-        diagnosis_right=sum(row.diagnosis == row.cause for row in diagnosed),
+        diagnosis_right=sum(is_true(row.diagnosis or (), row.cause) for row in diagnosed),
+        diagnosis_wrong=sum(
+            bool(row.diagnosis) and not is_true(row.diagnosis or (), row.cause) for row in diagnosed
+        ),
     )

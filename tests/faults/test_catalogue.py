@@ -10,6 +10,7 @@ from edgeverify.errors import UsageError
 from edgeverify.faults import catalogue
 from edgeverify.faults.catalogue import FAULTS
 from edgeverify.faults.fault import AREAS, REFUSED, Fault
+from edgeverify.faults.kinds import TRUE_OF
 
 TRUE = [fault for fault in FAULTS if not fault.harmless]
 HARMLESS = [fault for fault in FAULTS if fault.harmless]
@@ -63,3 +64,8 @@ def test_a_fault_is_found_by_its_name_or_the_nearest_is_told() -> None:
 def test_a_fault_that_none_of_the_ports_has_is_refused() -> None:
     with pytest.raises(UsageError, match=r"does not apply to tinyllama.*phi2"):
         catalogue.choose(["head_bias_dropped"], ["tinyllama"])
+
+
+def test_what_a_diagnosis_may_name_is_said_of_causes_that_there_are() -> None:
+    causes = {fault.cause for fault in FAULTS if fault.port is not None and not fault.harmless}
+    assert {cause for true_of in TRUE_OF.values() for cause in true_of} <= causes

@@ -119,11 +119,11 @@ def test_the_summary_counts_and_a_miss_or_a_false_alarm_fails_it() -> None:
 
 
 def test_a_diagnosis_counts_once_there_is_one() -> None:
-    found = row(KEY, FAIL)
+    found = replace(row(KEY, FAIL), cause="rotary base 10000")
     assert summarise([found]).diagnosed == 0
-    right = replace(found, diagnosis="rotary base")
-    total = summarise([right, replace(found, diagnosis="norm eps")])
-    assert (total.diagnosed, total.diagnosis_right) == (2, 1)
+    named = [("rope.base",), ("norm.eps",), ("rope.base", "norm.eps"), ()]
+    total = summarise([replace(found, diagnosis=kinds) for kinds in named])
+    assert (total.diagnosed, total.diagnosis_right, total.diagnosis_wrong) == (4, 1, 2)
 
 
 def test_a_row_is_json_even_over_a_floor_of_zero() -> None:
