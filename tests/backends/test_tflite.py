@@ -168,7 +168,7 @@ def test_a_step_past_the_cache_end_is_refused_before_it_runs(
     fits = replace(last, start=rows - 1)
     over = Step("prefill.9", "prefill_4", 4, rows - 3, (1, 2))  # the pads alone are too many
     tflite.run(made.path, replace(made.case, steps=(fits,)), num_blocks=made.num_blocks)
-    monkeypatch.setattr(tflite, "_call", lambda *_, **__: pytest.fail("the runtime was called"))
+    monkeypatch.setattr(tflite, "call", lambda *_, **__: pytest.fail("the runtime was called"))
     with pytest.raises(ArtifactError) as caught:
         tflite.run(made.path, replace(made.case, steps=(over,)), num_blocks=made.num_blocks)
     assert caught.value.what == (

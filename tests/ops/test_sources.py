@@ -36,7 +36,7 @@ ONE_LATER = {"repeat_for_repeat_interleave"}
 def prepared(model: str, layout: str) -> tuple[Path, dict[str, StepValues]]:
     """A tiny model's file, and what the model computes at one step of each signature."""
     selectors = Selectors.of(kv_layout=layout)
-    run, _ = verify_module._prepare(model, selectors, verbose=False, progress=None)
+    run, _ = verify_module.prepare(model, selectors, verbose=False, progress=None)
     with stages.fitting_threads(run):
         path = stages.converted(run)
         values = record(
