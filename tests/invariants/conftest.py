@@ -23,7 +23,7 @@ def under_examination() -> Examine:
     def examination(port: str | Port, **selectors: object) -> Examination:
         if isinstance(port, str) and port in made and not selectors:
             return made[port]
-        chosen = Selectors.of(profile="ci", **selectors)
+        chosen = Selectors.of(**{"profile": "ci", **selectors})
         loaded = models.load(port) if isinstance(port, str) else port
         run, _ = prepare(loaded, chosen, verbose=False, progress=None)
         found = Examination(run, loaded.name, chosen)
