@@ -463,6 +463,112 @@ class TestTheLeg:
         assert worst.tap == KEY
 
 
+    def test_each_run_is_judged_by_its_own_limits(
+        self, monkeypatch: pytest.MonkeyPatch, world: World
+    ) -> None:
+        limits = {"conversion": Thresholds(9.0, 30.0), "isolated": LIMITS}
+        monkeypatch.setattr(module, "thresholds", limits.__getitem__)
+        off = world.candidate(**{KEY: 5.0})
+
+        def judge(whole: Trace, isolated: Trace) -> LegResult:
+            return judge_leg("conversion", whole, isolated, world.baseline(), world.expected)
+
+        judged = judge(off, world.candidate())
+        assert (judged.name, judged.outcome) == ("conversion", PASS)
+        assert judged.threshold == {"rms": 9.0, "row": 30.0}
+        assert judge(world.candidate(), off).outcome == FAIL
+
+    def test_each_run_is_held_against_its_own_floor(
+        self, monkeypatch: pytest.MonkeyPatch, world: World
+    ) -> None:
+        monkeypatch.setattr(module, "thresholds", lambda name: LIMITS)
+        narrow = {key: rows / 10 for key, rows in world.floor.items()}
+        baseline = Baseline(world.oracle, world.floor, narrow, world.candidate())
+        clean = world.candidate()
+        judged = judge_leg("authoring", clean, clean, baseline, [KEY])
+        assert judged.taps[0].error_ratio == pytest.approx(1.0, rel=0.02)
+        assert judged.taps[0].isolated_ratio == pytest.approx(10.0, rel=0.02)
+        assert judged.taps[0].isolated_row_ratio == pytest.approx(10.0, rel=0.05)
+
+    def test_both_runs_tell_a_row_by_its_position(
+        self, monkeypatch: pytest.MonkeyPatch, world: World
+    ) -> None:
+        monkeypatch.setattr(module, "thresholds", lambda name: LIMITS)
+        key, ratios = "prefill.1/blocks.0.out", np.ones(20)
+        ratios[13] = 50.0
+        off, starts = world.candidate(**{key: ratios}), {"prefill.0": 0, "prefill.1": 12}
+        for whole, isolated in ((off, world.candidate()), (world.candidate(), off)):
+            judged = judge_leg(
+                "authoring", whole, isolated, world.baseline(), world.expected, starts
+            )
+            (failed,) = [result for result in judged.taps if result.outcome == FAIL]
+            assert "position 25: 50" in failed.reason
+
+    def test_the_reasons_of_both_runs_are_told_each_once(
+        self, leg: Callable[..., LegResult], world: World
+    ) -> None:
+        def reason(whole: Trace, isolated: Trace | None) -> str:
+            return {result.tap: result for result in leg(whole, isolated).taps}[KEY].reason
+
+        clean, off = world.candidate(), world.candidate(**{KEY: 3.0})
+        own = reason(off, None)
+        assert own.startswith("error ratio 3, allowed 1.5")
+        assert reason(off, clean) == own
+        worse = reason(clean, world.candidate(**{KEY: 9.0}))
+        assert reason(off, world.candidate(**{KEY: 9.0})) == f"{own}; {worse}"
+        unread = world.candidate(**{KEY: None})
+        unread.unavailable[KEY] = "fused"
+        assert reason(unread, unread) == "fused"
+
+    def test_an_extra_tap_of_either_run_fails(
+        self, leg: Callable[..., LegResult], world: World
+    ) -> None:
+        odd = world.candidate()
+        odd.add("prefill.0", "blocks.3.out", np.zeros((1, 12, WIDTH), np.float32))
+        for judged in (leg(odd, world.candidate()), leg(world.candidate(), odd)):
+            failed = [result.tap for result in judged.taps if result.outcome == FAIL]
+            assert failed == ["prefill.0/blocks.3.out"]
+
+    def test_what_is_unchecked_is_counted_and_its_reasons_too(
+        self, leg: Callable[..., LegResult], world: World
+    ) -> None:
+        reasons = {KEY: "fused", "decode.0/logits": "fused"}
+        for more, told in (
+            ({}, "2 taps unchecked: fused"),
+            ({"decode.1/logits": "lost"}, "3 taps unchecked: fused (and 1 more reasons)"),
+            ({"decode.2/logits": "cut"}, "4 taps unchecked: fused (and 2 more reasons)"),
+        ):
+            reasons |= more
+            candidate = world.candidate(**dict.fromkeys(reasons))
+            candidate.unavailable |= reasons
+            assert leg(candidate).reason == told
+
+    @pytest.mark.parametrize("notes", [(), ("told before",)])
+    def test_another_representation_passes_with_a_note(
+        self, monkeypatch: pytest.MonkeyPatch, notes: tuple[str, ...]
+    ) -> None:
+        monkeypatch.setattr(module, "thresholds", lambda name: LIMITS)
+        own = ("blocks.0.attn.k", "kv.0.k")
+        world = World({"prefill.0": 12}, (*own, "blocks.0.out", "logits"))
+        rows, cache = (f"prefill.0/{tap}" for tap in own)
+        world.oracle.arrays[rows] = world.oracle[cache]
+        candidate = world.candidate()
+        candidate.arrays[rows] = candidate.arrays[cache] = world.noisy(rows, 1e4)
+
+        def judge(run: Trace) -> LegResult:
+            baseline, starts = world.baseline(), {"prefill.0": 0}
+            return judge_leg("authoring", run, None, baseline, world.expected, starts, notes=notes)
+
+        judged = judge(candidate)
+        assert judged.outcome == PASS
+        assert judged.first_divergence is None
+        assert judged.notes[:-1] == notes
+        assert "other values in attn.k, the KV cache" in judged.notes[-1]
+        candidate.arrays[cache] = world.noisy(cache, 1e4)  # not what was attended with
+        assert judge(candidate).outcome == FAIL
+        assert judge(candidate).notes == notes
+
+
 def test_nothing_judged_is_no_pass() -> None:
     assert worst_outcome([]) == UNCHECKED
     assert worst_outcome([PASS, UNCHECKED]) == UNCHECKED
