@@ -288,6 +288,11 @@ class TestShortSteps:
     def decode(self, *ratios: float) -> dict[str, float]:
         return {f"decode.{n}/blocks.1.out": ratio for n, ratio in enumerate(ratios)}
 
+    def test_the_allowance_falls_evenly_from_one_row_to_many(self) -> None:
+        allowed = [LIMITS.rms_over(rows) for rows in range(1, module.MIN_ROWS_FOR_RMS + 1)]
+        np.testing.assert_allclose(allowed, np.linspace(LIMITS.row, LIMITS.rms, len(allowed)))
+        assert LIMITS.rms_over(module.MIN_ROWS_FOR_RMS + 1) == LIMITS.rms
+
     def test_a_fault_in_one_decode_step_is_found_there_alone(self, world: World) -> None:
         ratios = [1.0] * 10
         ratios[6] = 10.0
@@ -359,8 +364,12 @@ class TestGreedyTokens:
         assert result.row_ratio < LIMITS.row  # it is the token that fails it
         assert result.error_ratio is not None
         assert result.error_ratio < LIMITS.rms
-        assert result.outcome == FAIL
-        assert "greedy token 3, expected 2" in result.reason
+        assert (result.outcome, result.worst_row) == (FAIL, 5)
+        assert result.reason.startswith("position 5: greedy token 3, expected 2; their logits are ")
+        starts = {"prefill.0": 7}
+        (later,) = compare(candidate, world.oracle, world.floor, LIMITS, [key], starts)
+        assert (later.outcome, later.worst_row) == (FAIL, 12)
+        assert later.reason == result.reason.replace("position 5", "position 12")
 
 
 class TestTheLeg:
@@ -455,13 +464,44 @@ class TestTheLeg:
     def test_worst_is_the_largest_ratio_or_what_has_none(
         self, leg: Callable[..., LegResult], world: World
     ) -> None:
-        worst = leg(world.candidate(**{"prefill.1/final_norm": 1.3})).worst
-        assert worst is not None
-        assert worst.tap == "prefill.1/final_norm"
-        worst = leg(world.candidate(**{"prefill.1/final_norm": 80.0, KEY: None})).worst
-        assert worst is not None
-        assert worst.tap == KEY
+        key = "prefill.1/final_norm"
 
+        def worst(ratio: float, **changed: float | None) -> str | None:
+            found = leg(world.candidate(ratio, **changed)).worst
+            return None if found is None else found.tap
+
+        assert worst(1.0, **{key: 1.3}) == key
+        assert worst(0.5, **{key: 0.7}) == key  # not a lookup, whose ratio is 0
+        assert worst(1.0, **{KEY: 20.0, key: 80.0}) == key
+        assert worst(1.0, **{KEY: None, key: 80.0}) == KEY
+
+    def test_worst_is_a_step_of_many_rows_where_there_is_one(
+        self, leg: Callable[..., LegResult], world: World
+    ) -> None:
+        """The ratio of a decode step is that of one row."""
+        one, many = "decode.3/final_norm", "prefill.1/final_norm"
+        worst = leg(world.candidate(**{one: 2.0, many: 1.3})).worst
+        assert worst is not None
+        assert worst.tap == many
+        decode = [key for key in world.expected if key.startswith("decode")]
+        whole = world.candidate(**{one: 2.0})
+        candidate = Trace({key: whole[key] for key in decode})
+        worst = judge_leg("authoring", candidate, None, world.baseline(), decode).worst
+        assert worst is not None
+        assert worst.tap == one
+
+    def test_nothing_measured_has_no_worst(
+        self, leg: Callable[..., LegResult], world: World
+    ) -> None:
+        judged = leg(Trace(unavailable=dict.fromkeys(world.expected, "not readable")))
+        assert (judged.outcome, judged.worst) == (UNCHECKED, None)
+
+    def test_a_missing_tap_diverges_without_measure(
+        self, leg: Callable[..., LegResult], world: World
+    ) -> None:
+        divergence = leg(world.candidate(**{KEY: None})).first_divergence
+        assert divergence is not None
+        assert (divergence.tap, divergence.error_ratio) == (KEY, np.inf)
 
     def test_each_run_is_judged_by_its_own_limits(
         self, monkeypatch: pytest.MonkeyPatch, world: World

@@ -54,6 +54,22 @@ def test_a_gross_difference_without_consequence_passes_and_is_told() -> None:
     assert note == f"{NOTE}: other values in attn.q, attn.k, the KV cache; the rest agrees"
 
 
+@pytest.mark.parametrize("isolated", [None, FAIL, PASS])
+def test_what_passes_passes_in_both_runs(isolated: str | None) -> None:
+    told, _ = excuse(
+        [replace(tap, isolated_outcome=isolated) for tap in keys_differ()], trace(), STARTS
+    )
+    assert {tap.outcome for tap in told} == {PASS}
+    assert {tap.isolated_outcome for tap in told} == {None if isolated is None else PASS}
+
+
+def test_a_final_norm_that_is_folded_into_the_head_passes() -> None:
+    folded = [result(f"{step}/final_norm", FAIL, 1e5) for step in STARTS]
+    told, note = excuse([*folded, result("decode.0/logits")], trace(), STARTS)
+    assert {tap.outcome for tap in told} == {PASS}
+    assert note == f"{NOTE}: other values in final_norm; the rest agrees"
+
+
 def test_a_right_leg_is_left_as_it_is() -> None:
     clean = [result("prefill.0/logits")]
     assert excuse(clean, trace(), STARTS) == (clean, "")

@@ -151,6 +151,11 @@ class TestGreedy:
         assert gap == pytest.approx(1.2 * explained, rel=1e-6)
         assert told == pytest.approx(explained, rel=0.2)
 
+    def test_either_of_two_equal_logits_is_right_even_without_a_floor(self) -> None:
+        rows = np.array([[[1.0, 8.0, 8.0]]])
+        given = np.array([[[1.0, 7.5, 8.0]]])
+        assert noise.greedy_mismatch(given, rows, np.zeros(1), self.ALLOWED) is None
+
     def test_the_same_token_is_no_mismatch_however_far_the_logits(
         self, rng: np.random.Generator
     ) -> None:
