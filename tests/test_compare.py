@@ -239,6 +239,20 @@ class TestThresholds:
         assert result.row_ratio == pytest.approx(ratio, rel=0.02)
         assert world.failed(world.candidate(**{key: ratios})) <= {key}
 
+    def test_what_is_at_its_limit_is_allowed(self) -> None:
+        """All in powers of two, so that the ratios are 1 and 2 to the last bit."""
+        unit, limits = 2.0**-10, Thresholds(rms=1.0, row=1.0)
+        oracle, candidate, floor = Trace(), Trace(), {}
+        for step, rows, ratio in (("prefill.0", 8, 1), ("decode.0", 1, 1), ("decode.1", 1, 2)):
+            truth = np.zeros((1, rows, 4))
+            truth[..., 0] = 1.0
+            oracle.add(step, "final_norm", truth)
+            candidate.add(step, "final_norm", (truth * (1 + ratio * unit)).astype(np.float32))
+            floor[f"{step}/final_norm"] = np.full(rows, unit)
+        results = compare(candidate, oracle, floor, limits, list(oracle))
+        assert [result.row_ratio for result in results] == [1.0, 1.0, 2.0]
+        assert [result.outcome for result in results] == [PASS, PASS, FAIL]
+
     def test_every_row_counts(self, world: World) -> None:
         for row in (0, 10, 19):
             ratios = np.ones(20)
