@@ -243,15 +243,23 @@ class TestThresholds:
         """All in powers of two, so that the ratios are 1 and 2 to the last bit."""
         unit, limits = 2.0**-10, Thresholds(rms=1.0, row=1.0)
         oracle, candidate, floor = Trace(), Trace(), {}
-        for step, rows, ratio in (("prefill.0", 8, 1), ("decode.0", 1, 1), ("decode.1", 1, 2)):
-            truth = np.zeros((1, rows, 4))
+        ratios = {
+            "prefill.0": [1] * 8,
+            "prefill.1": [1, *[2] * 7],
+            "decode.0": [1],
+            "decode.1": [2],
+        }
+        for step, rows in ratios.items():
+            truth = np.zeros((1, len(rows), 4))
             truth[..., 0] = 1.0
+            off = truth * (1 + np.array(rows)[:, None] * unit)
             oracle.add(step, "final_norm", truth)
-            candidate.add(step, "final_norm", (truth * (1 + ratio * unit)).astype(np.float32))
-            floor[f"{step}/final_norm"] = np.full(rows, unit)
+            candidate.add(step, "final_norm", off.astype(np.float32))
+            floor[f"{step}/final_norm"] = np.full(len(rows), unit)
         results = compare(candidate, oracle, floor, limits, list(oracle))
-        assert [result.row_ratio for result in results] == [1.0, 1.0, 2.0]
-        assert [result.outcome for result in results] == [PASS, PASS, FAIL]
+        assert [result.row_ratio for result in results] == [1.0, 2.0, 1.0, 2.0]
+        assert [result.outcome for result in results] == [PASS, FAIL, PASS, FAIL]
+        assert results[1].reason.endswith(module.POSITION_0_AGREES)
 
     def test_every_row_counts(self, world: World) -> None:
         for row in (0, 10, 19):
@@ -278,6 +286,27 @@ class TestThresholds:
         for key in keys:
             assert "position 25: 50" in results[key].reason
         assert results["prefill.1/logits"].worst_row == 14
+
+    @pytest.mark.parametrize(
+        ("first_row", "start", "agrees"),
+        [(1.0, 0, True), (0.0, 0, True), (5.0, 0, False), (1.0, 12, False), (1.0, 1, False)],
+    )
+    def test_it_is_told_that_position_0_alone_agrees(
+        self, world: World, first_row: float, start: int, agrees: bool
+    ) -> None:
+        """It tells a fault of positions or of the mask from one of the weights."""
+        key, ratios = "prefill.0/blocks.1.out", np.full(12, 30.0)
+        ratios[0] = first_row
+        (result,) = compare(
+            Trace({key: world.noisy(key, ratios)}),
+            world.oracle,
+            world.floor,
+            LIMITS,
+            [key],
+            {"prefill.0": start},
+        )
+        assert result.outcome == FAIL
+        assert result.reason.endswith(f"; {module.POSITION_0_AGREES}") is agrees
 
     @pytest.mark.parametrize("tap", ["kv.2.v", "final_norm", "logits", "blocks.0.attn.v"])
     @pytest.mark.parametrize("step", ["prefill.0", "prefill.1", "decode.0", "decode.9"])
@@ -321,7 +350,7 @@ class TestShortSteps:
         candidate = world.candidate(**self.decode(*[2.0] * 10))
         assert world.failed(candidate) == {f"decode.{n}/blocks.1.out" for n in range(10)}
         reason = world.judge(candidate)["decode.0/blocks.1.out"].reason
-        assert "over all short steps" in reason
+        assert reason == "error ratio 2 (2 over all short steps), allowed 1.5"
 
     def test_a_step_that_is_fine_is_not_failed_for_the_others(self, world: World) -> None:
         ratios = [3.0] * 10
