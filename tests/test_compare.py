@@ -308,6 +308,12 @@ class TestThresholds:
         assert result.outcome == FAIL
         assert result.reason.endswith(f"; {module.POSITION_0_AGREES}") is agrees
 
+    def test_two_rows_are_enough_to_tell_position_0_from_the_rest(self) -> None:
+        world = World({"prefill.0": 2}, ("blocks.0.out",))
+        key = "prefill.0/blocks.0.out"
+        result = world.judge(world.candidate(**{key: np.array([1.0, 30.0])}))[key]
+        assert result.reason.endswith(f"; {module.POSITION_0_AGREES}")
+
     @pytest.mark.parametrize("tap", ["kv.2.v", "final_norm", "logits", "blocks.0.attn.v"])
     @pytest.mark.parametrize("step", ["prefill.0", "prefill.1", "decode.0", "decode.9"])
     def test_every_tap_of_every_step_counts(self, world: World, step: str, tap: str) -> None:
