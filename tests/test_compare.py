@@ -136,6 +136,8 @@ class TestIdentityComesFirst:
             (lambda a: a.reshape(1, 24, 12), "shape (1, 24, 12), expected (1, 12, 24)"),
             (lambda a: a.astype(np.float64), "dtype float64, expected float32"),
             (lambda a: a.astype(np.float16), "dtype float16, expected float32"),
+            # numpy has no bfloat16; this is how safetensors gives it
+            (lambda a: a.astype(np.float16).view("V2"), "dtype bfloat16, expected float32"),
         ],
     )
     def test_another_shape_or_dtype(
@@ -172,6 +174,16 @@ class TestIdentityComesFirst:
         assert results[KEY].reason == "the converter fused it away"
         assert {r.outcome for key, r in results.items() if key != KEY} == {PASS}
 
+    def test_what_the_baseline_could_not_read_is_unchecked_for_its_reason(self) -> None:
+        world = World(seed=1)
+        candidate, expected = world.candidate(**{KEY: 50.0}), world.expected
+        del world.oracle.arrays[KEY]
+        world.oracle.unavailable[KEY] = "no module of this name"
+        results = compare(candidate, world.oracle, world.floor, LIMITS, expected)
+        odd = [result for result in results if result.outcome != PASS]
+        told = TapResult(KEY, UNCHECKED, reason="the baseline: no module of this name")
+        assert odd == [told]
+
     def test_a_tap_that_is_there_is_judged_even_if_it_is_called_unavailable(
         self, world: World
     ) -> None:
@@ -180,15 +192,19 @@ class TestIdentityComesFirst:
         assert world.judge(candidate)[KEY].outcome == FAIL
 
     def test_nothing_expected_is_an_error(self, world: World) -> None:
-        with pytest.raises(TraceError, match="nothing is to be compared"):
+        with pytest.raises(TraceError) as caught:
             compare(world.candidate(), world.oracle, world.floor, LIMITS, [])
+        text = "nothing is to be compared; expected at least one step with one tap"
+        assert str(caught.value) == text
 
     @pytest.mark.parametrize("lacking", ["oracle", "floor"])
     def test_a_baseline_that_lacks_a_key_is_an_error(self, world: World, lacking: str) -> None:
         oracle, floor = Trace(dict(world.oracle.arrays)), dict(world.floor)
         del (oracle.arrays if lacking == "oracle" else floor)[KEY]
-        with pytest.raises(TraceError, match=r"the baseline has no prefill\.0/blocks\.1\.attn\.k"):
+        with pytest.raises(TraceError) as caught:
             compare(world.candidate(), oracle, floor, LIMITS, world.expected)
+        text = f"the baseline has no {KEY}; delete the cache and run again"
+        assert str(caught.value) == text
 
     @pytest.mark.parametrize("where", ["oracle", "floor"])
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -367,6 +383,20 @@ class TestShortSteps:
     def test_long_steps_and_other_taps_do_not_dilute_them(self, world: World) -> None:
         candidate = world.candidate(0.5, **self.decode(*[2.0] * 10))
         assert len(world.failed(candidate)) == 10
+
+    def test_a_step_of_enough_rows_is_judged_by_itself(self) -> None:
+        long, few = "prefill.0/blocks.0.out", [f"decode.{n}/blocks.0.out" for n in range(7)]
+
+        def failed(rows: int, long_ratio: float, short_ratio: float) -> set[str]:
+            steps = {"prefill.0": rows, **{f"decode.{n}": 1 for n in range(len(few))}}
+            world = World(steps, ("blocks.0.out",))
+            return world.failed(world.candidate(short_ratio, **{long: long_ratio}))
+
+        enough = module.MIN_ROWS_FOR_RMS
+        assert failed(enough, 1.6, 0.0) == {long}
+        assert failed(enough, 0.0, 2.0) == set(few)
+        # One row fewer is judged together with the others.
+        assert failed(enough - 1, 1.9, 0.0) == set()
 
     def test_the_cache_of_a_decode_step_is_long(self, world: World) -> None:
         """Its last row is the new one; an error there shows by itself."""
