@@ -433,11 +433,12 @@ class TestGreedyTokens:
         vocabulary = 40_000
         oracle = rng.normal(size=(1, 12, vocabulary))
         oracle[0, 5, 3] = 12.0
-        gap = 2.5 * FLOOR * np.linalg.norm(oracle[0, 5])
+        gap = 2.0 * FLOOR * np.linalg.norm(oracle[0, 5])
         oracle[0, 5, 2] = 12.0 + gap
         world.oracle.arrays[key] = oracle
         candidate = Trace({key: oracle.astype(np.float32)})
         candidate[key][0, 5, [2, 3]] = candidate[key][0, 5, [3, 2]]
+        candidate[key][0, 2] *= np.float32(1 + 3.5 * FLOOR)  # further off, and the same token
         result = world.judge(candidate)[key]
         assert result.row_ratio is not None
         assert result.row_ratio < LIMITS.row  # it is the token that fails it
