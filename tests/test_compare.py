@@ -255,17 +255,11 @@ class TestThresholds:
         assert result.row_ratio == pytest.approx(ratio, rel=0.02)
         assert world.failed(world.candidate(**{key: ratios})) <= {key}
 
-    def test_what_is_at_its_limit_is_allowed(self) -> None:
-        """All in powers of two, so that the ratios are 1 and 2 to the last bit."""
-        unit, limits = 2.0**-10, Thresholds(rms=1.0, row=1.0)
+    def of_ratios(self, limits: Thresholds, **steps: list[int]) -> list[TapResult]:
+        """Judged rows in powers of two, so that their ratios are integers to the last bit."""
+        unit = 2.0**-10
         oracle, candidate, floor = Trace(), Trace(), {}
-        ratios = {
-            "prefill.0": [1] * 8,
-            "prefill.1": [1, *[2] * 7],
-            "decode.0": [1],
-            "decode.1": [2],
-        }
-        for step, rows in ratios.items():
+        for step, rows in steps.items():
             truth = np.zeros((1, len(rows), 4))
             truth[..., 0] = 1.0
             off = truth * (1 + np.array(rows)[:, None] * unit)
@@ -273,9 +267,21 @@ class TestThresholds:
             candidate.add(step, "final_norm", off.astype(np.float32))
             floor[f"{step}/final_norm"] = np.full(len(rows), unit)
         results = compare(candidate, oracle, floor, limits, list(oracle))
-        assert [result.row_ratio for result in results] == [1.0, 2.0, 1.0, 2.0]
-        assert [result.outcome for result in results] == [PASS, FAIL, PASS, FAIL]
-        assert results[1].reason.endswith(module.POSITION_0_AGREES)
+        assert [result.row_ratio for result in results] == [max(rows) for rows in steps.values()]
+        return list(results)
+
+    def test_what_is_at_its_limit_is_allowed(self) -> None:
+        results = self.of_ratios(Thresholds(1.0, 1.0), long=[1] * 8, one=[1], other=[2])
+        assert [result.outcome for result in results] == [PASS, PASS, FAIL]
+        # Short steps whose rms is 1 together; one of them is above it, and at the limit of a row.
+        short = {f"decode.{n}": [ratio] for n, ratio in enumerate([2, 1, 1, 1, 1, 0, 0, 0])}
+        results = self.of_ratios(Thresholds(1.0, 2.0), **short)
+        assert {result.outcome for result in results} == {PASS}
+
+    @pytest.mark.parametrize("first_row", [0, 1])
+    def test_position_0_agrees_up_to_its_limit(self, first_row: int) -> None:
+        (result,) = self.of_ratios(Thresholds(1.0, 1.0), long=[first_row, *[2] * 7])
+        assert result.reason.endswith(f"; {module.POSITION_0_AGREES}")
 
     def test_every_row_counts(self, world: World) -> None:
         for row in (0, 10, 19):
