@@ -456,6 +456,16 @@ class TestGreedyTokens:
         (later,) = compare(candidate, world.oracle, world.floor, LIMITS, [key], starts)
         assert (later.outcome, later.worst_row) == (FAIL, 12)
         assert later.reason == result.reason.replace("position 5", "position 12")
+        # Only logits choose a token: the same in an activation is rounding.
+        inner = "prefill.0/blocks.0.out"
+        given, truth = Trace({inner: candidate[key]}), Trace({inner: oracle})
+        floor = {inner: world.floor[key]}
+        assert [r.outcome for r in compare(given, truth, floor, LIMITS, [inner])] == [PASS]
+
+    def test_logits_that_fail_by_their_values_say_so(self, world: World) -> None:
+        result = world.judge(world.candidate(**{self.KEY: 1e5}))[self.KEY]
+        assert result.outcome == FAIL
+        assert result.reason.startswith("error ratio ")
 
 
 class TestTheLeg:
