@@ -469,3 +469,18 @@ def test_a_family_that_is_not_known_may_do_unsaid_what_its_config_does_not_say()
     assert width.outcome == FAIL
     (said,) = held({"final softcap": 50.0}, module, family="other")
     assert said.outcome == FAIL
+
+
+def test_an_integer_is_held_exactly_in_a_file_too() -> None:
+    said, found = 2**24 + 1, 2**24  # one float32
+    (check,) = held({"vocabulary": said}, Readings("file", {"vocabulary": found}))
+    assert (check.outcome, check.expected, check.found) == (FAIL, str(said), str(found))
+
+
+def test_what_neither_side_tells_has_no_values() -> None:
+    unread = {"activation": "set in code"}
+    assert held({}, Readings("module"), unread=unread) == ()
+    assert held({}, Readings("module", {}, {"activation": "Own"}), unread=unread) == (
+        Check("activation", "module", UNCHECKED, "", "", "Own"),
+    )
+    assert audit_config(Readings("config"), [], family="llama").name == CONFIG
