@@ -136,6 +136,8 @@ class TestIdentityComesFirst:
             (lambda a: a.reshape(1, 24, 12), "shape (1, 24, 12), expected (1, 12, 24)"),
             (lambda a: a.astype(np.float64), "dtype float64, expected float32"),
             (lambda a: a.astype(np.float16), "dtype float16, expected float32"),
+            # numpy has no bfloat16; this is how safetensors gives it
+            (lambda a: a.astype(np.float16).view("V2"), "dtype bfloat16, expected float32"),
         ],
     )
     def test_another_shape_or_dtype(
@@ -172,6 +174,16 @@ class TestIdentityComesFirst:
         assert results[KEY].reason == "the converter fused it away"
         assert {r.outcome for key, r in results.items() if key != KEY} == {PASS}
 
+    def test_what_the_baseline_could_not_read_is_unchecked_for_its_reason(self) -> None:
+        world = World(seed=1)
+        candidate, expected = world.candidate(**{KEY: 50.0}), world.expected
+        del world.oracle.arrays[KEY]
+        world.oracle.unavailable[KEY] = "no module of this name"
+        results = compare(candidate, world.oracle, world.floor, LIMITS, expected)
+        odd = [result for result in results if result.outcome != PASS]
+        told = TapResult(KEY, UNCHECKED, reason="the baseline: no module of this name")
+        assert odd == [told]
+
     def test_a_tap_that_is_there_is_judged_even_if_it_is_called_unavailable(
         self, world: World
     ) -> None:
@@ -180,15 +192,19 @@ class TestIdentityComesFirst:
         assert world.judge(candidate)[KEY].outcome == FAIL
 
     def test_nothing_expected_is_an_error(self, world: World) -> None:
-        with pytest.raises(TraceError, match="nothing is to be compared"):
+        with pytest.raises(TraceError) as caught:
             compare(world.candidate(), world.oracle, world.floor, LIMITS, [])
+        text = "nothing is to be compared; expected at least one step with one tap"
+        assert str(caught.value) == text
 
     @pytest.mark.parametrize("lacking", ["oracle", "floor"])
     def test_a_baseline_that_lacks_a_key_is_an_error(self, world: World, lacking: str) -> None:
         oracle, floor = Trace(dict(world.oracle.arrays)), dict(world.floor)
         del (oracle.arrays if lacking == "oracle" else floor)[KEY]
-        with pytest.raises(TraceError, match=r"the baseline has no prefill\.0/blocks\.1\.attn\.k"):
+        with pytest.raises(TraceError) as caught:
             compare(world.candidate(), oracle, floor, LIMITS, world.expected)
+        text = f"the baseline has no {KEY}; delete the cache and run again"
+        assert str(caught.value) == text
 
     @pytest.mark.parametrize("where", ["oracle", "floor"])
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -239,6 +255,34 @@ class TestThresholds:
         assert result.row_ratio == pytest.approx(ratio, rel=0.02)
         assert world.failed(world.candidate(**{key: ratios})) <= {key}
 
+    def of_ratios(self, limits: Thresholds, **steps: list[int]) -> list[TapResult]:
+        """Judged rows in powers of two, so that their ratios are integers to the last bit."""
+        unit = 2.0**-10
+        oracle, candidate, floor = Trace(), Trace(), {}
+        for step, rows in steps.items():
+            truth = np.zeros((1, len(rows), 4))
+            truth[..., 0] = 1.0
+            off = truth * (1 + np.array(rows)[:, None] * unit)
+            oracle.add(step, "final_norm", truth)
+            candidate.add(step, "final_norm", off.astype(np.float32))
+            floor[f"{step}/final_norm"] = np.full(len(rows), unit)
+        results = compare(candidate, oracle, floor, limits, list(oracle))
+        assert [result.row_ratio for result in results] == [max(rows) for rows in steps.values()]
+        return list(results)
+
+    def test_what_is_at_its_limit_is_allowed(self) -> None:
+        results = self.of_ratios(Thresholds(1.0, 1.0), long=[1] * 8, one=[1], other=[2])
+        assert [result.outcome for result in results] == [PASS, PASS, FAIL]
+        # Short steps whose rms is 1 together; one of them is above it, and at the limit of a row.
+        short = {f"decode.{n}": [ratio] for n, ratio in enumerate([2, 1, 1, 1, 1, 0, 0, 0])}
+        results = self.of_ratios(Thresholds(1.0, 2.0), **short)
+        assert {result.outcome for result in results} == {PASS}
+
+    @pytest.mark.parametrize("first_row", [0, 1])
+    def test_position_0_agrees_up_to_its_limit(self, first_row: int) -> None:
+        (result,) = self.of_ratios(Thresholds(1.0, 1.0), long=[first_row, *[2] * 7])
+        assert result.reason.endswith(f"; {module.POSITION_0_AGREES}")
+
     def test_every_row_counts(self, world: World) -> None:
         for row in (0, 10, 19):
             ratios = np.ones(20)
@@ -265,6 +309,33 @@ class TestThresholds:
             assert "position 25: 50" in results[key].reason
         assert results["prefill.1/logits"].worst_row == 14
 
+    @pytest.mark.parametrize(
+        ("first_row", "start", "agrees"),
+        [(1.0, 0, True), (0.0, 0, True), (5.0, 0, False), (1.0, 12, False), (1.0, 1, False)],
+    )
+    def test_it_is_told_that_position_0_alone_agrees(
+        self, world: World, first_row: float, start: int, agrees: bool
+    ) -> None:
+        """It tells a fault of positions or of the mask from one of the weights."""
+        key, ratios = "prefill.0/blocks.1.out", np.full(12, 30.0)
+        ratios[0] = first_row
+        (result,) = compare(
+            Trace({key: world.noisy(key, ratios)}),
+            world.oracle,
+            world.floor,
+            LIMITS,
+            [key],
+            {"prefill.0": start},
+        )
+        assert result.outcome == FAIL
+        assert result.reason.endswith(f"; {module.POSITION_0_AGREES}") is agrees
+
+    def test_two_rows_are_enough_to_tell_position_0_from_the_rest(self) -> None:
+        world = World({"prefill.0": 2}, ("blocks.0.out",))
+        key = "prefill.0/blocks.0.out"
+        result = world.judge(world.candidate(**{key: np.array([1.0, 30.0])}))[key]
+        assert result.reason.endswith(f"; {module.POSITION_0_AGREES}")
+
     @pytest.mark.parametrize("tap", ["kv.2.v", "final_norm", "logits", "blocks.0.attn.v"])
     @pytest.mark.parametrize("step", ["prefill.0", "prefill.1", "decode.0", "decode.9"])
     def test_every_tap_of_every_step_counts(self, world: World, step: str, tap: str) -> None:
@@ -288,6 +359,11 @@ class TestShortSteps:
     def decode(self, *ratios: float) -> dict[str, float]:
         return {f"decode.{n}/blocks.1.out": ratio for n, ratio in enumerate(ratios)}
 
+    def test_the_allowance_falls_evenly_from_one_row_to_many(self) -> None:
+        allowed = [LIMITS.rms_over(rows) for rows in range(1, module.MIN_ROWS_FOR_RMS + 1)]
+        np.testing.assert_allclose(allowed, np.linspace(LIMITS.row, LIMITS.rms, len(allowed)))
+        assert LIMITS.rms_over(module.MIN_ROWS_FOR_RMS + 1) == LIMITS.rms
+
     def test_a_fault_in_one_decode_step_is_found_there_alone(self, world: World) -> None:
         ratios = [1.0] * 10
         ratios[6] = 10.0
@@ -302,7 +378,7 @@ class TestShortSteps:
         candidate = world.candidate(**self.decode(*[2.0] * 10))
         assert world.failed(candidate) == {f"decode.{n}/blocks.1.out" for n in range(10)}
         reason = world.judge(candidate)["decode.0/blocks.1.out"].reason
-        assert "over all short steps" in reason
+        assert reason == "error ratio 2 (2 over all short steps), allowed 1.5"
 
     def test_a_step_that_is_fine_is_not_failed_for_the_others(self, world: World) -> None:
         ratios = [3.0] * 10
@@ -313,6 +389,20 @@ class TestShortSteps:
     def test_long_steps_and_other_taps_do_not_dilute_them(self, world: World) -> None:
         candidate = world.candidate(0.5, **self.decode(*[2.0] * 10))
         assert len(world.failed(candidate)) == 10
+
+    def test_a_step_of_enough_rows_is_judged_by_itself(self) -> None:
+        long, few = "prefill.0/blocks.0.out", [f"decode.{n}/blocks.0.out" for n in range(7)]
+
+        def failed(rows: int, long_ratio: float, short_ratio: float) -> set[str]:
+            steps = {"prefill.0": rows, **{f"decode.{n}": 1 for n in range(len(few))}}
+            world = World(steps, ("blocks.0.out",))
+            return world.failed(world.candidate(short_ratio, **{long: long_ratio}))
+
+        enough = module.MIN_ROWS_FOR_RMS
+        assert failed(enough, 1.6, 0.0) == {long}
+        assert failed(enough, 0.0, 2.0) == set(few)
+        # One row fewer is judged together with the others.
+        assert failed(enough - 1, 1.9, 0.0) == set()
 
     def test_the_cache_of_a_decode_step_is_long(self, world: World) -> None:
         """Its last row is the new one; an error there shows by itself."""
@@ -349,18 +439,33 @@ class TestGreedyTokens:
         vocabulary = 40_000
         oracle = rng.normal(size=(1, 12, vocabulary))
         oracle[0, 5, 3] = 12.0
-        gap = 2.5 * FLOOR * np.linalg.norm(oracle[0, 5])
+        gap = 2.0 * FLOOR * np.linalg.norm(oracle[0, 5])
         oracle[0, 5, 2] = 12.0 + gap
         world.oracle.arrays[key] = oracle
         candidate = Trace({key: oracle.astype(np.float32)})
         candidate[key][0, 5, [2, 3]] = candidate[key][0, 5, [3, 2]]
+        candidate[key][0, 2] *= np.float32(1 + 3.5 * FLOOR)  # further off, and the same token
         result = world.judge(candidate)[key]
         assert result.row_ratio is not None
         assert result.row_ratio < LIMITS.row  # it is the token that fails it
         assert result.error_ratio is not None
         assert result.error_ratio < LIMITS.rms
+        assert (result.outcome, result.worst_row) == (FAIL, 5)
+        assert result.reason.startswith("position 5: greedy token 3, expected 2; their logits are ")
+        starts = {"prefill.0": 7}
+        (later,) = compare(candidate, world.oracle, world.floor, LIMITS, [key], starts)
+        assert (later.outcome, later.worst_row) == (FAIL, 12)
+        assert later.reason == result.reason.replace("position 5", "position 12")
+        # Only logits choose a token: the same in an activation is rounding.
+        inner = "prefill.0/blocks.0.out"
+        given, truth = Trace({inner: candidate[key]}), Trace({inner: oracle})
+        floor = {inner: world.floor[key]}
+        assert [r.outcome for r in compare(given, truth, floor, LIMITS, [inner])] == [PASS]
+
+    def test_logits_that_fail_by_their_values_say_so(self, world: World) -> None:
+        result = world.judge(world.candidate(**{self.KEY: 1e5}))[self.KEY]
         assert result.outcome == FAIL
-        assert "greedy token 3, expected 2" in result.reason
+        assert result.reason.startswith("error ratio ")
 
 
 class TestTheLeg:
@@ -455,12 +560,149 @@ class TestTheLeg:
     def test_worst_is_the_largest_ratio_or_what_has_none(
         self, leg: Callable[..., LegResult], world: World
     ) -> None:
-        worst = leg(world.candidate(**{"prefill.1/final_norm": 1.3})).worst
+        key = "prefill.1/final_norm"
+
+        def worst(ratio: float, **changed: float | None) -> str | None:
+            found = leg(world.candidate(ratio, **changed)).worst
+            return None if found is None else found.tap
+
+        assert worst(1.0, **{key: 1.3}) == key
+        assert worst(0.5, **{key: 0.7}) == key  # not a lookup, whose ratio is 0
+        assert worst(1.0, **{KEY: 20.0, key: 80.0}) == key
+        assert worst(1.0, **{KEY: None, key: 80.0}) == KEY
+
+    def test_worst_is_a_step_of_many_rows_where_there_is_one(
+        self, leg: Callable[..., LegResult], world: World
+    ) -> None:
+        """The ratio of a decode step is that of one row."""
+        one, many = "decode.3/final_norm", "prefill.1/final_norm"
+        worst = leg(world.candidate(**{one: 2.0, many: 1.3})).worst
         assert worst is not None
-        assert worst.tap == "prefill.1/final_norm"
-        worst = leg(world.candidate(**{"prefill.1/final_norm": 80.0, KEY: None})).worst
+        assert worst.tap == many
+        decode = [key for key in world.expected if key.startswith("decode")]
+        whole = world.candidate(**{one: 2.0})
+        candidate = Trace({key: whole[key] for key in decode})
+        worst = judge_leg("authoring", candidate, None, world.baseline(), decode).worst
         assert worst is not None
-        assert worst.tap == KEY
+        assert worst.tap == one
+
+    def test_nothing_measured_has_no_worst(
+        self, leg: Callable[..., LegResult], world: World
+    ) -> None:
+        judged = leg(Trace(unavailable=dict.fromkeys(world.expected, "not readable")))
+        assert (judged.outcome, judged.worst) == (UNCHECKED, None)
+
+    def test_a_missing_tap_diverges_without_measure(
+        self, leg: Callable[..., LegResult], world: World
+    ) -> None:
+        divergence = leg(world.candidate(**{KEY: None})).first_divergence
+        assert divergence is not None
+        assert (divergence.tap, divergence.error_ratio) == (KEY, np.inf)
+
+    def test_each_run_is_judged_by_its_own_limits(
+        self, monkeypatch: pytest.MonkeyPatch, world: World
+    ) -> None:
+        limits = {"conversion": Thresholds(9.0, 30.0), "isolated": LIMITS}
+        monkeypatch.setattr(module, "thresholds", limits.__getitem__)
+        off = world.candidate(**{KEY: 5.0})
+
+        def judge(whole: Trace, isolated: Trace) -> LegResult:
+            return judge_leg("conversion", whole, isolated, world.baseline(), world.expected)
+
+        judged = judge(off, world.candidate())
+        assert (judged.name, judged.outcome) == ("conversion", PASS)
+        assert judged.threshold == {"rms": 9.0, "row": 30.0}
+        assert judge(world.candidate(), off).outcome == FAIL
+
+    def test_each_run_is_held_against_its_own_floor(
+        self, monkeypatch: pytest.MonkeyPatch, world: World
+    ) -> None:
+        monkeypatch.setattr(module, "thresholds", lambda name: LIMITS)
+        narrow = {key: rows / 10 for key, rows in world.floor.items()}
+        baseline = Baseline(world.oracle, world.floor, narrow, world.candidate())
+        clean = world.candidate()
+        judged = judge_leg("authoring", clean, clean, baseline, [KEY])
+        assert judged.taps[0].error_ratio == pytest.approx(1.0, rel=0.02)
+        assert judged.taps[0].isolated_ratio == pytest.approx(10.0, rel=0.02)
+        assert judged.taps[0].isolated_row_ratio == pytest.approx(10.0, rel=0.05)
+
+    def test_both_runs_tell_a_row_by_its_position(
+        self, monkeypatch: pytest.MonkeyPatch, world: World
+    ) -> None:
+        monkeypatch.setattr(module, "thresholds", lambda name: LIMITS)
+        key, ratios = "prefill.1/blocks.0.out", np.ones(20)
+        ratios[13] = 50.0
+        off, starts = world.candidate(**{key: ratios}), {"prefill.0": 0, "prefill.1": 12}
+        for whole, isolated in ((off, world.candidate()), (world.candidate(), off)):
+            judged = judge_leg(
+                "authoring", whole, isolated, world.baseline(), world.expected, starts
+            )
+            (failed,) = [result for result in judged.taps if result.outcome == FAIL]
+            assert "position 25: 50" in failed.reason
+
+    def test_the_reasons_of_both_runs_are_told_each_once(
+        self, leg: Callable[..., LegResult], world: World
+    ) -> None:
+        def reason(whole: Trace, isolated: Trace | None) -> str:
+            return {result.tap: result for result in leg(whole, isolated).taps}[KEY].reason
+
+        clean, off = world.candidate(), world.candidate(**{KEY: 3.0})
+        own = reason(off, None)
+        assert own.startswith("error ratio 3, allowed 1.5")
+        assert reason(off, clean) == own
+        worse = reason(clean, world.candidate(**{KEY: 9.0}))
+        assert reason(off, world.candidate(**{KEY: 9.0})) == f"{own}; {worse}"
+        unread = world.candidate(**{KEY: None})
+        unread.unavailable[KEY] = "fused"
+        assert reason(unread, unread) == "fused"
+
+    def test_an_extra_tap_of_either_run_fails(
+        self, leg: Callable[..., LegResult], world: World
+    ) -> None:
+        odd = world.candidate()
+        odd.add("prefill.0", "blocks.3.out", np.zeros((1, 12, WIDTH), np.float32))
+        for judged in (leg(odd, world.candidate()), leg(world.candidate(), odd)):
+            failed = [result.tap for result in judged.taps if result.outcome == FAIL]
+            assert failed == ["prefill.0/blocks.3.out"]
+
+    def test_what_is_unchecked_is_counted_and_its_reasons_too(
+        self, leg: Callable[..., LegResult], world: World
+    ) -> None:
+        reasons = {KEY: "fused", "decode.0/logits": "fused"}
+        for more, told in (
+            ({}, "2 taps unchecked: fused"),
+            ({"decode.1/logits": "lost"}, "3 taps unchecked: fused (and 1 more reasons)"),
+            ({"decode.2/logits": "cut"}, "4 taps unchecked: fused (and 2 more reasons)"),
+        ):
+            reasons |= more
+            candidate = world.candidate(**dict.fromkeys(reasons))
+            candidate.unavailable |= reasons
+            assert leg(candidate).reason == told
+
+    @pytest.mark.parametrize("notes", [(), ("told before",)])
+    def test_another_representation_passes_with_a_note(
+        self, monkeypatch: pytest.MonkeyPatch, notes: tuple[str, ...]
+    ) -> None:
+        monkeypatch.setattr(module, "thresholds", lambda name: LIMITS)
+        own = ("blocks.0.attn.k", "kv.0.k")
+        world = World({"prefill.0": 12}, (*own, "blocks.0.out", "logits"))
+        rows, cache = (f"prefill.0/{tap}" for tap in own)
+        world.oracle.arrays[rows] = world.oracle[cache]
+        candidate = world.candidate()
+        candidate.arrays[rows] = candidate.arrays[cache] = world.noisy(rows, 1e4)
+
+        def judge(run: Trace) -> LegResult:
+            baseline, starts = world.baseline(), {"prefill.0": 0}
+            return judge_leg("authoring", run, None, baseline, world.expected, starts, notes=notes)
+
+        judged = judge(candidate)
+        assert judged.outcome == PASS
+        assert judged.first_divergence is None
+        assert judged.notes[:-1] == notes
+        assert "other values in attn.k, the KV cache" in judged.notes[-1]
+        candidate.arrays[cache] = world.noisy(cache, 1e4)  # not what was attended with
+        assert judge(candidate).outcome == FAIL
+        assert judge(candidate).notes == notes
 
 
 def test_nothing_judged_is_no_pass() -> None:

@@ -16,13 +16,14 @@ ROWS = {"prefill.0": (0, 3), "decode.0": (3, 4)}
 
 
 def trace() -> Trace:
-    """Two steps of one block whose cache is what was attended with."""
-    rows = np.random.default_rng(0).standard_normal((1, 4, 2, 8)).astype(np.float32)
-    made = Trace()
-    for step, (first, last) in ROWS.items():
+    """Two steps of two blocks whose caches are what was attended with."""
+    rng, made = np.random.default_rng(0), Trace()
+    for block in (0, 1):
         for which in "kv":
-            made.add(step, f"blocks.0.attn.{which}", rows[:, first:last])
-            made.add(step, f"kv.0.{which}", rows[:, :last].copy())
+            rows = rng.standard_normal((1, 4, 2, 8)).astype(np.float32)
+            for step, (first, last) in ROWS.items():
+                made.add(step, f"blocks.{block}.attn.{which}", rows[:, first:last])
+                made.add(step, f"kv.{block}.{which}", rows[:, :last].copy())
     return made
 
 
@@ -53,6 +54,21 @@ def test_a_gross_difference_without_consequence_passes_and_is_told() -> None:
     assert note == f"{NOTE}: other values in attn.q, attn.k, the KV cache; the rest agrees"
 
 
+@pytest.mark.parametrize("isolated", [None, FAIL, PASS])
+def test_what_passes_passes_in_both_runs(isolated: str | None) -> None:
+    results = [replace(tap, isolated_outcome=isolated) for tap in keys_differ()]
+    told, _ = excuse([tap for tap in results if tap.outcome == FAIL], trace(), STARTS)
+    assert {tap.outcome for tap in told} == {PASS}
+    assert {tap.isolated_outcome for tap in told} == {None if isolated is None else PASS}
+
+
+def test_a_final_norm_that_is_folded_into_the_head_passes() -> None:
+    folded = [result(f"{step}/final_norm", FAIL, 1e5) for step in STARTS]
+    told, note = excuse([*folded, result("decode.0/logits")], trace(), STARTS)
+    assert {tap.outcome for tap in told} == {PASS}
+    assert note == f"{NOTE}: other values in final_norm; the rest agrees"
+
+
 def test_a_right_leg_is_left_as_it_is() -> None:
     clean = [result("prefill.0/logits")]
     assert excuse(clean, trace(), STARTS) == (clean, "")
@@ -66,9 +82,10 @@ def test_any_consequence_makes_it_a_fault(tap: str) -> None:
     assert excuse(results, trace(), STARTS) == (results, "")
 
 
-def test_a_small_difference_stays_a_fault() -> None:
+@pytest.mark.parametrize("ratio", [GROSS * 0.99, GROSS])
+def test_a_small_difference_stays_a_fault(ratio: float) -> None:
     """What follows could have dampened it below the limit."""
-    results = keys_differ(GROSS * 0.99)
+    results = keys_differ(ratio)
     assert excuse(results, trace(), STARTS) == (results, "")
 
 
@@ -101,3 +118,27 @@ def test_a_cache_that_loses_earlier_rows_stays_a_fault() -> None:
     changed.arrays["decode.0/kv.0.k"][0, 0] = 0
     results = keys_differ()
     assert excuse(results, changed, STARTS) == (results, "")
+
+
+@pytest.mark.parametrize("block", [0, 1])
+@pytest.mark.parametrize("which", ["k", "v"])
+def test_every_cache_is_held_against_what_its_own_block_attended_with(
+    block: int, which: str
+) -> None:
+    results = [
+        result(f"{step}/{tap}", FAIL, 1e5)
+        for step in STARTS
+        for tap in (f"blocks.{block}.attn.{which}", f"kv.{block}.{which}")
+    ]
+    told, note = excuse(results, trace(), STARTS)
+    assert {tap.outcome for tap in told} == {PASS}
+    assert note == f"{NOTE}: other values in attn.{which}, the KV cache; the rest agrees"
+
+
+@pytest.mark.parametrize("tap", ["kv.0.k", "blocks.0.attn.k"])
+@pytest.mark.parametrize("step", STARTS)
+def test_a_cache_that_cannot_be_held_against_anything_stays_a_fault(step: str, tap: str) -> None:
+    lacking = trace()
+    del lacking.arrays[f"{step}/{tap}"]
+    results = keys_differ()
+    assert excuse(results, lacking, STARTS) == (results, "")

@@ -98,6 +98,12 @@ def test_measure_is_relative_to_each_row(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(errors.ratios(0.0), [1, 0.5, 2], rtol=1e-9)
 
 
+def test_a_division_by_a_floor_of_zero_is_no_warning() -> None:
+    with np.errstate(divide="raise", invalid="raise"):
+        ratios = RowErrors(np.array([0.0, 1e-3]), np.zeros(2)).ratios(0.0)
+    np.testing.assert_array_equal(ratios, [0.0, np.inf])
+
+
 def test_a_lucky_row_is_judged_by_the_typical_floor() -> None:
     errors = RowErrors(np.array([1e-6, 1e-6]), np.array([1e-6, 1e-12]))
     np.testing.assert_allclose(errors.ratios(errors.rms_floor), [1.0, np.sqrt(2)], rtol=1e-9)
@@ -150,6 +156,11 @@ class TestGreedy:
         assert (row, wanted, got) == (1, 7, 9)
         assert gap == pytest.approx(1.2 * explained, rel=1e-6)
         assert told == pytest.approx(explained, rel=0.2)
+
+    def test_either_of_two_equal_logits_is_right_even_without_a_floor(self) -> None:
+        rows = np.array([[[1.0, 8.0, 8.0]]])
+        given = np.array([[[1.0, 7.5, 8.0]]])
+        assert noise.greedy_mismatch(given, rows, np.zeros(1), self.ALLOWED) is None
 
     def test_the_same_token_is_no_mismatch_however_far_the_logits(
         self, rng: np.random.Generator

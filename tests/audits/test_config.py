@@ -17,7 +17,7 @@ import models
 from edgeverify.audits.authored import of_config, of_module
 from edgeverify.audits.config import audit_config, audit_mask_inputs
 from edgeverify.audits.declared import declared
-from edgeverify.audits.model import NOT_APPLICABLE, AuditResult, Readings
+from edgeverify.audits.model import CONFIG, NOT_APPLICABLE, AuditResult, Check, Readings
 from edgeverify.report.model import FAIL, PASS, UNCHECKED
 from models import CATALOGUE
 
@@ -270,10 +270,20 @@ def test_a_window_longer_than_the_masks_cannot_be_seen_and_is_no_fault(
 def test_one_mask_input_for_layers_of_two_kinds_is_a_fault() -> None:
     said = declared(tiny("gemma2")[0])
     check = audit_mask_inputs(said, ("global",)).checks[0]
+    assert (check.item, check.where) == ("window", "mask inputs")
     assert (check.outcome, check.expected, check.found) == (FAIL, "global, local", "global")
-    assert audit_mask_inputs(said, ("global", "local")).outcome == PASS
+    assert check.reason == "one mask for all layers drops the window of the local ones"
+    (check,) = audit_mask_inputs(said, ("global", "local")).checks
+    assert (check.outcome, check.found, check.reason) == (PASS, "global, local", "")
     llama = audit_mask_inputs(declared(tiny("tinyllama")[0]), ("global",))
-    assert llama.checks[0].outcome == NOT_APPLICABLE
+    assert llama.name == CONFIG
+    assert llama.checks == (Check("window", "mask inputs", NOT_APPLICABLE, "none", "none"),)
+
+
+def test_where_all_layers_have_a_window_one_mask_with_it_is_enough() -> None:
+    said = Readings("config", {f"blocks.{i}.window": 4096 for i in (0, 1)})
+    assert audit_mask_inputs(said, ("local",)).outcome == PASS
+    assert audit_mask_inputs(said, ("global",)).outcome == FAIL
 
 
 def test_what_cannot_be_read_is_unchecked_with_its_reason(loaded: Callable[[str], Any]) -> None:
@@ -351,3 +361,126 @@ def test_a_family_that_nobody_has_read_is_not_failed_for_what_it_does_not_say() 
     assert failing(told) == []
     assert ("embedding scale", UNCHECKED) in [(check.item, check.outcome) for check in told.odd]
     assert failing(audited(hf_config, of_config(config))) == ["embedding scale"]
+
+
+def held(
+    said: dict[str, Any], *found: Readings, unread: dict[str, str] | None = None, **options: Any
+) -> tuple[Check, ...]:
+    """The checks of made-up readings."""
+    readings = Readings("config", said, unread or {})
+    return audit_config(readings, found, **{"family": "llama", **options}).checks
+
+
+def test_each_place_is_held_by_itself_and_names_the_blocks_that_differ() -> None:
+    said = {f"blocks.{i}.heads": 4 for i in range(4)}
+    config = Readings("ModelConfig", dict(said))
+    module = Readings("module", {**said, "blocks.1.heads": 5, "blocks.3.heads": 5})
+    file = Readings("file", {**said, "blocks.2.heads": 6})
+    assert held(said, config, module, file) == (
+        Check("heads", "ModelConfig", PASS, "4", "4"),
+        Check("heads", "module, blocks 0, 2", PASS, "4", "4"),
+        Check("heads", "module, blocks 1, 3", FAIL, "4", "5"),
+        Check("heads", "file, blocks 0, 1, 3", PASS, "4", "4"),
+        Check("heads", "file, block 2", FAIL, "4", "6"),
+    )
+
+
+def test_what_one_place_cannot_show_another_may() -> None:
+    said, unread = {"final norm eps": 1e-05}, Readings("module", {}, {"final norm eps": "no eps"})
+    unchecked = Check("final norm eps", "module", UNCHECKED, "1e-05", "", "no eps")
+    assert held(said, unread) == (unchecked,)
+    # The ModelConfig is what was meant; only what was built shows it.
+    config = Readings("ModelConfig", dict(said))
+    assert held(said, config, unread) == (
+        Check("final norm eps", "ModelConfig", PASS, "1e-05", "1e-05"),
+        unchecked,
+    )
+    for where in ("file", "module"):
+        (check,) = held(said, unread, Readings(where, {"final norm eps": 1.1e-05}))[:1]
+        assert (check.outcome, check.where, check.found) == (FAIL, where, "1.1e-05")
+
+
+def test_what_nothing_shows_is_unchecked_unless_there_is_nothing_to_show() -> None:
+    module = Readings("module", {"width": 64})
+    assert held({"width": 64, "final softcap": 30.0, "window": "none"}, module) == (
+        Check("width", "module", PASS, "64", "64"),
+        Check("final softcap", "", UNCHECKED, reason="nothing that was built shows it"),
+    )
+
+
+def test_what_the_config_does_not_tell_is_unchecked_with_its_reason() -> None:
+    module = Readings("module", {"activation": "gelu"})
+    assert held({}, module, unread={"activation": "set in code"}) == (
+        Check("activation", "module", UNCHECKED, "", "gelu", "set in code"),
+    )
+
+
+@pytest.mark.parametrize("where", ["module", "file"])
+@pytest.mark.parametrize(
+    ("window", "rows", "found", "outcome", "expected"),
+    [
+        (13, 14, 13, PASS, "13"),
+        (13, 14, "none", FAIL, "13"),
+        (13, 13, "none", NOT_APPLICABLE, "none"),
+        (13, None, "none", FAIL, "13"),
+        ("none", 14, "none", NOT_APPLICABLE, "none"),
+        ("none", 14, 13, FAIL, "none"),
+    ],
+)
+def test_a_window_is_held_as_far_as_the_masks_rows_can_show_it(
+    where: str, window: Any, rows: int | None, found: Any, outcome: str, expected: str
+) -> None:
+    (check,) = held({"window": window}, Readings(where, {"window": found}), rows=rows)
+    assert check == Check("window", where, outcome, expected, str(found))
+
+
+def test_the_modelconfig_is_held_against_the_window_itself() -> None:
+    (check,) = held({"window": 64}, Readings("ModelConfig", {"window": "none"}), rows=40)
+    assert (check.outcome, check.expected) == (FAIL, "64")
+
+
+@pytest.mark.parametrize(
+    ("field", "where", "ulps", "outcome"),
+    [
+        ("query scale", "file", 1, PASS),
+        ("query scale", "file", 2, FAIL),
+        ("embedding scale", "file", -1, PASS),
+        ("rotary base", "file", 0, PASS),
+        ("rotary base", "file", 1, FAIL),
+    ],
+)
+def test_a_file_is_held_in_float32(field: str, where: str, ulps: int, outcome: str) -> None:
+    said = 40**-0.5  # which float32 does not hold
+    found = np.float32(said)
+    for _ in range(abs(ulps)):
+        found = np.nextafter(found, np.float32(np.sign(ulps)))
+    (check,) = held({field: said}, Readings(where, {field: found}))
+    assert (check.outcome, check.found) == (outcome, repr(float(found)))
+    (check,) = held({field: said}, Readings("module", {field: float(found)}))
+    assert check.outcome == FAIL  # a module holds it in full
+
+
+def test_a_family_that_is_not_known_may_do_unsaid_what_its_config_does_not_say() -> None:
+    module = Readings("module", {"final softcap": 30.0, "width": 65})
+    softcap, width = held({"final softcap": "none", "width": 64}, module, family="other")
+    assert softcap.outcome == UNCHECKED
+    assert (softcap.expected, softcap.found) == ("none", "30.0")
+    assert softcap.reason == "where 'other' says it is not known"
+    assert width.outcome == FAIL
+    (said,) = held({"final softcap": 50.0}, module, family="other")
+    assert said.outcome == FAIL
+
+
+def test_an_integer_is_held_exactly_in_a_file_too() -> None:
+    said, found = 2**24 + 1, 2**24  # one float32
+    (check,) = held({"vocabulary": said}, Readings("file", {"vocabulary": found}))
+    assert (check.outcome, check.expected, check.found) == (FAIL, str(said), str(found))
+
+
+def test_what_neither_side_tells_has_no_values() -> None:
+    unread = {"activation": "set in code"}
+    assert held({}, Readings("module"), unread=unread) == ()
+    assert held({}, Readings("module", {}, {"activation": "Own"}), unread=unread) == (
+        Check("activation", "module", UNCHECKED, "", "", "Own"),
+    )
+    assert audit_config(Readings("config"), [], family="llama").name == CONFIG
