@@ -264,21 +264,15 @@ def run_reauthored(
 
 
 def find_causes(run: Run, baseline: Baseline) -> tuple[Finding, ...]:
-    """The likely causes of a failed authoring leg; empty where the diagnosis itself fails.
+    """The likely causes of a failed authoring leg.
 
-    It only adds to a verdict that stands without it, so nothing that it raises may get through.
+    It only adds to a verdict that stands without it, so nothing that it raises may get through;
+    that it failed is told.
     """
     model, oracle = run.model(), baseline.oracle
 
     def alone() -> Trace:
-        return reauthored.run(
-            model,
-            run.case,
-            mask_kinds=run.port.mask_kinds,
-            window=run.window,
-            inject=oracle,
-            every_tap=True,
-        )
+        return every_tap_fed(run, oracle, None)
 
     starts = {step.name: step.start for step in run.case.steps}
     expected = run.expected(oracle)
@@ -287,8 +281,9 @@ def find_causes(run: Run, baseline: Baseline) -> tuple[Finding, ...]:
             return diagnose(
                 model, run.hf_config, run.state(), run.case, alone, baseline, expected, starts
             )
-        except Exception:
-            return ()
+        except Exception as error:
+            told = f"the cause was not looked for to the end: {type(error).__name__}: {error}"
+            return (Finding("authoring.unexplained", "authoring", "", told),)
 
 
 def converted(run: Run) -> Path:

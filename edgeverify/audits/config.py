@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from edgeverify.audits.declared import KNOWN_FAMILIES, NONE, UNSPOKEN
-from edgeverify.audits.model import CONFIG, NOT_APPLICABLE, AuditResult, Check, Readings
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
+from edgeverify.audits.model import CONFIG, AuditResult, Check, Readings
+from edgeverify.report.model import FAIL, NOT_APPLICABLE, PASS, UNCHECKED
 
 FORMULAS = frozenset({"query scale", "embedding scale"})
 FILE = "file"

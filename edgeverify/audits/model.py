@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from edgeverify.report.model import FAIL, PASS, UNCHECKED, worst_outcome
+from edgeverify.report.model import FAIL, NOT_APPLICABLE, PASS, UNCHECKED, worst_outcome
 
-NOT_APPLICABLE = "not applicable"
 CONFIG, WEIGHTS, SIGNATURES = "config", "weights", "signatures"
 
 

@@ -172,11 +172,18 @@ def changed_token(draw: Callable[..., Any], facts: Facts) -> dict[str, Any]:
     return {**arguments, "at": at, "token": other}
 
 
+def watchable(facts: Facts, block: int) -> list[str]:
+    """The signatures that show what a block saw: the next block's cache, or logits, does."""
+    prefills = [f"prefill_{n}" for n in facts.lengths]
+    shown = block + 1 < facts.num_blocks or facts.prefill_logits
+    return [DECODE, *(prefills if shown else [])]
+
+
 @st.composite
 def edited_row(draw: Callable[..., Any], facts: Facts) -> dict[str, Any]:
     """A block, a step after some past, and a row of that past near the edge of what is seen."""
     block = draw(st.integers(0, facts.num_blocks - 1))
-    signature = draw(st.sampled_from([DECODE, *(f"prefill_{n}" for n in facts.lengths)]))
+    signature = draw(st.sampled_from(watchable(facts, block)))
     length = 1 if signature == DECODE else int(signature.removeprefix("prefill_"))
     start = draw(st.integers(1, facts.rows - length))
     taken = draw(st.one_of(st.just(length), st.integers(1, length)))

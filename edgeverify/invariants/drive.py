@@ -15,6 +15,7 @@ from edgeverify.errors import ArtifactError, PortError
 from edgeverify.invariants.machine import MACHINE, explore
 from edgeverify.invariants.model import (
     Arguments,
+    CannotCheckError,
     Facts,
     Invariant,
     NotApplicableError,
@@ -22,6 +23,8 @@ from edgeverify.invariants.model import (
 )
 from edgeverify.report.model import FAIL, NOT_APPLICABLE, PASS, UNCHECKED, InvariantResult
 
+# What keeps a question from being asked; only the first makes it one that need not be.
+NOT_ASKED = (NotApplicableError, CannotCheckError, ArtifactError, PortError)
 # Drawn examples per invariant and implementation.
 PROFILES = {"dev": 5, "ci": 10, "nightly": 200}
 # Steps of one run of the state machine: a cache of 96 rows is full after 5 to 8 of them.
@@ -112,7 +115,7 @@ def examine(
         with suppress(Violation):
             search(asked, question, SEARCH_EXAMPLES)
         return _failed(asked, question)
-    except (NotApplicableError, ArtifactError, PortError) as error:
+    except NOT_ASKED as error:
         return question.not_asked(error)
     except HypothesisException as error:
         told = f"no case could be drawn: {type(error).__name__}: {error}"

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from edgeverify.errors import ArtifactError, PortError
 from edgeverify.invariants import INVARIANTS
 from edgeverify.invariants.cells import cells
-from edgeverify.invariants.drive import Question, examine
-from edgeverify.invariants.model import Arguments, NotApplicableError
+from edgeverify.invariants.drive import NOT_ASKED, Question, examine
+from edgeverify.invariants.model import Arguments
 from edgeverify.invariants.subjects import Workshop
 from edgeverify.report.model import FAIL, InvariantResult
 from edgeverify.selectors import Selectors
@@ -55,7 +54,7 @@ class Examination:
         with fitting_threads(self.run):
             try:
                 subject = workshop.asked(invariant, implementation)
-            except (NotApplicableError, ArtifactError, PortError) as error:
+            except NOT_ASKED as error:
                 return question.not_asked(error)
             result = examine(replace(question, subject=subject), profile=self.chosen.profile)
         if result.outcome != FAIL:

@@ -10,7 +10,8 @@ import numpy as np
 from edgeverify import taps
 from edgeverify.invariants import draw
 from edgeverify.invariants.agree import changed_rows, require_finite, require_same_logits
-from edgeverify.invariants.model import FIXED, Facts, Invariant, NotApplicableError, Violation
+from edgeverify.invariants.cache import unwritten
+from edgeverify.invariants.model import FIXED, CannotCheckError, Facts, Invariant, Violation
 from edgeverify.invariants.subject import DECODE, Plan, Subject, feed, play, shortest, steps
 
 # A value edit in the cache is seen through any attention weight above 1e-15, and still finite.
@@ -59,8 +60,6 @@ def window(
         logits = feed(session, signature, tokens[start : start + count])
         if block + 1 < facts.num_blocks:
             return session.read_cache()[taps.kv(block + 1, "k")][start : start + count]
-        if not logits:
-            raise NotApplicableError("the signature returns no logits to see the last block by")
         return np.stack([logits[at] for at in sorted(logits)])
 
     changed = set((start + changed_rows(outcome(edited), outcome(untouched))).tolist())
@@ -85,14 +84,18 @@ def given(subject: Subject, *, tokens: Sequence[int], plan: Plan) -> None:
 def open_rows(subject: Subject, *, tokens: Sequence[int], plan: Plan) -> None:
     """No position that is read has a fully masked row: each sees itself, and nothing is NaN.
 
-    Where the masks cannot be read (in a file), a fully masked row shows as NaN.
+    Where the masks cannot be read (in a file), such a row shows by its results: NaN if it is masked
+    with -inf; with the large negative number that the converter writes instead, it sees all rows
+    alike, those that were not yet written, too.
     """
     session = subject.session
-    watch = getattr(session, "masks_of_step", None)
     session.reset()
     for signature, start, count in steps(plan):
         fed = tokens[start : start + count]
-        for mask in watch(fed) if watch else ():
+        masks = session.masks_of_step(signature, fed)
+        if masks == []:
+            raise CannotCheckError("no mask passes the Generative API's attention functions")
+        for mask in masks or ():
             for offset, row in enumerate(mask):
                 if not row[start + offset] == 0:
                     raise Violation(
@@ -105,6 +108,8 @@ def open_rows(subject: Subject, *, tokens: Sequence[int], plan: Plan) -> None:
     for tap, rows in session.read_cache().items():
         valid = rows[: session.position]
         require_finite(tap, np.arange(len(valid)), valid, "after the last step")
+    if session.fixed and masks is None:
+        unwritten(subject, tokens=tokens, plan=plan, seed=0, scale=1.0)
 
 
 def _window_edges(facts: Facts) -> list[dict[str, Any]]:
@@ -112,7 +117,7 @@ def _window_edges(facts: Facts) -> list[dict[str, Any]]:
     tokens = draw.random_tokens(facts, 2)
     edges = []
     for block, width in enumerate(facts.windows):
-        for signature in (DECODE, f"prefill_{facts.lengths[-1]}"):
+        for signature in draw.watchable(facts, block)[:: len(facts.lengths)]:
             taken = 1 if signature == DECODE else facts.lengths[-1]
             start = min((width or facts.lengths[0]) + 3, facts.rows - taken)
             rows = {0} if width is None else {start - width, start - width + 1}

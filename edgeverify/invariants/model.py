@@ -17,8 +17,18 @@ class Violation(Exception):  # noqa: N818 - the contract's word, no error of our
     """An invariant does not hold. The message says what was seen, where, and what is right."""
 
 
+class CannotCheckError(Exception):
+    """The invariant applies, but its subject cannot be read or reached; the message is the reason.
+
+    The result is ``unchecked``, which is never a pass.
+    """
+
+
 class NotApplicableError(Exception):
     """The invariant says nothing about this subject; the message is the reason."""
+
+
+NO_ROPE = NotApplicableError("the Hugging Face model has no rotary module")
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,9 @@ class Facts:
         rows: of the KV cache.
         lengths: of the prefill signatures, ascending.
         windows: per block, how many positions a query sees, itself included; None: all before it.
-        rotary: RoPE of the HF config, None if it has none that is the same at every position.
+        rotary: RoPE of the HF config; where there is none to hold anything against, the error that
+            says why.
+        prefill_logits: whether prefills return logits.
     """
 
     model: str
@@ -41,17 +53,19 @@ class Facts:
     rows: int
     lengths: tuple[int, ...]
     windows: tuple[int | None, ...]
-    rotary: Rotary | None = None
+    rotary: Rotary | Exception = NO_ROPE
+    prefill_logits: bool = True
 
     @property
     def rope(self) -> Rotary:
         """``rotary``, where there is one.
 
         Raises:
-            NotApplicableError: there is none.
+            NotApplicableError: the model has none.
+            CannotCheckError: it has one that is not the same at every position or layer.
         """
-        if self.rotary is None:
-            raise NotApplicableError("the Hugging Face model has no RoPE that is the same anywhere")
+        if isinstance(self.rotary, Exception):
+            raise self.rotary
         return self.rotary
 
 

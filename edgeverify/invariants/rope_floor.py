@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from edgeverify.compare import thresholds
-from edgeverify.invariants.model import NotApplicableError, Rotary
+from edgeverify.invariants.model import CannotCheckError, Rotary
 from edgeverify.noise import RowErrors
 
 HALF_ULP = 2.0**-24
@@ -91,7 +91,7 @@ def floor_of(
     """Measures the floor of rotating ``vectors`` (T, N, H) to ``positions`` (T,).
 
     Raises:
-        NotApplicableError: Hugging Face's own rotary is another function than the formula.
+        CannotCheckError: Hugging Face's own rotary is another function than the formula.
     """
     rotary, reference = rotation.rotary, rotation.reference
     exact = rotated_exactly(rotary, vectors, positions)
@@ -102,7 +102,7 @@ def floor_of(
         errors.append(reference.rotate(which, block, vectors, positions) - exact)
         ratios = RowErrors(row_norms(errors[-1]), independent).ratios(0.0)
         if not ratios.max() <= thresholds("authoring").row:
-            raise NotApplicableError(
+            raise CannotCheckError(
                 "Hugging Face's own rotary does not turn the halves of a head by these "
                 f"frequencies: {ratios.max():.3g} floors off at position "
                 f"{positions[ratios.argmax()]}"

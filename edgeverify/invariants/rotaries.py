@@ -25,7 +25,7 @@ from edgeverify.backends.reauthored import PLAIN_ATTENTION
 from edgeverify.errors import PortError
 from edgeverify.float64 import exact_frequencies, rope_type
 from edgeverify.hf import meta_model, reference_config
-from edgeverify.invariants.model import NotApplicableError, Rotary, Violation
+from edgeverify.invariants.model import CannotCheckError, NotApplicableError, Rotary, Violation
 
 if TYPE_CHECKING:
     from models.port import Port
@@ -47,7 +47,8 @@ def rotary_of(hf_config: Mapping[str, Any]) -> Rotary:
         The facts, frequencies computed in float64.
 
     Raises:
-        NotApplicableError: the model has no RoPE, one per kind of layer, or one that changes
+        NotApplicableError: the model has no RoPE.
+        CannotCheckError: it has one per kind of layer, or one that changes
             with the length of the conversation.
     """
     module = _rotary_module(hf_config)
@@ -70,10 +71,10 @@ def _rotary_module(hf_config: Mapping[str, Any]) -> Any:
     if not found:
         raise NotApplicableError("the Hugging Face model has no rotary module")
     if len(found) > 1 or "inv_freq" not in next(iter(found.values()))._buffers:
-        raise NotApplicableError("the Hugging Face model has a rotary for each kind of layer")
+        raise CannotCheckError("the Hugging Face model has a rotary for each kind of layer")
     kind = rope_type(next(iter(found.values())))
     if kind in BY_LENGTH:
-        raise NotApplicableError(f"RoPE of kind {kind!r} changes with the conversation's length")
+        raise CannotCheckError(f"RoPE of kind {kind!r} changes with the conversation's length")
     return next(iter(found))(reference_config(hf_config))
 
 
@@ -118,11 +119,11 @@ def _apply_function(module_name: str) -> Callable[..., torch.Tensor]:
         return lambda x, cos, sin: apply(x, x, cos, sin)[0]
     if hasattr(module, "rotate"):  # edgeverify.references.openelm
         return module.rotate
-    raise NotApplicableError(f"{module_name} has no function that applies RoPE")
+    raise CannotCheckError(f"{module_name} has no function that applies RoPE")
 
 
-def _normed_between(which: str, block: int) -> NotApplicableError:
-    return NotApplicableError(
+def _normed_between(which: str, block: int) -> CannotCheckError:
+    return CannotCheckError(
         f"block {block}: {which} is normed between {PROJECTION} and RoPE by what is no module "
         f"called {NORMS[which]}"
     )
@@ -164,7 +165,7 @@ class ReauthoredRotation:
 
     Raises:
         PortError: the model raises.
-        NotApplicableError: a block does not pass where vectors are put in and read.
+        CannotCheckError: a block does not pass where vectors are put in and read.
     """
 
     def __init__(
@@ -245,7 +246,7 @@ class ReauthoredRotation:
                     raise _normed_between(which, block)
                 largest = sizes.argmax(dim=0)
                 if len(largest.unique()) != self.heads(which, block):
-                    raise NotApplicableError(
+                    raise CannotCheckError(
                         f"block {block}: the heads of {which} are no slices of {PROJECTION}'s "
                         f"output (seen at {largest.tolist()})"
                     )
@@ -257,15 +258,15 @@ class ReauthoredRotation:
         shape = seen.called.get((block, PROJECTION))
         if shape is None or shape[-1] != expected:
             told = "calls none" if shape is None else f"has one of {shape[-1]} elements"
-            raise NotApplicableError(
+            raise CannotCheckError(
                 f"block {block} {told}: vectors are put in at {PROJECTION} ({expected} elements)"
             )
         if (block, which) not in seen.rotated:
             place = "the attention kernels" if which == "q" else "kv_cache.update"
-            raise NotApplicableError(f"block {block}: {which} does not pass {place}")
+            raise CannotCheckError(f"block {block}: {which} does not pass {place}")
         rotated = tuple(seen.rotated[block, which].shape[2:])
         if rotated != (self.heads(which, block), self.rotary.head_dim):
-            raise NotApplicableError(
+            raise CannotCheckError(
                 f"block {block}: {which} has {rotated} heads and elements where it is read, by "
                 f"the configs {self.heads(which, block), self.rotary.head_dim}"
             )

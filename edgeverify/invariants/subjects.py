@@ -14,7 +14,14 @@ from edgeverify.hf import reference_config
 from edgeverify.invariants import draw
 from edgeverify.invariants.agree import Agreement
 from edgeverify.invariants.floors import cached_floor, floor_per_position
-from edgeverify.invariants.model import ROTATION, Facts, Invariant, NotApplicableError
+from edgeverify.invariants.model import (
+    ROTATION,
+    CannotCheckError,
+    Facts,
+    Invariant,
+    NotApplicableError,
+    Rotary,
+)
 from edgeverify.invariants.rope_floor import Rotation
 from edgeverify.invariants.rotaries import ReauthoredRotation, ReferenceRotation, rotary_of
 from edgeverify.invariants.subject import Subject
@@ -142,9 +149,9 @@ def facts_of(hf_config: Mapping[str, Any], case: Case) -> Facts:
     """What the tests must know, read from the HF config by transformers' own class."""
     config = reference_config(hf_config)
     try:
-        rotary = rotary_of(hf_config)
-    except NotApplicableError:
-        rotary = None
+        rotary: Rotary | Exception = rotary_of(hf_config)
+    except (NotApplicableError, CannotCheckError) as error:
+        rotary = error
     return Facts(
         model=case.model,
         num_blocks=config.num_hidden_layers,
@@ -153,6 +160,7 @@ def facts_of(hf_config: Mapping[str, Any], case: Case) -> Facts:
         lengths=case.prefill_lengths,
         windows=windows_of(config),
         rotary=rotary,
+        prefill_logits=case.prefill_logits,
     )
 
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 # Above this, one step is looked at instead of one of each signature: the one with the fewest rows.
 LARGE_FILE = 200 * 2**20
+NOTHING_DIFFERS = (
+    "no operator was seen to compute anything but the model's values: look at the kernels (another "
+    "--kernel), or at an operator that edgeverify does not know"
+)
 _CLASS = re.compile(r"(?:[\w.]+\.)?([A-Za-z]\w*?)_([a-z_]\w*|\d+)$")
 
 
@@ -41,8 +45,8 @@ def op_findings(
         case, mask_kinds, window: what was run.
 
     Returns:
-        The findings, by signature and execution order; none if the file's graph says the same as
-        the model, so that a kernel is to blame.
+        The findings, by signature and execution order. Where the file's graph says the same as the
+        model, one ``conversion.op.unchecked`` says that it is not to blame.
     """
     file = ModelFile(path)
     steps = failing_steps(leg, case)
@@ -60,7 +64,7 @@ def op_findings(
             findings.append(
                 Finding("conversion.op", leg.name, step.name, describe(source, step.signature))
             )
-    return tuple(findings)
+    return tuple(findings) or (Finding("conversion.op.unchecked", leg.name, "", NOTHING_DIFFERS),)
 
 
 def failing_steps(leg: LegResult, case: Case) -> list[Step]:

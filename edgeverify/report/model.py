@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 PASS, FAIL, UNCHECKED = "pass", "fail", "unchecked"
-# Of an invariant that says nothing about an implementation; it counts neither way.
-NOT_APPLICABLE = "n/a"
+# Of an audit or an invariant that has nothing to say here; it counts neither way.
+NOT_APPLICABLE = "not applicable"
 
 
 def worst_outcome(outcomes: Sequence[str]) -> str:
@@ -120,7 +120,7 @@ class InvariantResult:
     Attributes:
         invariant: e.g. ``cache.split``.
         implementation: ``reference``, ``reauthored`` or ``tflite-{kernel}``.
-        outcome: ``pass``, ``fail``, ``unchecked``, or ``n/a`` where it does not apply.
+        outcome: ``pass``, ``fail``, ``unchecked``, or ``not applicable``.
         examples: how many cases were tried.
         rms_ratio, row_ratio: the largest ratios among them, of what is held to the floor.
         reason: what was seen, for anything but a pass.

@@ -72,15 +72,11 @@ class ReauthoredSession(Session):
         """Replaces the cache."""
         self._cache = self._cache_of([cache])
 
-    def masks_of_step(self, tokens: Sequence[int]) -> list[np.ndarray]:
-        """The masks that reach the attention in a step, (T, S) each, real rows only.
-
-        The session stays where it is. A list without entries: they do not pass the Generative
-        API's attention functions.
-        """
+    def masks_of_step(self, signature: str, tokens: Sequence[int]) -> list[np.ndarray]:
+        """As the Generative API's attention functions get them."""
         seen: list[np.ndarray] = []
         real = len(tokens)
-        length = 1 if real == 1 else self._fitting(real)
+        length = 1 if signature == "decode" else int(signature.removeprefix("prefill_"))
         with ExitStack() as stack:
             for name in (*PLAIN_ATTENTION, TRANSPOSED_ATTENTION):
                 stack.enter_context(mock.patch.object(sdpa, name, _watched(name, seen, real)))

@@ -117,6 +117,17 @@ class Session(abc.ABC):
     def write_cache(self, cache: Cache) -> None:
         """Replaces the cache by one of the shapes that ``read_cache`` gives."""
 
+    def masks_of_step(self, signature: str, tokens: Sequence[int]) -> list[np.ndarray] | None:
+        """The masks that reach the attention in a step, (T, S) each, real rows only.
+
+        The session stays where it is.
+
+        Returns:
+            None where masks cannot be read at all; no entries where the model passes by the place
+            where they are read.
+        """
+        return None
+
     def decode_batch(
         self, tokens: Sequence[int], caches: Sequence[Cache]
     ) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:

@@ -169,7 +169,8 @@ def test_a_diagnosis_that_raises_leaves_the_verdict(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("edgeverify.stages.diagnose", broken)
     report = checked(rope_base_off())
     found = [finding.id for finding in report.findings if not finding.id.startswith("audit.")]
-    assert found == ["authoring.divergence"]
+    assert found == ["authoring.divergence", "authoring.unexplained"]
+    assert report.findings[-1].message.endswith("RuntimeError: broken")
 
 
 def test_a_port_that_gives_other_values_each_time_is_told() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import torch
 from litert_torch.generative.layers import kv_cache as kv_utils
+from litert_torch.generative.layers import scaled_dot_product_attention as sdpa
 from torch import nn
 
 import models
@@ -194,3 +197,22 @@ def rows_of_a_batch_mixed() -> Port:
         return forward
 
     return _with_attention(models.load("smollm"), wrap)
+
+
+def attention_of_its_own() -> Port:
+    """Right, but its masks and its RoPE pass none of the places where they are read."""
+
+    def wrap(attend: Forward, index: int) -> Forward:
+        originals = {name: getattr(sdpa, name) for name in vars(sdpa) if name.startswith("scaled")}
+        update = kv_utils.update
+
+        def forward(*args: Any) -> Any:
+            with ExitStack() as stack:
+                for name, function in originals.items():
+                    stack.enter_context(mock.patch.object(sdpa, name, function))
+                stack.enter_context(mock.patch.object(kv_utils, "update", update))
+                return attend(*args)
+
+        return forward
+
+    return _with_attention(models.load("tinyllama"), wrap)

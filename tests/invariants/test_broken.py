@@ -8,7 +8,7 @@ import pytest
 
 from edgeverify.invariants import INVARIANTS
 from edgeverify.invariants.model import SESSIONS
-from edgeverify.report.model import FAIL, PASS
+from edgeverify.report.model import FAIL, PASS, UNCHECKED
 from tests.invariants import broken
 from tests.invariants.conftest import Examine
 
@@ -120,3 +120,21 @@ def test_nothing_else_is_reported_of_a_window(under_examination: Examine) -> Non
     examination = under_examination(broken.window_off_by(1))
     for invariant in ("cache.split", "cache.own_rows", "padding.content", "mask.causal"):
         assert examination.examine(invariant, "reauthored").outcome == PASS
+
+
+@pytest.mark.parametrize("invariant", ["mask.open", "rope.reference", "rope.norm"])
+def test_what_cannot_be_read_in_a_port_is_unchecked(
+    invariant: str, under_examination: Examine
+) -> None:
+    """Not "not applicable": that counts neither way, and would come out green."""
+    result = under_examination(broken.attention_of_its_own()).examine(invariant, "reauthored")
+    assert result.outcome == UNCHECKED
+
+
+def test_the_window_is_asked_for_where_prefills_return_no_logits(
+    under_examination: Examine,
+) -> None:
+    examination = under_examination("gemma2", prefill_logits=False)
+    result = examination.examine("mask.window", "reauthored")
+    assert result.outcome == PASS
+    assert result.examples > 10

@@ -55,6 +55,14 @@ def future_row_seen(model: schema.ModelT) -> None:
         store(mask, table)
 
 
+def a_row_fully_masked(model: schema.ModelT) -> None:
+    """Position 7 sees nothing, by the converter's own large negative number."""
+    for mask in constants(model, (96, 1, 1, 96)):
+        table = values(mask).reshape(96, 96)
+        table[7] = table.min()
+        store(mask, table)
+
+
 def k_and_v_swapped_at_16(model: schema.ModelT) -> None:
     """Block 1's outputs are exchanged in one signature."""
     (signature,) = [s for s in model.signatureDefs if s.signatureKey == b"prefill_16"]
@@ -88,6 +96,13 @@ EDITS: dict[str, tuple[Edit, str, str, str, str]] = {
         "cache.split",
     ),
     "future": (future_row_seen, "gemma2", "cache.unwritten", "changed", "cache.own_rows"),
+    "masked": (
+        a_row_fully_masked,
+        "gemma2",
+        "mask.open",
+        "in unwritten rows",
+        "cache.own_rows",
+    ),
     "swapped": (
         k_and_v_swapped_at_16,
         "tinyllama",

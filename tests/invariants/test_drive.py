@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from edgeverify.errors import ArtifactError
 from edgeverify.invariants import drive
 from edgeverify.invariants.drive import Question, examine
-from edgeverify.invariants.model import Facts, Invariant, NotApplicableError, Violation
+from edgeverify.invariants.model import (
+    CannotCheckError,
+    Facts,
+    Invariant,
+    NotApplicableError,
+    Violation,
+)
 from edgeverify.report.model import FAIL, NOT_APPLICABLE, PASS, UNCHECKED
 from edgeverify.selectors import PROFILES
 
@@ -87,7 +93,11 @@ def test_the_search_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
-    [(NotApplicableError("no pads"), NOT_APPLICABLE), (ArtifactError("no file"), UNCHECKED)],
+    [
+        (NotApplicableError("no pads"), NOT_APPLICABLE),
+        (CannotCheckError("passes another way"), UNCHECKED),
+        (ArtifactError("no file"), UNCHECKED),
+    ],
 )
 def test_what_cannot_be_asked_is_no_pass(error: Exception, outcome: str) -> None:
     def holds(_: Any, n: int) -> None:

@@ -15,7 +15,7 @@ import models
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.errors import PortError
 from edgeverify.invariants import rope
-from edgeverify.invariants.model import NotApplicableError, Violation
+from edgeverify.invariants.model import CannotCheckError, NotApplicableError, Violation
 from edgeverify.invariants.rotaries import ReauthoredRotation, ReferenceRotation, rotary_of
 from models.port import Port
 from tests import variants
@@ -81,7 +81,7 @@ def test_scaled_kinds_hold_the_contracts(scaled: dict[str, Any]) -> None:
 
 def test_a_kind_that_changes_with_the_length_has_no_facts() -> None:
     dynamic = {"rope_type": "dynamic", "rope_theta": 3700.0, "factor": 4.0}
-    with pytest.raises(NotApplicableError, match="'dynamic' changes with the conversation"):
+    with pytest.raises(CannotCheckError, match="'dynamic' changes with the conversation"):
         rotary_of({**LLAMA, "rope_parameters": dynamic, "rope_theta": None})
 
 
@@ -165,7 +165,7 @@ def one_head_from_another(model: nn.Module) -> None:
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_block_that_cannot_be_read_is_not_passed(change: Any, words: str) -> None:
-    with pytest.raises(NotApplicableError, match=words):
+    with pytest.raises(CannotCheckError, match=words):
         rotation_of(changed(change))
 
 
