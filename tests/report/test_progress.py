@@ -3,7 +3,9 @@ from __future__ import annotations
 import io
 import os
 import pty
+import select
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,16 @@ from edgeverify.report.progress import TerminalProgress, progress_for
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def _read_until(descriptor: int, text: str, *, seconds: float) -> str:
+    """What a terminal shows; the kernel hands it over in pieces, and not at once."""
+    drawn = b""
+    deadline = time.monotonic() + seconds
+    while text.encode() not in drawn and time.monotonic() < deadline:
+        if select.select([descriptor], [], [], 0.1)[0]:
+            drawn += os.read(descriptor, 100_000)
+    return drawn.decode(errors="replace")
 
 
 def test_nothing_is_drawn_into_a_pipe_or_with_quiet() -> None:
@@ -40,8 +52,7 @@ def test_bars_reach_the_terminal_while_file_descriptors_are_silenced(
             with progress.stage("run .tflite", 2) as tick:
                 tick()
                 tick()
-        os.set_blocking(master, False)
-        drawn = os.read(master, 100_000).decode()
+        drawn = _read_until(master, "2/2", seconds=10)
     finally:
         os.dup2(saved, 2)
         for descriptor in (saved, master, slave):
