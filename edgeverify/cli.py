@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgeverify import selectors
+from edgeverify.choices import one_of
 from edgeverify.errors import EdgeVerifyError, UsageError
 from edgeverify.ports import catalogue, check_name
 from edgeverify.report.files import FORMATS, check_paths, write_atomically, write_reports
@@ -245,7 +246,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _selftest(options: argparse.Namespace) -> int:
     names = list(catalogue())
-    models = [selectors.one_of("MODEL", name, names) for name in options.models] or names
+    models = [one_of("MODEL", name, names) for name in options.models] or names
     given = {"--json": options.json, "--markdown": options.markdown}
     check_paths({option: path for option, path in given.items() if path})
 

@@ -60,5 +60,9 @@ class ArtifactError(EdgeVerifyError):
     """A .tflite that cannot be made, opened or run as the case asks."""
 
 
+class RecipeError(EdgeVerifyError):
+    """A quantization recipe that cannot be read, or cannot be applied to a model."""
+
+
 class CacheFullError(EdgeVerifyError):
     """A step that would end past the KV cache's last row. The runtime was not called."""

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeverify.choices import did_you_mean, one_of
 from edgeverify.errors import PortError, UsageError
-from edgeverify.selectors import did_you_mean, one_of
 
 if TYPE_CHECKING:
     from models.port import Port
@@ -53,13 +53,30 @@ def load_port(name_or_path: str) -> Port:
         models = importlib.import_module("models")
         return models.load(name_or_path)
     place, attribute = split(name_or_path)
-    module = _load_file(Path(place)) if is_file(place) else _load_module(place)
-    port = _port_of(module, attribute, place)
+    port = _port_of(_load(place), attribute, place)
     if port.name in catalogue():
         # A variant made by dataclasses.replace keeps its name, but is not what that name says.
         label = f"{Path(place).stem if is_file(place) else place}:{attribute}"
         return dataclasses.replace(port, name=label)
     return port
+
+
+def load_attribute(place_and_name: str) -> Any:
+    """What ``package.module:ATTR`` or ``path/to/file.py:ATTR`` names.
+
+    Raises:
+        UsageError: neither form.
+        PortError: the file, module or attribute is missing, or raises when it is imported.
+    """
+    place, attribute = split(place_and_name)
+    module = _load(place)
+    if not hasattr(module, attribute):
+        raise PortError(f"has no {attribute!r}", where=place, expected="a name that it defines")
+    return getattr(module, attribute)
+
+
+def _load(place: str) -> Any:
+    return _load_file(Path(place)) if is_file(place) else _load_module(place)
 
 
 def check_name(name_or_path: str, size: str | None = None) -> None:

@@ -6,10 +6,9 @@ words, before anything heavy is imported.
 
 from __future__ import annotations
 
-import difflib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from edgeverify.case import (
     plan_steps,
     prompt_length,
 )
+from edgeverify.choices import one_of
 from edgeverify.errors import UsageError
+from edgeverify.recipes import ALL, FLOAT32, RECIPES, expand
 
-RECIPES = ("float32",)
 # Of the invariants. ``nightly`` draws at least 20 times the examples of ``ci``.
 PROFILES = ("dev", "ci", "nightly")
 BACKENDS = ("reference", "reauthored", "tflite")
@@ -42,7 +42,12 @@ OPTIONS: dict[str, tuple[str, str, str]] = {
         "once",
         "weights: a file, a folder or a hub id (default: seeded random weights)",
     ),
-    "--recipe": ("R", "repeated", f"recipe of the file, repeatable: {', '.join(RECIPES)}"),
+    "--recipe": (
+        "R",
+        "repeated",
+        f"recipe of the file, repeatable: {', '.join((*RECIPES, ALL))}, a JSON file of "
+        "ai-edge-quantizer, or path/to/file.py:ATTR (default: float32)",
+    ),
     "--backend": ("B", "repeated", f"what to run, repeatable (default: {' '.join(BACKENDS)})"),
     "--kv-layout": ("LAYOUT", "once", f"layout of the KV cache: {', '.join(KV_LAYOUTS)}"),
     "--prefill": (
@@ -82,7 +87,7 @@ class Selectors:
     Attributes:
         size: a size of the port; its default size if None.
         checkpoint: file, directory or hub id; seeded random weights if None.
-        recipes: quantization recipes; ``float32`` so far.
+        recipes: quantization recipes, in the forms of ``edgeverify.recipes.FORMS``.
         backends: ``reauthored`` asks for the leg ``authoring``, ``tflite`` for ``conversion``,
             which needs the re-authored model, too.
         kv_layout: ``default`` or ``transposed``.
@@ -103,7 +108,7 @@ class Selectors:
 
     size: str | None = None
     checkpoint: str | None = None
-    recipes: tuple[str, ...] = ("float32",)
+    recipes: tuple[str, ...] = (FLOAT32,)
     backends: tuple[str, ...] = BACKENDS
     kv_layout: str = "default"
     prefill: tuple[int, ...] = DEFAULT_PREFILL_LENGTHS
@@ -130,8 +135,7 @@ class Selectors:
         for name in given:
             one_of("selectors", name, names)
         chosen = cls(**{name: value for name, value in given.items() if value is not None})
-        for recipe in chosen.recipes:
-            one_of("recipes", recipe, RECIPES)
+        chosen = replace(chosen, recipes=expand(chosen.recipes))
         for backend in chosen.backends:
             one_of("backends", backend, BACKENDS)
         one_of("kv_layout", chosen.kv_layout, KV_LAYOUTS)
@@ -230,7 +234,7 @@ def parse(options: Namespace) -> Selectors:
     return Selectors(
         size=_text("--size", given("size")),
         checkpoint=_text("--checkpoint", given("checkpoint")),
-        recipes=_several("--recipe", given("recipe"), RECIPES, ("float32",)),
+        recipes=expand(given("recipe") or (FLOAT32,)),
         backends=_several("--backend", given("backend"), BACKENDS, BACKENDS),
         kv_layout=one_of("--kv-layout", given("kv_layout") or "default", KV_LAYOUTS),
         prefill=_lengths(given("prefill")),
@@ -248,28 +252,6 @@ def parse(options: Namespace) -> Selectors:
         cache=_folder("--cache", given("cache")),
         profile=one_of("--profile", given("profile") or "dev", PROFILES),
     ).checked()
-
-
-def one_of(option: str, value: str, choices: Sequence[str]) -> str:
-    """``value``, if it is one of ``choices``.
-
-    Raises:
-        UsageError: with the nearest choices and all of them.
-    """
-    if value in choices:
-        return value
-    raise UsageError(
-        f"there is no {value!r}",
-        where=option,
-        expected=f"one of {', '.join(choices)}",
-        fix=did_you_mean(value, choices),
-    )
-
-
-def did_you_mean(value: str, choices: Sequence[str]) -> str | None:
-    """``did you mean 'tinyllama'?``, or None where nothing is near."""
-    near = difflib.get_close_matches(value.lower(), choices, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(repr(name) for name in near)}?" if near else None
 
 
 def _several(

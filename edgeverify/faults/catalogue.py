@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgeverify.choices import one_of
 from edgeverify.errors import UsageError
 from edgeverify.faults import (
     attention,
@@ -21,7 +22,6 @@ from edgeverify.faults import (
     rope,
 )
 from edgeverify.faults.fault import Fault
-from edgeverify.selectors import one_of
 
 FAULTS: tuple[Fault, ...] = (
     *embedding.FAULTS,

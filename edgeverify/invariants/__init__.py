@@ -43,8 +43,9 @@ def reproduce(
         SystemExit: it does not hold (status 1), or the input is bad (status 2).
     """
     from edgeverify import launch
+    from edgeverify.choices import one_of
     from edgeverify.errors import EdgeVerifyError
-    from edgeverify.selectors import Selectors, one_of
+    from edgeverify.selectors import Selectors
 
     try:
         one_of("invariant", invariant, list(INVARIANTS))

@@ -1,0 +1,30 @@
+"""A value that has to be one of several, and what to say where it is none of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from edgeverify.errors import UsageError
+
+
+def one_of(option: str, value: str, choices: Sequence[str]) -> str:
+    """``value``, if it is one of ``choices``.
+
+    Raises:
+        UsageError: with the nearest choices and all of them.
+    """
+    if value in choices:
+        return value
+    raise UsageError(
+        f"there is no {value!r}",
+        where=option,
+        expected=f"one of {', '.join(choices)}",
+        fix=did_you_mean(value, choices),
+    )
+
+
+def did_you_mean(value: str, choices: Sequence[str]) -> str | None:
+    """``did you mean 'tinyllama'?``, or None where nothing is near."""
+    near = difflib.get_close_matches(value.lower(), choices, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(repr(name) for name in near)}?" if near else None

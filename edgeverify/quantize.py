@@ -1,0 +1,85 @@
+"""Quantizes a float .tflite: one conversion serves every recipe.
+
+ai-edge-quantizer works on the file, not on the model, and so does litert-torch's own conversion
+with a recipe: it quantizes the float file that it has just written. The results are the same, byte
+by byte (held by a test), at 2 s for SmolLM2-135M instead of 55 to 84 s.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from edgeverify import artifacts
+from edgeverify.errors import ArtifactError, RecipeError
+from edgeverify.quiet import quiet
+from edgeverify.recipes import FLOAT32, Recipe
+
+# A change to how files are quantized must change this.
+CACHE_VERSION = 1
+
+
+def quantized(path: Path, recipe: Recipe, *, cache: Path | None = None) -> Path:
+    """The file quantized, from the cache or made now.
+
+    Args:
+        path: a float32 .tflite.
+        recipe: the rules; ``float32`` is the file itself.
+        cache: another cache than the default one.
+
+    Raises:
+        RecipeError: the recipe cannot be applied to this file, e.g. because a width is no
+            multiple of its block, or it needs calibration data.
+        ArtifactError: the file cannot be read, or the disk is full.
+    """
+    if recipe.name == FLOAT32:
+        return path
+    key = artifacts.digest(
+        "quantized",
+        CACHE_VERSION,
+        artifacts.versions(),
+        artifacts.file_digest(path, root=cache),
+        list(recipe.rules),
+    )
+    return artifacts.cached(
+        "quantized", key, ".tflite", lambda target: _quantize(path, recipe, target), root=cache
+    )
+
+
+def _quantize(path: Path, recipe: Recipe, target: Path) -> None:
+    from ai_edge_quantizer.quantizer import Quantizer
+
+    _require_room(path, target)
+    try:
+        with quiet(show=False):
+            worker = Quantizer(str(path), [dict(rule) for rule in recipe.rules])
+            if worker.need_calibration:
+                raise ValueError("it quantizes activations statically, from calibration data")
+            content = worker.quantize().quantized_model
+    except MemoryError as error:
+        raise ArtifactError(
+            "there is not enough memory to quantize it",
+            where=path,
+            expected=f"about three times its {path.stat().st_size / 2**30:.1f} GB",
+            fix="close other programs",
+        ) from error
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise RecipeError(
+            f"cannot be applied ({lines[0]})",
+            where=f"recipe {recipe.name}",
+            expected="rules that fit the operators and the widths of this model",
+            fix="take another recipe, or leave the operators it names in float by a later rule",
+        ) from error
+    target.write_bytes(content)
+
+
+def _require_room(path: Path, target: Path) -> None:
+    needed, free = path.stat().st_size, shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise ArtifactError(
+            f"the disk is full: {free / 2**20:.0f} MB are free",
+            where=target.parent,
+            expected=f"{needed / 2**20:.0f} MB, what the float file takes",
+            fix="free some space, or set EDGEVERIFY_CACHE to a directory on a larger disk",
+        )

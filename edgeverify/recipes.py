@@ -1,0 +1,179 @@
+"""Quantization recipes: by name, from a JSON file, or from a Python object of the user's own.
+
+A recipe is a list of rules of ai-edge-quantizer: a later rule overrides an earlier one where both
+fit an operator. The named ones are those of litert-torch's own converter, by its names
+(``QuantizationName`` in generative/utilities/converter.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeverify.choices import did_you_mean
+from edgeverify.errors import EdgeVerifyError, RecipeError, UsageError
+
+FLOAT32 = "float32"
+ALL = "all"
+NAMED = (
+    "fp16",
+    "dynamic_int8",
+    "weight_only_int8",
+    "dynamic_int4_block32",
+    "dynamic_int4_block128",
+)
+RECIPES = (FLOAT32, *NAMED)
+FORMS = (
+    f"one of {', '.join((*RECIPES, ALL))}; or a JSON file of ai-edge-quantizer, or "
+    "path/to/file.py:ATTR or package.module:ATTR with a GenerativeQuantRecipe or QuantConfig"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a float file is quantized.
+
+    Attributes:
+        name: as reports tell it: a name of ``RECIPES``, or a file's stem or an attribute.
+        rules: of ai-edge-quantizer, in order; none for ``float32``.
+    """
+
+    name: str
+    rules: tuple[Mapping[str, Any], ...] = ()
+
+
+def expand(given: Sequence[str]) -> tuple[str, ...]:
+    """Recipes as they were given, each once and checked; ``all`` stands for every named one.
+
+    Raises:
+        UsageError: none of the forms, or two with one name in the report.
+    """
+    chosen: dict[str, None] = {}
+    for text in given:
+        chosen.update(dict.fromkeys(RECIPES if text == ALL else (_checked(text),)))
+    labels = [label(text) for text in chosen]
+    for text in chosen:
+        if labels.count(label(text)) > 1:
+            raise UsageError(
+                f"two recipes are called {label(text)!r}",
+                where=f"--recipe {text}",
+                expected="names that differ, by which a report tells them",
+                fix="rename the file or the attribute",
+            )
+    return tuple(chosen)
+
+
+def label(recipe: str) -> str:
+    """The name of a recipe in reports, in JSON and in file names."""
+    if recipe.endswith(".json"):
+        return Path(recipe).stem
+    return recipe.rpartition(":")[2]
+
+
+def _checked(text: str) -> str:
+    if text in RECIPES:
+        return text
+    if text.endswith(".json") or _place(text).endswith(".py"):
+        if not Path(_place(text)).is_file():
+            raise UsageError("there is no such file", where=f"--recipe {text}", expected=FORMS)
+        return text
+    if ":" in text:
+        return text
+    raise UsageError(
+        f"there is no {text!r}",
+        where="--recipe",
+        expected=FORMS,
+        fix=did_you_mean(text, (*RECIPES, ALL)),
+    )
+
+
+def _place(text: str) -> str:
+    return text if text.endswith(".json") else text.rpartition(":")[0]
+
+
+def load_recipe(recipe: str) -> Recipe:
+    """The rules of a recipe.
+
+    Args:
+        recipe: one of the forms of ``FORMS``, without ``all``.
+
+    Raises:
+        RecipeError: the file or the object holds no recipe.
+        PortError: the module cannot be imported.
+    """
+    if recipe == FLOAT32:
+        return Recipe(FLOAT32)
+    if recipe.endswith(".json"):
+        return Recipe(label(recipe), _rules_of_file(Path(recipe)))
+    config = _named()[recipe]() if recipe in NAMED else _object(recipe)
+    return Recipe(label(recipe), _translated(recipe, config))
+
+
+def _named() -> Mapping[str, Callable[[], Any]]:
+    from litert_torch.generative.quantize import quant_attrs, quant_recipes
+
+    def int4(granularity: Any) -> Callable[[], Any]:
+        return lambda: quant_recipes.full_dynamic_recipe(
+            weight_dtype=quant_attrs.Dtype.INT4, granularity=granularity
+        )
+
+    return {
+        "fp16": quant_recipes.full_fp16_recipe,
+        "dynamic_int8": quant_recipes.full_dynamic_recipe,
+        "weight_only_int8": quant_recipes.full_weight_only_recipe,
+        "dynamic_int4_block32": int4(quant_attrs.Granularity.BLOCKWISE_32),
+        "dynamic_int4_block128": int4(quant_attrs.Granularity.BLOCKWISE_128),
+    }
+
+
+def _object(recipe: str) -> Any:
+    from edgeverify.ports import load_attribute
+
+    found = load_attribute(recipe)
+    return found() if callable(found) else found
+
+
+def _translated(recipe: str, config: Any) -> tuple[Mapping[str, Any], ...]:
+    """The rules of a ``QuantConfig`` or ``GenerativeQuantRecipe``, or rules as they are."""
+    from litert_torch.quantize.translate_recipe import translate_to_ai_edge_recipe
+
+    if isinstance(config, list | tuple):
+        return _rules(recipe, config)
+    generative = getattr(config, "generative_recipe", config)
+    try:
+        generative.verify()
+        return _rules(recipe, translate_to_ai_edge_recipe(generative))
+    except EdgeVerifyError:
+        raise
+    except Exception as error:
+        raise _no_recipe(recipe, f"{type(error).__name__}: {error}") from error
+
+
+def _rules_of_file(path: Path) -> tuple[Mapping[str, Any], ...]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _no_recipe(path, str(error)) from error
+    return _rules(path, found)
+
+
+def _rules(where: object, found: Any) -> tuple[Mapping[str, Any], ...]:
+    """Rules as plain data; whether the quantizer knows what they say, it says itself."""
+    if not isinstance(found, list | tuple) or not found:
+        raise _no_recipe(where, "it is no list of rules")
+    for rule in found:
+        if not isinstance(rule, Mapping) or not {"regex", "operation"} <= rule.keys():
+            raise _no_recipe(where, "a rule has no 'regex' or no 'operation'")
+    return tuple(json.loads(json.dumps(list(found))))
+
+
+def _no_recipe(where: object, reason: str) -> RecipeError:
+    return RecipeError(
+        f"holds no recipe ({reason})",
+        where=where,
+        expected="a list of rules as ai-edge-quantizer writes them, or a GenerativeQuantRecipe",
+        fix="see docs/quantization.md",
+    )
