@@ -78,10 +78,11 @@ class Thresholds:
 def thresholds(name: str) -> Thresholds:
     """The calibrated thresholds of a leg, or of the ``isolated`` runs.
 
+    The legs of all recipes, and of all runtimes, have one: ``quantization:dynamic_int8``.
     They are read from ``thresholds.json``, which ``python -m edgeverify.calibrate`` writes.
     """
     table = json.loads(resources.files("edgeverify").joinpath("thresholds.json").read_text())
-    entry = table[name]
+    entry = table[name.partition(":")[0]]
     return Thresholds(rms=float(entry["rms"]), row=float(entry["row"]))
 
 
@@ -274,16 +275,21 @@ def judge_leg(
         results = [_with_isolated(result, by_key.pop(result.tap, None)) for result in results]
         results += by_key.values()  # what only the block-by-block run has: extra taps
     results, note = excuse(results, candidate, starts)
+    return leg_of(name, results, (*notes, note) if note else notes)
+
+
+def leg_of(name: str, results: Sequence[TapResult], notes: tuple[str, ...] = ()) -> LegResult:
+    """A leg of taps that have been judged, in forward order."""
     outcome = worst_outcome([result.outcome for result in results])
     return LegResult(
         name=name,
         outcome=outcome,
-        threshold=limits.as_dict(),
+        threshold=thresholds(name).as_dict(),
         taps=tuple(results),
         worst=_worst(results),
         first_divergence=_first_divergence(results),
         reason=_unchecked_reason(results) if outcome == UNCHECKED else "",
-        notes=(*notes, note) if note else notes,
+        notes=notes,
     )
 
 

@@ -31,7 +31,14 @@ class SequentialSums(TorchFunctionMode):
     """Adds one product, or one element, after another, in float32, in every layer that sums.
 
     Replaced are linear layers, matrix products, means over one axis and LayerNorm.
+
+    Args:
+        linear: whether linear layers are replaced, which takes nearly all of the time.
     """
+
+    def __init__(self, *, linear: bool = True) -> None:
+        super().__init__()
+        self._kept = () if linear else (functional.linear,)
 
     def __torch_function__(
         self,
@@ -40,7 +47,7 @@ class SequentialSums(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        replacement = _REPLACEMENTS.get(func)
+        replacement = None if func in self._kept else _REPLACEMENTS.get(func)
         with torch._C.DisableTorchFunction():
             return (replacement or func)(*args, **(kwargs or {}))
 

@@ -45,21 +45,25 @@ class Recipe:
     rules: tuple[Mapping[str, Any], ...] = ()
 
 
-def expand(given: Sequence[str]) -> tuple[str, ...]:
+def expand(given: Sequence[str], *, where: str = "--recipe") -> tuple[str, ...]:
     """Recipes as they were given, each once and checked; ``all`` stands for every named one.
+
+    Args:
+        given: as text; ``FORMS`` says which.
+        where: told in errors.
 
     Raises:
         UsageError: none of the forms, or two with one name in the report.
     """
     chosen: dict[str, None] = {}
     for text in given:
-        chosen.update(dict.fromkeys(RECIPES if text == ALL else (_checked(text),)))
+        chosen.update(dict.fromkeys(RECIPES if text == ALL else (_checked(text, where),)))
     labels = [label(text) for text in chosen]
     for text in chosen:
         if labels.count(label(text)) > 1:
             raise UsageError(
                 f"two recipes are called {label(text)!r}",
-                where=f"--recipe {text}",
+                where=f"{where} {text}",
                 expected="names that differ, by which a report tells them",
                 fix="rename the file or the attribute",
             )
@@ -73,18 +77,18 @@ def label(recipe: str) -> str:
     return recipe.rpartition(":")[2]
 
 
-def _checked(text: str) -> str:
+def _checked(text: str, where: str) -> str:
     if text in RECIPES:
         return text
     if text.endswith(".json") or _place(text).endswith(".py"):
         if not Path(_place(text)).is_file():
-            raise UsageError("there is no such file", where=f"--recipe {text}", expected=FORMS)
+            raise UsageError("there is no such file", where=f"{where} {text}", expected=FORMS)
         return text
     if ":" in text:
         return text
     raise UsageError(
         f"there is no {text!r}",
-        where="--recipe",
+        where=where,
         expected=FORMS,
         fix=did_you_mean(text, (*RECIPES, ALL)),
     )

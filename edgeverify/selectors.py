@@ -24,7 +24,7 @@ from edgeverify.case import (
 )
 from edgeverify.choices import one_of
 from edgeverify.errors import UsageError
-from edgeverify.recipes import ALL, FLOAT32, RECIPES, expand
+from edgeverify.recipes import ALL, FLOAT32, RECIPES, expand, label
 
 # Of the invariants. ``nightly`` draws at least 20 times the examples of ``ci``.
 PROFILES = ("dev", "ci", "nightly")
@@ -135,7 +135,7 @@ class Selectors:
         for name in given:
             one_of("selectors", name, names)
         chosen = cls(**{name: value for name, value in given.items() if value is not None})
-        chosen = replace(chosen, recipes=expand(chosen.recipes))
+        chosen = replace(chosen, recipes=expand(chosen.recipes, where="recipes"))
         for backend in chosen.backends:
             one_of("backends", backend, BACKENDS)
         one_of("kv_layout", chosen.kv_layout, KV_LAYOUTS)
@@ -164,6 +164,13 @@ class Selectors:
                 where="--backend",
                 expected="reauthored, tflite or both",
             )
+        quantized = [recipe for recipe in self.recipes if recipe != FLOAT32]
+        if quantized and "tflite" not in self.backends:
+            raise UsageError(
+                f"{quantized[0]!r} is a recipe of files, and no file is run",
+                where="--recipe",
+                expected="--backend tflite, or no --backend at all",
+            )
         _check_cache_len(self)
         return self
 
@@ -171,7 +178,8 @@ class Selectors:
     def legs(self) -> tuple[str, ...]:
         """The legs of the chosen backends; a file is judged beside the model it comes from."""
         if "tflite" in self.backends:
-            return ("authoring", "conversion")
+            recipes = (f"quantization:{label(r)}" for r in self.recipes if r != FLOAT32)
+            return ("authoring", "conversion", *recipes)
         return ("authoring",) if "reauthored" in self.backends else ()
 
     @property
@@ -191,7 +199,10 @@ class Selectors:
     def audits(self) -> tuple[str, ...]:
         """The audits of the chosen backends: signatures are a file's."""
         audits = ("config", "weights", "signatures")
-        return audits if "tflite" in self.backends else audits[:2] if self.legs else ()
+        quantized = tuple(leg for leg in self.legs if leg.startswith("quantization:"))
+        if "tflite" in self.backends:
+            return (*audits, *quantized)
+        return audits[:2] if self.legs else ()
 
     @property
     def step_names(self) -> tuple[str, ...] | None:

@@ -26,7 +26,7 @@ from edgeverify.compare import Baseline
 from edgeverify.convert import convert
 from edgeverify.diagnose import diagnose
 from edgeverify.errors import PortError
-from edgeverify.noise import floor_of, widest
+from edgeverify.noise import Floor, floor_of, widest
 from edgeverify.ops import op_findings
 from edgeverify.progress import Progress
 from edgeverify.report.model import Finding, LegResult
@@ -140,11 +140,19 @@ def fitting_threads(run: Run) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def reference_baselines(run: Run, *, with_file: bool) -> dict[str, Baseline]:
+def reference_baselines(
+    run: Run, *, with_file: bool, summed: Baseline | None = None
+) -> dict[str, Baseline]:
     """What each leg is held against; cached. The case gets its decode tokens here.
 
     The re-authored model runs on PyTorch as the reference does; the file's kernels sum one term
     after another, so the floor of its leg has that order, too (see ``edgeverify.float32``).
+
+    Args:
+        run: the checkpoint and the case.
+        with_file: whether the leg ``conversion`` is asked for.
+        summed: the same baseline of a model of the same geometry. Its floors then stand in for
+            linear layers that sum in order, which are slow to run.
     """
     key = artifacts.digest(
         "reference",
@@ -176,7 +184,9 @@ def reference_baselines(run: Run, *, with_file: bool) -> dict[str, Baseline]:
         """The other float32 run's floor."""
         name = "reference, float32 summed in order" if sequential else "reference, float32"
         with run.timed(name):
-            other = reference.run_otherwise(model(), run.case, inject=inject, sequential=sequential)
+            other = reference.run_otherwise(
+                model(), run.case, inject=inject, sequential=sequential, linear=summed is None
+            )
         return Trace(dict(floor_of(oracle.arrays, other.arrays)))
 
     def oracle_run() -> Trace:
@@ -195,11 +205,18 @@ def reference_baselines(run: Run, *, with_file: bool) -> dict[str, Baseline]:
     isolated = cached("isolated-floor", isolated_floor).arrays
     baselines = {"authoring": Baseline(oracle, whole, isolated, own)}
     if with_file:
-        summed = cached("summed-floor", lambda: floor(None, sequential=True)).arrays
-        alone = cached("summed-isolated-floor", lambda: floor(oracle, sequential=True)).arrays
-        baselines["conversion"] = Baseline(
-            oracle, widest(whole, summed), widest(isolated, alone), own
-        )
+        kind = "summed-floor" if summed is None else "partly-summed-floor"
+        floors: list[Floor] = [whole, cached(kind, lambda: floor(None, sequential=True)).arrays]
+        alone: list[Floor] = [
+            isolated,
+            cached(
+                kind.replace("floor", "isolated-floor"), lambda: floor(oracle, sequential=True)
+            ).arrays,
+        ]
+        if summed is not None:
+            floors.append(summed.floor)
+            alone.append(summed.isolated_floor)
+        baselines["conversion"] = Baseline(oracle, widest(*floors), widest(*alone), own)
     return baselines
 
 

@@ -24,6 +24,8 @@ from edgeverify.errors import PortError
 from edgeverify.hints import hint
 from edgeverify.ports import load_port
 from edgeverify.progress import Progress
+from edgeverify.quantization.check import check_recipes
+from edgeverify.quantization.leg import LEG as QUANTIZATION
 from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, LegResult, Report, TapResult
 from edgeverify.report.words import LISTED
 from edgeverify.selectors import Selectors
@@ -111,8 +113,9 @@ def _judge_legs(
     if "conversion" not in chosen.legs:
         return legs, traces, causes
     try:
+        path = converted(run)
         legs["conversion"], traces["tflite"], sources = _conversion_leg(
-            run, auditor, whole, baselines["conversion"], authoring_passed=passed
+            run, path, auditor, whole, baselines["conversion"], authoring_passed=passed
         )
     except Exception as error:
         # A model that is known to be wrong may well be one that cannot be converted or run; what
@@ -123,6 +126,15 @@ def _judge_legs(
         limits = thresholds("conversion").as_dict()
         legs["conversion"] = LegResult("conversion", UNCHECKED, limits, reason=reason)
         return legs, traces, causes
+    wrong = [name for name, leg in legs.items() if leg.outcome == FAIL]
+    blocked = f"not judged: the float file that it is made from fails ({wrong[0]})" if wrong else ""
+    recipes = chosen.recipes
+    for found in check_recipes(run, recipes, path, baselines["conversion"], blocked=blocked):
+        legs[found.leg.name] = found.leg
+        if found.audit is not None:
+            auditor.results[found.audit.name] = found.audit
+        if found.trace is not None:
+            traces[found.leg.name] = found.trace
     return legs, traces, (*causes, *sources)
 
 
@@ -194,15 +206,20 @@ def prepare(
 
 
 def _conversion_leg(
-    run: Run, auditor: Auditor, reauthored: Trace, baseline: Baseline, *, authoring_passed: bool
+    run: Run,
+    path: Path,
+    auditor: Auditor,
+    reauthored: Trace,
+    baseline: Baseline,
+    *,
+    authoring_passed: bool,
 ) -> tuple[LegResult, Trace, tuple[Finding, ...]]:
-    """Converts, runs the file and judges it; where it fails, names the operators.
+    """Runs the float file and judges it; where it fails, names the operators.
 
     Where authoring passed, the file is held against the reference's oracle, and that verdict
     stands. Where it failed, the file is held against the re-authored model's own float64 run, so
     that the converter is neither charged with the port's fault nor excused by it.
     """
-    path = converted(run)
     audit_file(run, auditor, path)
     notes: tuple[str, ...] = ()
     if not authoring_passed:
@@ -274,6 +291,7 @@ def _audit_findings(audit: AuditResult, legs: Mapping[str, LegResult]) -> list[F
     if not audit.odd:
         return []
     seen = [check for check in audit.odd if check.outcome == audit.outcome]
+    of_recipe = audit.name.startswith(QUANTIZATION)
     of_file = all(check.where.startswith("file") for check in seen) or audit.name == SIGNATURES
     told = "; ".join(str(check) for check in seen[:LISTED])
     more = f"; and {len(seen) - LISTED} more" if len(seen) > LISTED else ""
@@ -281,6 +299,7 @@ def _audit_findings(audit: AuditResult, legs: Mapping[str, LegResult]) -> list[F
     outcomes = {name: leg.outcome for name, leg in legs.items()}
     inherited = outcomes.get("authoring") == FAIL and outcomes.get("conversion") == PASS
     leg = "conversion" if of_file and not inherited else "authoring"
+    leg = audit.name if of_recipe else leg
     return [Finding(f"audit.{audit.name}{suffix}", leg, "", told + more)]
 
 
@@ -297,6 +316,11 @@ def _findings(leg: LegResult) -> list[Finding]:
 
 def _where_to_look(leg: LegResult, failed: TapResult) -> str:
     """A hint for the first diverging tap, with what the leg and the step's other taps tell."""
+    if leg.name.startswith(QUANTIZATION):
+        return (
+            "how the kernel computes with quantized weights: the audit has them as the recipe "
+            "says, or tells which are not. Another --kernel may agree"
+        )
     if leg.name == "conversion":
         return (
             "the file's operators between the last tap that agrees and this one: constants, fused "

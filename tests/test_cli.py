@@ -39,7 +39,10 @@ BAD = {
     "check :PORT": f"MODEL: cannot read ':PORT'; expected a registered name, {FORMS}",
     "check tinyllama --size 3b": "--size of tinyllama: there is no '3b'; expected one of tiny, "
     "1.1b",
-    "check tinyllama --recipe int7": "--recipe: there is no 'int7'; expected one of float32",
+    "check tinyllama --recipe int7": "--recipe: there is no 'int7'; expected one of float32, "
+    "fp16, dynamic_int8, weight_only_int8, dynamic_int4_block32, dynamic_int4_block128, all; or a "
+    "JSON file of ai-edge-quantizer, or path/to/file.py:ATTR or package.module:ATTR with a "
+    "GenerativeQuantRecipe or QuantConfig",
     "check tinyllama --backend tflit": "--backend: there is no 'tflit'; expected one of reference, "
     "reauthored, tflite; did you mean 'tflite'?",
     "check tinyllama --backend reference": "--backend: the reference alone has nothing to be "

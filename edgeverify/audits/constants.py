@@ -18,8 +18,20 @@ from edgeverify.audits.places import EMBEDDING, HEAD
 from edgeverify.flatbuffer import Located, ModelFile, Signature
 from edgeverify.flatbuffer.graph import Graph, Op
 from edgeverify.flatbuffer.locate import LAYOUT_OPS
+from edgeverify.flatbuffer.quantization import constant_of
 
-FLOAT32 = schema.TensorType.FLOAT32
+# What weights are stored as. An int32 constant is a shape or an index.
+_STORED = frozenset(
+    {
+        schema.TensorType.FLOAT32,
+        schema.TensorType.FLOAT16,
+        schema.TensorType.BFLOAT16,
+        schema.TensorType.INT8,
+        schema.TensorType.UINT8,
+        schema.TensorType.INT4,
+        schema.TensorType.INT2,
+    }
+)
 _LOOKUPS = ("EMBEDDING_LOOKUP", "GATHER")
 
 
@@ -31,7 +43,8 @@ class Weights:
         graph: the signature's graph.
         signature: its inputs and outputs.
         located: its taps.
-        tensors: parameter of the Generative API → the constant's number in the subgraph.
+        tensors: parameter of the Generative API → the constant's number in the subgraph. Of a
+            quantized weight that is dequantized first, it is the constant that is stored.
         norms: parameter of a norm, without ``.weight`` → the op that norms.
         unknown: constants that are used as weights → why their parameter is not known.
         ends: for each block, the op that makes what leaves it.
@@ -189,12 +202,13 @@ class _Finder:
         return f"{at}post_atten_norm" if op is between[0] else f"{at}ff.pre_ff_norm"
 
     def _constants(self, op: Op, inputs: tuple[int, ...]) -> Iterator[int]:
-        """The float32 constants of more than one element among some inputs of an op."""
+        """The constants of more than one element among some inputs of an op, as stored."""
         for tensor in inputs:
-            raw = self.graph.raw.tensors[tensor]
             many = math.prod(self.graph.shape(tensor)) > 1
-            if raw.type == FLOAT32 and many and self.graph.is_constant(tensor):
-                yield tensor
+            if many and self.graph.is_constant(tensor):
+                source = constant_of(self.graph, tensor)
+                if self.graph.raw.tensors[source].type in _STORED:
+                    yield source
 
     def _name(self, name: str, tensor: int, op: Op) -> None:
         if name:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers  # type: ignore[import-untyped]
 
 from edgeverify import taps
@@ -182,9 +183,10 @@ def _embedding_scale(weights: Weights) -> float | None:
 
 
 def values(file: ModelFile, graph: Graph, tensor: int) -> np.ndarray | None:
-    """A float32 constant of any size, mapped; None if it has no bytes of its own."""
-    span = None if tensor in graph.producer else file.buffer_span(graph.raw.tensors[tensor].buffer)
-    if span is None:
+    """A float32 constant of any size, mapped; None if it is none, or has no bytes of its own."""
+    raw = graph.raw.tensors[tensor]
+    span = None if tensor in graph.producer else file.buffer_span(raw.buffer)
+    if span is None or raw.type != schema.TensorType.FLOAT32:
         return None
     flat = np.frombuffer(file.map, np.float32, span[1] // 4, span[0])
     return flat.reshape(graph.shape(tensor))

@@ -1,8 +1,9 @@
 """The audit of a converted file's weights: every constant, bit by bit, and those that are none.
 
-A float32 file holds the checkpoint's own bits, with two exceptions that are made in float32 and so
-can be made again: where the norm multiplies by ``1 + weight`` the file has the sum, and where the
-logits are soft-capped the LM head holds the division by the cap.
+A float32 file holds the checkpoint's own bits, and so does a quantized one in what it leaves in
+float32, with two exceptions that are made in float32 and so can be made again: where the norm
+multiplies by ``1 + weight`` the file has the sum, and where the logits are soft-capped the LM head
+holds the division by the cap.
 """
 
 from __future__ import annotations
@@ -16,15 +17,25 @@ import numpy as np
 from edgeverify.audits.constants import Weights
 from edgeverify.audits.converted import cap_is_folded, is_mask, is_rope, values
 from edgeverify.audits.declared import NONE
+from edgeverify.audits.kept import kept_in_float, promise_of, tied_alike
 from edgeverify.audits.model import WEIGHTS, AuditResult, Check, Readings
-from edgeverify.audits.places import block_of, places
+from edgeverify.audits.places import Span, block_of, places
+from edgeverify.audits.promised import Promises
+from edgeverify.audits.quantized_weights import Weight, check_weight, describe
 from edgeverify.audits.weights import Audit, Fold, State
 from edgeverify.flatbuffer import ModelFile
+from edgeverify.flatbuffer.quantization import Quantized, read
 from edgeverify.report.model import FAIL, UNCHECKED
 
 
 def audit_file(
-    file: ModelFile, found: Mapping[str, Weights], config: Any, state: State, declared: Readings
+    file: ModelFile,
+    found: Mapping[str, Weights],
+    config: Any,
+    state: State,
+    declared: Readings,
+    promises: Promises | None = None,
+    title: str = WEIGHTS,
 ) -> AuditResult:
     """Holds the constants of a .tflite against the checkpoint.
 
@@ -34,6 +45,8 @@ def audit_file(
         config: the re-authored ``ModelConfig``.
         state: the checkpoint, HF names → float32 tensors.
         declared: of the HF config: which norms add 1, which factor embeddings have.
+        promises: of the recipe that the file was quantized by, if it is known.
+        title: the audit's name.
     """
     planned = places({name: tuple(t.shape) for name, t in state.items()}, config)
     audit = Audit(state, "file")
@@ -43,24 +56,73 @@ def audit_file(
         for name, tensor in weights.tensors.items():
             buffer = weights.graph.raw.tensors[tensor].buffer
             claimed.add(buffer)
-            if (name, buffer) in compared:
-                continue
-            compared.add((name, buffer))
-            held = values(file, weights.graph, tensor)
-            if held is None:
-                reason = "is computed from constants"
-                audit.checks.append(Check(name, "file", UNCHECKED, reason=reason))
-            elif name not in planned:
-                reason = "belongs to no tensor of the checkpoint"
-                audit.checks.append(Check(name, "file", FAIL, "", _about(held), reason))
-            else:
-                fold, note = _fold(name, weights, declared)
-                audit.compare(name, held, planned[name], fold, note)
+            if (name, buffer) not in compared:
+                compared.add((name, buffer))
+                spans = planned.get(name)
+                _check(audit, file, weights, name, spans, declared, promises)
     audit.checks += _missing(planned, found)
+    audit.checks += kept_in_float(file, found, promises)
+    audit.checks += tied_alike(file, found, planned)
     kinds = _others(file, found.values(), claimed, audit)
     told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    note = f"the file's float constants: {len(claimed)} of weights" + (f", {told}" if told else "")
-    return AuditResult(WEIGHTS, tuple(audit.checks), (note,))
+    note = f"the file's constants: {_kept_as(file, found)}" + (f", {told}" if told else "")
+    return AuditResult(title, tuple(audit.checks), (note,))
+
+
+def _check(
+    audit: Audit,
+    file: ModelFile,
+    weights: Weights,
+    name: str,
+    spans: tuple[Span, ...] | None,
+    declared: Readings,
+    promises: Promises | None,
+) -> None:
+    """Adds what is found of one constant."""
+    tensor = weights.tensors[name]
+    fold, note = _fold(name, weights, declared)
+    quantized = read(file, weights.graph, tensor)
+    held = values(file, weights.graph, tensor)
+    if spans is None:
+        about = describe(quantized) if quantized else _about(held) if held is not None else ""
+        reason = "belongs to no tensor of the checkpoint"
+        audit.checks.append(Check(name, "file", FAIL, "", about, reason))
+    elif quantized is not None:
+        weight = _weight(name, tensor, quantized, spans, audit.state, fold)
+        promise = promise_of(weights, tensor, promises)
+        audit.checks += check_weight(file, weights.graph, weight, promise)
+    elif held is None:
+        audit.checks.append(Check(name, "file", UNCHECKED, reason="is computed from constants"))
+    else:
+        audit.compare(name, held, spans, fold, note)
+
+
+def _weight(
+    name: str,
+    tensor: int,
+    quantized: Quantized,
+    spans: tuple[Span, ...],
+    state: State,
+    fold: Fold | None,
+) -> Weight:
+    """A quantized weight with what belongs there."""
+    pieces, parts, row = [], [], 0
+    for span in spans:
+        source = state[span.tensor].numpy()
+        piece = source if span.source is None else source[slice(*span.source)]
+        pieces.append(piece)
+        parts.append((span.tensor, row, row + len(piece)))
+        row += len(piece)
+    expected = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    tensors = " + ".join(dict.fromkeys(span.tensor for span in spans))
+    return Weight(
+        tensors,
+        f"file, {name}",
+        tensor,
+        quantized,
+        expected if fold is None else fold(expected),
+        tuple(parts),
+    )
 
 
 def _fold(name: str, weights: Weights, declared: Readings) -> tuple[Fold | None, str]:
@@ -118,6 +180,17 @@ def _others(
                     Check(f"constant {name!r}", "file", UNCHECKED, "", _about(table), reason)
                 )
     return kinds
+
+
+def _kept_as(file: ModelFile, found: Mapping[str, Weights]) -> str:
+    """How many weights are kept in which way: ``21 int8 by channel, 17 float32``."""
+    kept: dict[int, str] = {}
+    for weights in found.values():
+        for tensor in weights.tensors.values():
+            quantized = read(file, weights.graph, tensor)
+            buffer = weights.graph.raw.tensors[tensor].buffer
+            kept[buffer] = describe(quantized) if quantized else "float32"
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(kept.values()).most_common())
 
 
 def _kind(table: np.ndarray) -> str:

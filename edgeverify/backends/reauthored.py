@@ -83,7 +83,7 @@ def run(
             stack.enter_context(Float64Mode())
         for step in case.steps:
             recorder = _Recorder(
-                inject=_padded_inputs(step, inject),
+                inject=_padded_inputs(step, inject, dtype),
                 onward=_padded_taps(step, inject) if every_tap and inject is not None else {},
             )
             masks = {}
@@ -216,8 +216,13 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy().copy()
 
 
-def _padded_inputs(step: Step, oracle: Trace | None) -> list[torch.Tensor] | None:
-    """The oracle's input to each block and to the final norm; pad rows repeat the last real row."""
+def _padded_inputs(
+    step: Step, oracle: Trace | None, dtype: torch.dtype
+) -> list[torch.Tensor] | None:
+    """The oracle's input to each block and to the final norm; pad rows repeat the last real row.
+
+    All are rounded to float32, which is what the float32 model and its file are given.
+    """
     if oracle is None:
         return None
     names = [taps.EMBED]
@@ -227,7 +232,10 @@ def _padded_inputs(step: Step, oracle: Trace | None) -> list[torch.Tensor] | Non
     for name in names:
         rows = oracle[f"{step.name}/{name}"].astype(np.float32)
         pad = np.repeat(rows[:, -1:], step.length - rows.shape[1], axis=1)
-        inputs.append(torch.from_numpy(np.concatenate([rows, pad], axis=1)))
+        padded = np.concatenate([rows, pad], axis=1)
+        if dtype == torch.float64:
+            padded = padded.astype(np.float64)
+        inputs.append(torch.from_numpy(padded))
     return inputs
 
 

@@ -145,7 +145,7 @@ def run(
     return trace, case.with_decode_tokens(fed)
 
 
-def run_oracle(model: PreTrainedModel, case: Case) -> Trace:
+def run_oracle(model: PreTrainedModel, case: Case, *, inject: Trace | None = None) -> Trace:
     """Runs the whole conversation at once in float64 and cuts it into the case's steps.
 
     Modules are widened one by one as they run, so the float32 model and one float64 layer are
@@ -154,6 +154,7 @@ def run_oracle(model: PreTrainedModel, case: Case) -> Trace:
     Args:
         model: from ``build``; left as it was.
         case: with its decode tokens known.
+        inject: as in ``run``: inputs rounded to float32, all else in float64.
 
     Returns:
         A trace of float64 arrays.
@@ -163,11 +164,16 @@ def run_oracle(model: PreTrainedModel, case: Case) -> Trace:
             _widen_while_running(module, stack)
         stack.enter_context(_exact_constants(model))
         stack.enter_context(Float64Mode())
-        return _run_at_once(model, case, None)
+        return _run_at_once(model, case, inject, np.float64)
 
 
 def run_otherwise(
-    model: PreTrainedModel, case: Case, *, inject: Trace | None = None, sequential: bool
+    model: PreTrainedModel,
+    case: Case,
+    *,
+    inject: Trace | None = None,
+    sequential: bool,
+    linear: bool = True,
 ) -> Trace:
     """Runs the whole conversation at once, as another right float32 implementation would.
 
@@ -177,26 +183,29 @@ def run_otherwise(
         inject: as in ``run``.
         sequential: whether sums are taken one term after another, as LiteRT's kernels do; RoPE's
             angles are rounded otherwise in both cases. See ``edgeverify.float32``.
+        linear: whether those of linear layers are, too.
     """
     with ExitStack() as stack:
         stack.enter_context(float32.angles_rounded_otherwise(model))
         if sequential:
-            stack.enter_context(float32.SequentialSums())
+            stack.enter_context(float32.SequentialSums(linear=linear))
         return _run_at_once(model, case, inject)
 
 
-def _run_at_once(model: PreTrainedModel, case: Case, inject: Trace | None) -> Trace:
+def _run_at_once(
+    model: PreTrainedModel, case: Case, inject: Trace | None, dtype: type = np.float32
+) -> Trace:
     num_blocks = len(_blocks(model))
     inputs = None
     if inject is not None:
-        steps = [_inputs_of(step, inject) or [] for step in case.steps]
+        steps = [_inputs_of(step, inject, dtype) or [] for step in case.steps]
         inputs = [torch.cat(parts, dim=1) for parts in zip(*steps, strict=True)]
     record: Record = {}
     with torch.no_grad(), _recording(model, record, inputs):
         output = model(input_ids=torch.tensor([case.tokens]), use_cache=False)
         record[taps.LOGITS] = _array(output.logits)
-    dtype = str(record[taps.LOGITS].dtype)
-    trace = Trace(provenance={"backend": "reference", "dtype": dtype})
+    made = str(record[taps.LOGITS].dtype)
+    trace = Trace(provenance={"backend": "reference", "dtype": made})
     for step in case.steps:
         for tap in taps.standard_taps(num_blocks):
             if tap.startswith("kv."):
@@ -236,15 +245,17 @@ def _first(owner: nn.Module, *names: str) -> nn.Module:
     raise AttributeError(f"{type(owner).__name__} has none of {', '.join(names)}")
 
 
-def _inputs_of(step: Step, oracle: Trace | None) -> list[torch.Tensor] | None:
-    """The oracle's input to each block, then to the final norm, as float32."""
+def _inputs_of(
+    step: Step, oracle: Trace | None, dtype: type = np.float32
+) -> list[torch.Tensor] | None:
+    """The oracle's input to each block, then to the final norm, rounded to float32."""
     if oracle is None:
         return None
     names = [taps.EMBED]
     while f"{step.name}/{taps.block(len(names) - 1, 'out')}" in oracle:
         names.append(taps.block(len(names) - 1, "out"))
     arrays = (oracle[f"{step.name}/{name}"].astype(np.float32) for name in names)
-    return [torch.from_numpy(array) for array in arrays]
+    return [torch.from_numpy(array.astype(dtype, copy=False)) for array in arrays]
 
 
 @contextmanager

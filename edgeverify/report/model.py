@@ -78,7 +78,13 @@ class Divergence:
 
 @dataclass(frozen=True)
 class LegResult:
-    """One leg: ``authoring`` (reference → reauthored) or ``conversion`` (reauthored → .tflite)."""
+    """One leg: ``authoring`` (reference → reauthored), ``conversion`` (reauthored → .tflite),
+    ``quantization:{recipe}`` (float → recipe) or ``runtime:{runtime}`` (interpreter → another).
+
+    Attributes:
+        attribution: of a quantized file: who moved the logits, and how far
+            (``edgeverify.quantization.leg.attribution``).
+    """
 
     name: str
     outcome: str
@@ -88,6 +94,7 @@ class LegResult:
     first_divergence: Divergence | None = None
     reason: str = ""
     notes: tuple[str, ...] = ()
+    attribution: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON report. Infinite and undefined numbers are the strings "inf" and "nan"."""
-        legs = {name: _leg_dict(leg) for name, leg in self.legs.items()}
+        legs = _nested({name: _leg_dict(leg) for name, leg in self.legs.items()})
         return _plain(
             {
                 "schema": SCHEMA,
@@ -177,12 +184,24 @@ class Report:
                 "case": dict(self.case),
                 "environment": dict(self.environment),
                 "legs": legs,
-                "audits": {name: audit.to_dict() for name, audit in self.audits.items()},
+                "audits": _nested({n: audit.to_dict() for n, audit in self.audits.items()}),
                 "invariants": [asdict(result) for result in self.invariants],
                 "findings": [asdict(finding) for finding in self.findings],
                 "timings": dict(self.timings),
             }
         )
+
+
+def _nested(named: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"runtime:tf_lite": x}`` as ``{"runtime": {"tf_lite": x}}``; other names as they are."""
+    out: dict[str, Any] = {}
+    for name, value in named.items():
+        first, _, rest = name.partition(":")
+        if rest:
+            out.setdefault(first, {})[rest] = value
+        else:
+            out[name] = value
+    return out
 
 
 def _leg_dict(leg: LegResult) -> dict[str, Any]:
@@ -197,6 +216,7 @@ def _leg_dict(leg: LegResult) -> dict[str, Any]:
         "first_divergence": None if leg.first_divergence is None else asdict(leg.first_divergence),
         "taps": [asdict(tap) for tap in leg.taps],
         "notes": list(leg.notes),
+        **({"attribution": dict(leg.attribution)} if leg.attribution else {}),
     }
 
 

@@ -168,9 +168,28 @@ def leg_lines(leg: LegResult, findings: Iterable[Finding] = ()) -> list[str]:
             lines.append(f"and {len(odd) - LISTED} more {outcome}")
     lines += leg.notes
     worst = worst_line(leg)
+    moved = [attribution_line(leg.attribution)] if leg.attribution else []
     if leg.outcome == PASS and not lines and worst:
-        return [f"{worst} · {plural(len(leg.taps), 'tap')}"]
-    return [*lines, *([worst] if worst else []), counts(leg.taps)]
+        return [f"{worst} · {plural(len(leg.taps), 'tap')}", *moved]
+    if not leg.taps:
+        return lines
+    return [*lines, *([worst] if worst else []), counts(leg.taps), *moved]
+
+
+def attribution_line(moved: Mapping[str, Any]) -> str:
+    """Who moved the logits of a quantized file, and how far."""
+    parts = [f"{who} {scientific(moved[who])}" for who in ("weights", "activations", "kernels")]
+    divergence, control = moved["kl"], moved.get("control")
+    text = (
+        f"logits moved by {', '.join(parts)} · KL {scientific(divergence['file'])}, "
+        f"by weights alone {scientific(divergence['weights'])}"
+    )
+    if control:
+        text += (
+            f" · {plural(control['taps'], 'tap')} as the control predicts, worst "
+            f"{number(control['worst'])}"
+        )
+    return text
 
 
 def invariants_line(results: Sequence[InvariantResult]) -> str:

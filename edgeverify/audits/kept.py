@@ -1,0 +1,119 @@
+"""How the weights of a file are kept, seen together: left in float, and tied tables."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from edgeverify.audits.constants import Weights
+from edgeverify.audits.converted import cap_is_folded
+from edgeverify.audits.model import Check
+from edgeverify.audits.places import EMBEDDING, HEAD, Places
+from edgeverify.audits.promised import Promise, Promises
+from edgeverify.audits.quantized_weights import describe
+from edgeverify.flatbuffer import ModelFile
+from edgeverify.flatbuffer.graph import Op
+from edgeverify.flatbuffer.quantization import constant_of, read, stored
+from edgeverify.report.model import FAIL, UNCHECKED
+
+FLOAT32 = "float32"
+_COMPUTE = ("FULLY_CONNECTED", "EMBEDDING_LOOKUP", "GATHER")
+_BLOCK = re.compile(r"^transformer_blocks\.\d+\.")
+
+
+def users(weights: Weights, tensor: int) -> Iterator[Op]:
+    """The operators that compute with a constant, behind its DEQUANTIZE if there is one."""
+    for op in weights.graph.ops:
+        if op.name in _COMPUTE and tensor in {constant_of(weights.graph, t) for t in op.inputs}:
+            yield op
+
+
+def promise_of(weights: Weights, tensor: int, promises: Promises | None) -> Promise | None:
+    """What a recipe promises for a constant; None without a recipe.
+
+    Operators that share a constant must be promised the same; the quantizer refuses others.
+    """
+    if promises is None:
+        return None
+    made = [promises.of(weights.graph, op) for op in users(weights, tensor)]
+    return made[0] if made else None
+
+
+def kept_in_float(
+    file: ModelFile, found: Mapping[str, Weights], promises: Promises | None
+) -> Iterator[Check]:
+    """Weights of a quantized file that stand in float32, unless that was meant.
+
+    It was meant where a rule of the recipe says so, and where the same weight of every block is
+    left alone. Where a few blocks' are, and no rule names them, a regular expression missed them.
+    """
+    for signature, weights in found.items():
+        kept = {
+            name: _kept(file, weights, tensor)
+            for name, tensor in weights.tensors.items()
+            if name.endswith(".weight") and any(users(weights, tensor))
+        }
+        if set(kept.values()) <= {FLOAT32}:
+            continue
+        others = {
+            role: Counter(kind for name, kind in kept.items() if _role(name) == role)
+            for role in {_role(name) for name in kept}
+        }
+        for name, kind in kept.items():
+            if kind != FLOAT32:
+                continue
+            promise = promise_of(weights, weights.tensors[name], promises)
+            if promise is not None and promise.dtype != FLOAT32:
+                where = f"file, {name}, {signature}"
+                yield Check(name, where, FAIL, str(promise), FLOAT32, "was left in float32")
+            elif len(others[_role(name)]) > 1 and not (promise and promise.said):
+                yield _missed(name, signature, others[_role(name)], known=promise is not None)
+
+
+def _missed(name: str, signature: str, kinds: Counter[str], *, known: bool) -> Check:
+    usual = max((k for k in kinds if k != FLOAT32), key=lambda kind: kinds[kind])
+    reason = f"was left in float32, where {kinds[usual]} blocks have {usual}"
+    reason += ", and no rule of the recipe says so" if known else ": whether it was meant is " \
+        "not known without the recipe"  # fmt: skip
+    outcome = FAIL if known else UNCHECKED
+    return Check(name, f"file, {name}, {signature}", outcome, usual, FLOAT32, reason)
+
+
+def _kept(file: ModelFile, weights: Weights, tensor: int) -> str:
+    quantized = read(file, weights.graph, tensor)
+    return FLOAT32 if quantized is None else describe(quantized)
+
+
+def _role(name: str) -> str:
+    return _BLOCK.sub("", name)
+
+
+def tied_alike(file: ModelFile, found: Mapping[str, Weights], planned: Places) -> Iterator[Check]:
+    """A table that is both embedding and head must be the same numbers in both places.
+
+    Where the two are kept in different ways, as a recipe may have it, or the head holds a factor
+    as well, each is checked for itself alone.
+    """
+    if HEAD not in planned or planned[HEAD] != planned.get(EMBEDDING):
+        return
+    for signature, weights in found.items():
+        graph = weights.graph
+        table, head = weights.tensors.get(EMBEDDING), weights.tensors.get(HEAD)
+        if table is None or head is None or table == head or cap_is_folded(weights):
+            continue
+        first, second = read(file, graph, table), read(file, graph, head)
+        if first is None or second is None or describe(first) != describe(second):
+            continue
+        if (first.scales == second.scales).all() and (
+            stored(file, graph, table) == stored(file, graph, head)
+        ).all():
+            continue
+        yield Check(
+            planned[HEAD][0].tensor,
+            f"file, {signature}",
+            FAIL,
+            "one table for embedding and head",
+            "two that differ",
+            "they are tied, and were quantized from different values",
+        )

@@ -1,0 +1,108 @@
+"""What a recipe promises for each operator of a file, and rules that say nothing to any.
+
+The rules are resolved as ai-edge-quantizer resolves them: by its own recipe manager, on an
+operator's kind and its scope, which is the names of its outputs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from edgeverify.flatbuffer.graph import Graph, Op
+from edgeverify.flatbuffer.quantization import BLOCK, CHANNEL, TENSOR
+from edgeverify.recipes import Recipe
+
+_EVERYTHING = (".*", "*", "")
+_UNTOUCHED = "no_quantize"
+MIN_MAX = "min_max_uniform_quantize"
+
+
+@dataclass(frozen=True)
+class Promise:
+    """How a recipe has a weight kept.
+
+    Attributes:
+        dtype: ``int8``, ``int4``, … ``float16``; ``float32`` where it is to be left alone.
+        granularity: ``tensor``, ``channel`` or ``block``.
+        block_size: elements of a block, or None.
+        in_integers: whether the operator is to compute with the stored integers.
+        algorithm: ai-edge-quantizer's name of how scales are chosen.
+        said: whether a rule says so; False where none fits and the weight is left alone.
+    """
+
+    dtype: str = "float32"
+    granularity: str = TENSOR
+    block_size: int | None = None
+    in_integers: bool = False
+    algorithm: str = _UNTOUCHED
+    said: bool = False
+
+    def __str__(self) -> str:
+        by = {TENSOR: "", CHANNEL: " by channel", BLOCK: f" in blocks of {self.block_size}"}
+        return self.dtype + ("" if "float" in self.dtype else by[self.granularity])
+
+
+class Promises:
+    """A recipe, asked operator by operator."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        from ai_edge_quantizer.recipe_manager import RecipeManager
+
+        self._recipe = recipe
+        self._manager = RecipeManager()
+        self._manager.load_quantization_recipe([dict(rule) for rule in recipe.rules])
+
+    def of(self, graph: Graph, op: Op) -> Promise:
+        """What is promised for an operator's weight."""
+        algorithm, config = self._manager.get_quantization_configs(op.name, scope(graph, op))
+        name = str(getattr(algorithm, "value", algorithm))
+        if name == _UNTOUCHED:
+            return Promise(said=self._says_no(graph, op))
+        weight = config.weight_tensor_config
+        kind = "float" if _value(weight.dtype) == "FLOAT" else "int"
+        granularity, block = _granularity(str(_value(weight.granularity)))
+        return Promise(
+            f"{kind}{weight.num_bits}",
+            granularity if kind == "int" else TENSOR,
+            block,
+            kind == "int" and _value(config.compute_precision) == "INTEGER",
+            name,
+            said=True,
+        )
+
+    def _says_no(self, graph: Graph, op: Op) -> bool:
+        """Whether a rule leaves the operator alone on purpose."""
+        return any(
+            rule.get("algorithm_key") == _UNTOUCHED
+            and rule["operation"] in ("*", op.name)
+            and re.search(rule["regex"], scope(graph, op))
+            for rule in self._recipe.rules
+        )
+
+    def idle(self, graphs: Iterable[Graph]) -> Iterator[str]:
+        """The rules with a regular expression of their own that fits no operator's scope."""
+        scopes = [scope(graph, op) for graph in graphs for op in graph.ops]
+        for index, rule in enumerate(self._recipe.rules):
+            regex = rule["regex"]
+            if regex not in _EVERYTHING and not any(re.search(regex, text) for text in scopes):
+                yield f"rule {index + 1}, {regex!r}"
+
+
+def scope(graph: Graph, op: Op) -> str:
+    """What the regular expressions of a recipe are matched with: the outputs' names, joined."""
+    from ai_edge_quantizer.utils.tfl_flatbuffer_utils import get_op_scope
+
+    return str(get_op_scope(graph.raw.operators[op.index], graph.raw.tensors))
+
+
+def _granularity(name: str) -> tuple[str, int | None]:
+    if name.startswith("BLOCKWISE_"):
+        return BLOCK, int(name.rpartition("_")[2])
+    return (CHANNEL if name == "CHANNELWISE" else TENSOR), None
+
+
+def _value(item: Any) -> Any:
+    return getattr(item, "value", item)

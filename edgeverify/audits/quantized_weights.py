@@ -1,0 +1,184 @@
+"""One quantized weight of a file against the checkpoint's: exact, value by value.
+
+Rounding to the nearest step moves a weight by half a step at most. That holds in each block and
+channel of a right file, whatever the recipe, so a wrong scale, an exchanged pair of nibbles or
+another checkpoint's weight is seen without a tolerance of taste.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeverify.audits.model import Check
+from edgeverify.audits.promised import MIN_MAX, Promise
+from edgeverify.flatbuffer import ModelFile
+from edgeverify.flatbuffer.graph import Graph
+from edgeverify.flatbuffer.quantization import BITS, BLOCK, Quantized, values
+from edgeverify.report.model import FAIL, PASS
+
+# The quantizer divides in float32: at most 127 steps, each quotient off by 2^-24 of itself, and
+# the converter's factor that some weights hold is rounded once more. Largest seen in right files:
+# docs/quantization.md.
+SLACK = 2.0**-15  # of a step
+# A scale is the largest magnitude over the largest integer, in float32; of blocks it is rounded
+# to bfloat16's eight bits (ai-edge-quantizer, uniform_quantize_tensor.py).
+SCALE_SLACK = {BLOCK: 2.0**-8}
+FLOAT_SCALE_SLACK = 2.0**-20
+SMALLEST_BOUND = 1e-9  # below which the quantizer takes no magnitude for a block's largest
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight as the file has it, and what it should stand for.
+
+    Attributes:
+        tensors: HF names, joined.
+        where: of a check.
+        tensor: the constant's number in the graph.
+        quantized: how it is kept.
+        expected: float32, the checkpoint's values as the converter has them.
+        parts: of a weight that several tensors are joined in: name, first row and end of each.
+    """
+
+    tensors: str
+    where: str
+    tensor: int
+    quantized: Quantized
+    expected: np.ndarray
+    parts: tuple[tuple[str, int, int], ...] = ()
+
+    def row(self, index: int) -> str:
+        """A row by the tensor that it is of."""
+        for name, first, end in self.parts:
+            if first <= index < end and len(self.parts) > 1:
+                return f"row {index} (of {name})"
+        return f"row {index}"
+
+
+def check_weight(
+    file: ModelFile, graph: Graph, weight: Weight, promise: Promise | None
+) -> list[Check]:
+    """Checks how a weight is kept, its scales, and each of its values.
+
+    Args:
+        file, graph: where it is.
+        weight: what is checked.
+        promise: of the recipe; None where the recipe is not known.
+    """
+    kept = describe(weight.quantized)
+    if promise is not None and kept != str(promise):
+        return [Check(weight.tensors, weight.where, FAIL, str(promise), kept)]
+    held = values(file, graph, weight.tensor)
+    if held.shape != weight.expected.shape:
+        shapes = [f"({', '.join(map(str, a.shape))})" for a in (weight.expected, held)]
+        return [Check(weight.tensors, weight.where, FAIL, *shapes)]
+    if "float" in weight.quantized.dtype:
+        return [_cast(weight, held)]
+    problem = _scales(weight, promise) or _values(weight, held)
+    if problem:
+        return [Check(weight.tensors, weight.where, FAIL, "", "", problem)]
+    return [Check(weight.tensors, weight.where, PASS, reason=kept)]
+
+
+def describe(quantized: Quantized) -> str:
+    """``int4 in blocks of 32``, as a promise says it."""
+    return str(Promise(quantized.dtype, quantized.granularity, quantized.block_size))
+
+
+def _cast(weight: Weight, held: np.ndarray) -> Check:
+    """A float16 weight is the checkpoint's, rounded to the nearest, bit by bit."""
+    with np.errstate(over="ignore"):
+        right = weight.expected.astype(np.float16).astype(np.float64)
+    if weight.quantized.dtype != "float16":
+        found = weight.quantized.dtype
+        return Check(weight.tensors, weight.where, FAIL, "float16", found, "is not checked so far")
+    wrong = ~((held == right) & np.isfinite(held))
+    if not wrong.any():
+        return Check(weight.tensors, weight.where, PASS, reason="float16")
+    at = tuple(int(i) for i in np.argwhere(wrong)[0])
+    told = f"{wrong.sum()} of {wrong.size} values are not the nearest float16"
+    if not np.isfinite(held).all():
+        told += f"; {(~np.isfinite(held)).sum()} are not finite: beyond float16's 65504"
+    return Check(
+        weight.tensors, weight.where, FAIL, f"{right[at]!s} at {list(at)}", f"{held[at]!s}", told
+    )
+
+
+def _rows(weight: Weight) -> np.ndarray:
+    """The expected values with one row for each scale."""
+    quantized, expected = weight.quantized, weight.expected
+    if quantized.granularity == BLOCK:
+        return expected.reshape(quantized.scales.size, -1)
+    if quantized.scales.size == 1:
+        return expected.reshape(1, -1)
+    return np.moveaxis(expected, quantized.axis, 0).reshape(quantized.scales.size, -1)
+
+
+def _scales(weight: Weight, promise: Promise | None) -> str:
+    """What is wrong with the scales, or nothing."""
+    quantized = weight.quantized
+    scales = quantized.scales.reshape(-1)
+    bad = ~(np.isfinite(scales) & (scales > 0))
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        return f"{bad.sum()} of {scales.size} scales are zero, negative or not finite: " + _named(
+            weight, first, f"{scales[first]:.6g}"
+        )
+    if promise is not None and promise.algorithm != MIN_MAX:
+        return ""
+    largest = np.abs(_rows(weight)).max(1).astype(np.float64)
+    highest = 2 ** (BITS[quantized.dtype] - 1) - 1
+    right = np.maximum(largest, SMALLEST_BOUND) / highest
+    slack = SCALE_SLACK.get(quantized.granularity, FLOAT_SCALE_SLACK)
+    # Where blocks hold nearly nothing, their scale is a subnormal float16, in steps of 2^-24.
+    allowed = slack * right + (2.0**-25 if quantized.granularity == BLOCK else 0)
+    odd = np.abs(scales - right) > allowed
+    if promise is None and odd.mean() > 0.5:
+        return ""  # scales that were chosen otherwise than by the largest magnitude
+    if not odd.any():
+        return ""
+    first = int(np.flatnonzero(odd)[0])
+    told = f"scale {scales[first]:.6g}, its largest magnitude over {highest} is {right[first]:.6g}"
+    factor = f" (× {scales[first] / right[first]:.3g})"
+    return f"{odd.sum()} of {scales.size} scales are not their weights': " + _named(
+        weight, first, told + factor
+    )
+
+
+def _values(weight: Weight, held: np.ndarray) -> str:
+    """Which values are further off than half a step, or nothing."""
+    quantized = weight.quantized
+    steps: np.ndarray
+    if quantized.granularity == BLOCK:
+        steps = np.repeat(quantized.scales.reshape(-1), quantized.block_size or 1)
+        steps = steps.reshape(held.shape)
+    elif quantized.scales.size == 1:
+        steps = quantized.scales.reshape([1] * held.ndim)
+    else:
+        along = [1] * held.ndim
+        along[quantized.axis] = -1
+        steps = quantized.scales.reshape(along)
+    off = np.abs(held - weight.expected) / steps
+    wrong = off > 0.5 + SLACK
+    if not wrong.any():
+        return ""
+    at = tuple(int(i) for i in np.argwhere(wrong)[0])
+    first = f"{held[at]:.6g} for {weight.expected[at]:.6g}, {off[at]:.3g} steps"
+    return (
+        f"{wrong.sum()} of {wrong.size} values are more than half a step from the checkpoint's, "
+        f"the first in {weight.row(at[0])}, column {at[-1]}: {first}; "
+        f"the furthest {off.max():.3g} steps"
+    )
+
+
+def _named(weight: Weight, scale: int, told: str) -> str:
+    """A scale, told by what it is for."""
+    quantized = weight.quantized
+    if quantized.granularity == BLOCK:
+        row, block = divmod(scale, quantized.scales.shape[1])
+        size = quantized.block_size or 1
+        columns = f"columns {block * size} to {(block + 1) * size - 1}"
+        return f"{weight.row(row)}, block {block} ({columns}): {told}"
+    return f"{weight.row(scale)}: {told}" if quantized.scales.size > 1 else told

@@ -1,0 +1,175 @@
+"""Judges the blocks of a quantized file against the control, row by row.
+
+Fed with the same inputs, a right kernel gives what the control gives, to float32 rounding, in
+every row in which no activation was rounded the other way. Such a row is told by its error: it is
+no float rounding, and no more than what rounding activations costs in all. They are few where the
+rows are short (docs/quantization.md), so most rows of a tap can be held to float32 rounding,
+although the file computes in int8.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeverify import noise, taps
+from edgeverify.compare import Thresholds
+from edgeverify.report.model import FAIL, PASS, TapResult
+from edgeverify.trace import Trace
+
+# Of the rows of a tap, at most so many may hold an activation that was rounded the other way.
+MOST_FLIPPED = 0.5
+# Where the control's own float32 run has more, a tap cannot be held to float32 rounding.
+CHAOTIC = 0.25
+
+
+AFTER_ATTENTION = ("attn.out", "ff_norm", "ff.out", ".out")
+
+
+@dataclass(frozen=True)
+class Control:
+    """The control, each block fed with the oracle's input.
+
+    Attributes:
+        exact: in float64.
+        float32: a float32 run, which shows in how many rows rounding goes the other way.
+        floor: of float32 without any rounding of activations, from ``noise.floor_of``.
+    """
+
+    exact: Trace
+    float32: Trace
+    floor: noise.Floor
+
+
+def judge(
+    alone: Trace,
+    control: Control,
+    limits: Thresholds,
+    expected: Sequence[str],
+    starts: Mapping[str, int],
+) -> Mapping[str, TapResult]:
+    """Judges every tap that the run, the control and the floor have, in the same shape.
+
+    Args:
+        alone: the file, each block fed with the oracle's input.
+        control: what it is held against.
+        limits: allowed ratios; a row above the one for rows counts as rounded the other way.
+        expected: the ``step/tap`` keys to be judged.
+        starts: step → position of its first token.
+
+    Returns:
+        Key → result. Taps that the control cannot predict are not in it.
+    """
+    known_from = _Predictable(alone, control, limits, expected)
+    results: dict[str, TapResult] = {}
+    for keys in _pools(expected):
+        rows: dict[str, noise.RowErrors] = {}
+        predicted = []
+        for key in keys:
+            found = _errors(alone, control, key)
+            other = _errors(control.float32, control, key)
+            if found is None or other is None:
+                continue
+            end = known_from.rows(key, starts)
+            if end > 0:
+                rows[key] = noise.RowErrors(found.error[:end], found.floor[:end])
+                predicted.append(noise.RowErrors(other.error[:end], other.floor[:end]))
+        if rows and _flipped(noise.RowErrors.join(predicted), limits).mean() <= CHAOTIC:
+            results.update(_judge(rows, limits))
+    return results
+
+
+class _Predictable:
+    """How many rows of a tap the control predicts.
+
+    A row of K or V that was rounded the other way is seen by every later position of its block, so
+    from there on what attention gives is no longer known to float32 rounding.
+    """
+
+    def __init__(
+        self, alone: Trace, control: Control, limits: Thresholds, expected: Sequence[str]
+    ) -> None:
+        self.first: dict[int, int] = {}
+        for key in expected:
+            tap = taps.split(key)[1]
+            if not tap.startswith("kv."):
+                continue
+            for run in (alone, control.float32):
+                found = _errors(run, control, key)
+                if found is None or not (flipped := _flipped(found, limits)).any():
+                    continue
+                block = taps.block_index(tap)
+                assert block is not None
+                self.first[block] = min(int(flipped.argmax()), self.first.get(block, sys.maxsize))
+
+    def rows(self, key: str, starts: Mapping[str, int]) -> int:
+        step, tap = taps.split(key)
+        block = taps.block_index(tap)
+        if block is None or not tap.endswith(AFTER_ATTENTION):
+            return sys.maxsize
+        return self.first.get(block, sys.maxsize) - starts.get(step, 0)
+
+
+def _judge(
+    known: Mapping[str, noise.RowErrors], limits: Thresholds
+) -> Iterator[tuple[str, TapResult]]:
+    pooled = noise.RowErrors.join(list(known.values()))
+    flipped = _flipped(pooled, limits)
+    ratio, rows = _ratio_of(pooled, ~flipped if not flipped.all() else flipped), len(flipped)
+    reason = ""
+    if flipped.mean() > MOST_FLIPPED:
+        middle = float(np.median(pooled.ratios(pooled.rms_floor)))
+        reason = (
+            f"{flipped.sum()} of {rows} rows are not what the rounding of activations gives: "
+            f"error ratio {middle:.3g} in the middle, allowed {limits.row:g}"
+        )
+    elif ratio > (allowed := limits.rms_over(rows - int(flipped.sum()))):
+        reason = f"against the control: error ratio {ratio:.3g}, allowed {allowed:.3g}"
+    for key, own in known.items():
+        ratios = own.ratios(pooled.rms_floor)
+        yield (
+            key,
+            TapResult(
+                key,
+                FAIL if reason else PASS,
+                error_ratio=_ratio_of(own, kept) if (kept := ratios <= limits.row).any() else None,
+                row_ratio=float(ratios.max()),
+                reason=reason,
+            ),
+        )
+
+
+def _flipped(rows: noise.RowErrors, limits: Thresholds) -> np.ndarray:
+    """The rows that are further off than float32 rounding explains."""
+    return rows.ratios(rows.rms_floor) > limits.row
+
+
+def _ratio_of(rows: noise.RowErrors, kept: np.ndarray) -> float:
+    """rms error over rms floor of the rows that are kept."""
+    return noise.RowErrors(rows.error[kept], rows.floor[kept]).error_ratio
+
+
+def _pools(expected: Sequence[str]) -> list[list[str]]:
+    """Steps of one row each are judged together, tap by tap."""
+    short: dict[str, list[str]] = {}
+    pools = []
+    for key in expected:
+        step, tap = taps.split(key)
+        if step.startswith("decode"):
+            short.setdefault(tap, []).append(key)
+        else:
+            pools.append([key])
+    return [*pools, *short.values()]
+
+
+def _errors(run: Trace, control: Control, key: str) -> noise.RowErrors | None:
+    """Errors of each row; None where one of the three lacks the tap, or shapes differ."""
+    if key not in run or key not in control.exact or key not in control.floor:
+        return None
+    array, exact = run[key], control.exact[key]
+    if array.shape != exact.shape or not np.isfinite(array).all():
+        return None
+    return noise.measure(array, exact, control.floor[key])

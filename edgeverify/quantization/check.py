@@ -1,0 +1,123 @@
+"""Quantizes a float file by each recipe, audits the result and judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeverify import recipes
+from edgeverify.audits.declared import declared
+from edgeverify.audits.file_weights import audit_file
+from edgeverify.audits.model import AuditResult, Check, merged, unchecked
+from edgeverify.audits.promised import Promises
+from edgeverify.compare import Baseline, thresholds
+from edgeverify.errors import ArtifactError, RecipeError
+from edgeverify.flatbuffer import ModelFile
+from edgeverify.quantization.leg import LEG, judge_file
+from edgeverify.quantization.weights import FileWeights, read_weights
+from edgeverify.quantize import quantized
+from edgeverify.recipes import FLOAT32, Recipe, load_recipe
+from edgeverify.report.model import FAIL, UNCHECKED, LegResult
+from edgeverify.stages import Run
+from edgeverify.trace import Trace
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One recipe: the verdict on its file.
+
+    Attributes:
+        leg: ``quantization:{recipe}``.
+        audit: of the file's weights; None where there is no file.
+        trace: of the file, if it was run.
+    """
+
+    leg: LegResult
+    audit: AuditResult | None = None
+    trace: Trace | None = None
+
+
+def check_recipes(
+    run: Run, chosen: Sequence[str], path: Path, baseline: Baseline, *, blocked: str = ""
+) -> Iterator[Checked]:
+    """Checks the file of each recipe but ``float32``.
+
+    Args:
+        run: of the original checkpoint, decode tokens known.
+        chosen: recipes, as ``edgeverify.recipes.expand`` gives them.
+        path: the float file.
+        baseline: the reference with the checkpoint's own weights.
+        blocked: why the files cannot be judged, because their float file is wrong already; they
+            are audited all the same.
+
+    Raises:
+        RecipeError: a recipe holds no rules.
+    """
+    for name in chosen:
+        if name != FLOAT32:
+            yield _check(run, load_recipe(name), path, baseline, blocked)
+
+
+def _check(run: Run, recipe: Recipe, path: Path, baseline: Baseline, blocked: str) -> Checked:
+    label = f"{LEG}:{recipe.name}"
+    try:
+        with run.timed("quantize"):
+            file = quantized(path, recipe, cache=run.cache)
+    except RecipeError as error:
+        return Checked(_unchecked(label, str(error)))
+    audit, weights = audit_quantized(run, file, recipe)
+    if blocked or weights is None:
+        reason = blocked or "its weights could not be read: see the audit"
+        return Checked(_unchecked(label, reason), audit)
+    leg, trace = judge_file(run, file, weights, recipe.name, baseline)
+    return Checked(leg, audit, trace)
+
+
+def audit_quantized(
+    run: Run, path: Path, recipe: Recipe | None
+) -> tuple[AuditResult, FileWeights | None]:
+    """Holds a quantized file's weights against the checkpoint's and against its recipe.
+
+    Args:
+        run: of the original checkpoint.
+        path: the file.
+        recipe: by which it was made; None where that is not known.
+
+    Returns:
+        The audit, and what the file computes with; None where that cannot be told.
+    """
+    title = f"{LEG}:{recipe.name}" if recipe else LEG
+    config, state = run.model().config, run.state()
+    with run.timed("audits"):
+        try:
+            shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+            weights = read_weights(path, run.hf_config, config, shapes)
+        except ArtifactError as error:
+            return unchecked(title, "file", str(error)), None
+        file = ModelFile(path)
+        promises = Promises(recipe) if recipe else None
+        audit = audit_file(
+            file, weights.found, config, state, declared(run.hf_config), promises, title
+        )
+        idle = _idle(file, promises, title)
+    return merged(title, [idle, audit]) if idle else audit, weights
+
+
+def _idle(file: ModelFile, promises: Promises | None, title: str) -> AuditResult | None:
+    """Rules of the recipe that name no operator of the file."""
+    if promises is None:
+        return None
+    idle = list(promises.idle(file.graph(name) for name in file.signatures))
+    reason = "its regular expression fits the name of no operator, so it changes nothing"
+    checks = tuple(Check(rule, "recipe", FAIL, reason=reason) for rule in idle)
+    return AuditResult(title, checks) if checks else None
+
+
+def _unchecked(label: str, reason: str) -> LegResult:
+    return LegResult(label, UNCHECKED, thresholds(label).as_dict(), reason=reason)
+
+
+def label_of(recipe: str) -> str:
+    """The leg of a recipe: ``quantization:dynamic_int8``."""
+    return f"{LEG}:{recipes.label(recipe)}"

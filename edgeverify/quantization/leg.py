@@ -1,0 +1,229 @@
+"""The leg ``quantization``: a quantized file against the reference with the file's own weights.
+
+Whether the weights are the checkpoint's, rounded as the recipe says, is the audit's question
+(``edgeverify.audits.quantization``), answered exactly. Here the file's weights are taken as they
+are, so that what is left is what the kernels do: they round activations, where they compute with
+integers, and they err as float32 does. Both are predicted by the control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeverify import artifacts, taps
+from edgeverify.backends import reference
+from edgeverify.checkpoints import Checkpoint
+from edgeverify.compare import Baseline, judge_leg, leg_of, thresholds
+from edgeverify.noise import floor_of, widest
+from edgeverify.quantization.against_control import Control, judge
+from edgeverify.quantization.control import rounded_inputs, roundings
+from edgeverify.quantization.weights import FileWeights, untied
+from edgeverify.report.model import FAIL, LegResult, TapResult, worst_outcome
+from edgeverify.stages import REFERENCE_SOURCES, Run, reference_baselines, run_file
+from edgeverify.trace import Trace
+
+LEG = "quantization"
+CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a quantized file should compute, and how far from it a right one may be.
+
+    Attributes:
+        floating: of the file's weights, in float throughout: the oracle and its float32 floor.
+        baseline: the same with what the rounding of activations costs in the floors.
+        control: whole, in float64; None where the kernels round no activations.
+        alone: the control block by block; None likewise.
+    """
+
+    floating: Baseline
+    baseline: Baseline
+    control: Trace | None = None
+    alone: Control | None = None
+
+
+def judge_file(
+    run: Run, path: Path, weights: FileWeights, name: str, original: Baseline
+) -> tuple[LegResult, Trace]:
+    """Runs a quantized file and judges it.
+
+    Args:
+        run: of the original checkpoint, decode tokens known.
+        path: the file.
+        weights: what it computes with.
+        name: of the recipe, in the report.
+        original: the reference with the checkpoint's own weights.
+
+    Returns:
+        The leg, with its attribution, and the file's trace.
+    """
+    with_weights = _with_weights(run, path, weights)
+    expectation = expect(with_weights, weights, original)
+    baseline = expectation.baseline
+    whole, alone = run_file(with_weights, path, baseline.oracle)
+    starts = {step.name: step.start for step in run.case.steps}
+    expected = run.expected(baseline.oracle)
+    leg = judge_leg(f"{LEG}:{name}", whole, alone, baseline, expected, starts)
+    predicted: dict[str, Any] = {}
+    if expectation.alone is not None and alone is not None:
+        found = judge(alone, expectation.alone, thresholds(leg.name), expected, starts)
+        unpredicted = [key for key in expected if key not in found and key in alone]
+        notes = leg.notes
+        if unpredicted:
+            notes += (
+                f"{len(unpredicted)} taps are held to what rounding activations costs, not to "
+                "float32 rounding: the control's own float32 run rounds too many rows otherwise",
+            )
+        leg = leg_of(leg.name, [_with_control(r, found.get(r.tap)) for r in leg.taps], notes)
+        worst = max((r.error_ratio for r in found.values() if r.error_ratio is not None), default=0)
+        predicted = {"taps": len(found), "worst": worst}
+    figures = attribution(original.oracle, expectation, whole, weights)
+    return replace(leg, attribution={**figures, "control": predicted}), whole
+
+
+def _with_weights(run: Run, path: Path, weights: FileWeights) -> Run:
+    """The same run of the checkpoint that the file's weights make."""
+    original = run.state()
+    config = untied(run.hf_config) if weights.unties(original) else dict(run.hf_config)
+    checkpoint = Checkpoint(
+        hf_config=config,
+        size=run.checkpoint.size,
+        identity=artifacts.digest(
+            "with the weights of",
+            CACHE_VERSION,
+            artifacts.file_digest(path, root=run.cache),
+            artifacts.source_digest("quantization/weights.py", "flatbuffer/*.py"),
+            run.checkpoint.identity,
+        ),
+        description=f"{run.checkpoint.description}, with the weights of {path.name}",
+        tokenizer_dir=None,
+        _load=lambda: weights.state(original),
+    )
+    return Run(run.port, checkpoint, run.case, run.cache, run.verbose, run.progress, run.timings)
+
+
+def expect(run: Run, weights: FileWeights, original: Baseline) -> Expectation:
+    """Runs the reference with the file's weights, with and without rounded activations; cached.
+
+    Args:
+        run: of the checkpoint that the file's weights make.
+        weights: the file's.
+        original: the baseline of the checkpoint's own weights.
+    """
+    floating = reference_baselines(run, with_file=True, summed=original)["conversion"]
+    rounded = roundings(weights, run.case.kernel)
+    if not rounded:
+        return Expectation(floating, floating)
+    key = artifacts.digest(
+        "control",
+        CACHE_VERSION,
+        artifacts.versions(),
+        artifacts.source_digest(*REFERENCE_SOURCES, "quantization/control.py"),
+        run.checkpoint.identity,
+        [[step.name, step.tokens, step.start] for step in run.case.steps],
+        [[module, rounds.__name__] for module, rounds in rounded],
+    )
+    built: list[Any] = []
+
+    def controlled(kind: str, make: Callable[[Any], Trace]) -> Trace:
+        def write(target: Path) -> None:
+            if not built:
+                built.append(reference.build(run.hf_config, run.state()))
+            with run.timed("control"), rounded_inputs(built[0], rounded):
+                make(built[0]).save(target)
+
+        return Trace.load(artifacts.cached(kind, key, ".safetensors", write, root=run.cache))
+
+    oracle, case = floating.oracle, run.case
+    whole = controlled("control", lambda model: reference.run_oracle(model, case))
+    alone = controlled(
+        "control-alone", lambda model: reference.run_oracle(model, case, inject=oracle)
+    )
+    float32 = controlled(
+        "control-float32", lambda model: reference.run(model, case, inject=oracle)[0]
+    )
+    baseline = Baseline(
+        oracle,
+        widest(floating.floor, floor_of(oracle.arrays, whole.arrays)),
+        widest(floating.isolated_floor, floor_of(oracle.arrays, alone.arrays)),
+        floating.own,
+    )
+    return Expectation(floating, baseline, whole, Control(alone, float32, floating.isolated_floor))
+
+
+def _with_control(result: TapResult, against: TapResult | None) -> TapResult:
+    """A tap's result with that of its block against the control."""
+    if against is None:
+        return result
+    reasons = [result.reason] if result.reason else []
+    if against.outcome == FAIL:
+        reasons.append(against.reason)
+    return replace(
+        result,
+        outcome=worst_outcome([result.outcome, against.outcome]),
+        isolated_ratio=result.isolated_ratio
+        if against.error_ratio is None
+        else against.error_ratio,
+        isolated_outcome=worst_outcome([result.isolated_outcome or "pass", against.outcome]),
+        reason="; ".join(reasons),
+    )
+
+
+def attribution(
+    original: Trace, expectation: Expectation, whole: Trace, weights: FileWeights
+) -> Mapping[str, Any]:
+    """Who moved the logits, and how far.
+
+    Args:
+        original: the oracle of the checkpoint's own weights.
+        expectation: of the file.
+        whole: the file's run.
+        weights: of the file.
+
+    Returns:
+        ``weights``, ``activations``, ``kernels``: relative L2 distances, over all rows of logits,
+        between the oracle, the oracle with the file's weights, the control and the file; of
+        ``kl``, in nats, the mean Kullback-Leibler divergence of what ``weights`` alone, the
+        ``control`` and the ``file`` predict from what the oracle does; ``quantized``: how many
+        weights are not float32.
+    """
+    with_weights = expectation.floating.oracle
+    control = expectation.control or with_weights
+    keys = [key for key in original if taps.split(key)[1] == taps.LOGITS and key in whole]
+    rows = {
+        name: np.concatenate([trace[key][0].astype(np.float64) for key in keys])
+        for name, trace in (
+            ("oracle", original),
+            ("weights", with_weights),
+            ("control", control),
+            ("file", whole),
+        )
+    }
+    return {
+        "weights": _distance(rows["weights"], rows["oracle"]),
+        "activations": _distance(rows["control"], rows["weights"]),
+        "kernels": _distance(rows["file"], rows["control"]),
+        "kl": {name: _kl(rows["oracle"], rows[name]) for name in ("weights", "control", "file")},
+        "quantized": len(weights.held),
+    }
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def _kl(truth: np.ndarray, other: np.ndarray) -> float:
+    """Mean over rows of KL(truth ‖ other) of two arrays of logits (T, V), in nats."""
+    p, q = _log_softmax(truth), _log_softmax(other)
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -1,0 +1,150 @@
+"""The weights that a quantized file computes with, as a checkpoint of the Hugging Face model.
+
+With them in place of the original ones, the reference is the model that the file should compute:
+what is left between the two is the rounding of activations and the kernels' own error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeverify.audits.constants import Weights, find_weights
+from edgeverify.audits.converted import cap_is_folded
+from edgeverify.audits.declared import NONE, declared
+from edgeverify.audits.places import EMBEDDING, HEAD, Places, places
+from edgeverify.errors import ArtifactError
+from edgeverify.flatbuffer import ModelFile, locate_taps
+from edgeverify.flatbuffer.quantization import Quantized, read, values
+
+DECODE = "decode"
+TIED = ("tie_word_embeddings", "share_input_output_layers")  # the latter is OpenELM's
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A weight of a file that is not kept in float32.
+
+    Attributes:
+        parameter: of the Generative API, e.g. ``transformer_blocks.0.ff.w1.weight``.
+        quantized: how it is kept.
+        values: float32, what it stands for: the declared factors of the converter are undone.
+        in_integers: whether the kernel computes with the stored integers, and so rounds the
+            activations that it multiplies them with.
+    """
+
+    parameter: str
+    quantized: Quantized
+    values: np.ndarray
+    in_integers: bool
+
+
+@dataclass(frozen=True)
+class FileWeights:
+    """The weights of a file.
+
+    Attributes:
+        held: parameter → weight, of those that are not float32.
+        places: parameter → what of the checkpoint belongs there.
+        found: signature → where its weights are.
+    """
+
+    held: Mapping[str, Held]
+    places: Places
+    found: Mapping[str, Weights]
+
+    def state(self, original: Mapping[str, torch.Tensor]) -> State:
+        """The checkpoint with the file's values for what the file has quantized.
+
+        Args:
+            original: HF names → float32 tensors; left as they are.
+
+        Returns:
+            HF names → float32 tensors, with ``lm_head.weight`` where the file's head is not, bit
+            for bit, the embedding table that it is tied to.
+        """
+        state = dict(original)
+        copied: set[str] = set()
+        for name, weight in self.held.items():
+            if name == HEAD and self.unties(original):
+                state[HEAD] = torch.from_numpy(weight.values)
+                continue
+            for span in self.places.get(name, ()):
+                if span.tensor not in copied:
+                    state[span.tensor] = original[span.tensor].clone()
+                    copied.add(span.tensor)
+                rows = slice(*span.source) if span.source else slice(None)
+                held = weight.values[slice(*span.target)] if span.target else weight.values
+                state[span.tensor][rows] = torch.from_numpy(held)
+        return state
+
+    def unties(self, original: Mapping[str, torch.Tensor]) -> bool:
+        """Whether the checkpoint's head is its embedding table, and the file's is not."""
+        if HEAD in original or HEAD not in self.places:
+            return False
+        head, table = self.held.get(HEAD), self.held.get(EMBEDDING)
+        if head is None or table is None:
+            return head is not table
+        return head.values.tobytes() != table.values.tobytes()
+
+    def modules(self, name: str) -> list[str]:
+        """The HF modules that a parameter's rows belong to: ``model.layers.0.mlp.up_proj``."""
+        if name == HEAD:
+            return ["lm_head"]
+        tensors = dict.fromkeys(span.tensor for span in self.places.get(name, ()))
+        return [tensor.removesuffix(".weight") for tensor in tensors]
+
+
+def untied(hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with an LM head of its own."""
+    return {**hf_config, **{key: False for key in TIED if key in hf_config}} | (
+        {} if hf_config.get("model_type") == "openelm" else {"tie_word_embeddings": False}
+    )
+
+
+def read_weights(
+    path: Path, hf_config: Mapping[str, Any], config: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> FileWeights:
+    """Reads what a file computes with.
+
+    Args:
+        path: the .tflite.
+        hf_config: the HF config: which factors the converter has folded into weights.
+        config: the re-authored ``ModelConfig``: how fused projections are laid out.
+        shapes: of the checkpoint's tensors, by HF name.
+
+    Raises:
+        ArtifactError: a weight's bytes do not fit its shape, or a quantized constant that an
+            operator computes with is none of the known weights.
+    """
+    file = ModelFile(path)
+    found = {name: find_weights(file, name, locate_taps(file, name)) for name in file.signatures}
+    decode = found[DECODE if DECODE in found else next(reversed(found))]
+    cap = declared(hf_config).values["final softcap"]
+    held = {}
+    for name, tensor in decode.tensors.items():
+        quantized = read(file, decode.graph, tensor)
+        if quantized is None:
+            continue
+        meant = values(file, decode.graph, tensor)
+        if name.startswith("lm_head.") and cap != NONE and cap_is_folded(decode):
+            meant = meant * cap
+        # A table that is looked up in may be the head's, too: a look-up rounds nothing.
+        users = decode.graph.consumers.get(tensor, ()) if name != EMBEDDING else ()
+        integers = any(op.name == "FULLY_CONNECTED" for op in users)
+        held[name] = Held(name, quantized, meant.astype(np.float32), integers)
+    for tensor, why in decode.unknown.items():
+        if read(file, decode.graph, tensor) is not None:
+            raise ArtifactError(
+                f"a quantized constant is no known weight ({why})",
+                where=path,
+                expected="constants whose place in the model can be told from the graph",
+                fix="leave that operator in float by a later rule of the recipe",
+            )
+    return FileWeights(held, places(shapes, config), found)
