@@ -171,9 +171,7 @@ def leg_lines(leg: LegResult, findings: Iterable[Finding] = ()) -> list[str]:
     moved = [attribution_line(leg.attribution)] if leg.attribution else []
     if leg.outcome == PASS and not lines and worst:
         return [f"{worst} · {plural(len(leg.taps), 'tap')}", *moved]
-    if not leg.taps:
-        return lines
-    return [*lines, *([worst] if worst else []), counts(leg.taps), *moved]
+    return [*lines, *moved, *([worst] if worst else []), counts(leg.taps)]
 
 
 def attribution_line(moved: Mapping[str, Any]) -> str:
