@@ -1,0 +1,187 @@
+"""The host's side: starts the child, asks it, and tells what became of it.
+
+Requests and answers are lines of JSON, through pipes; arrays go through trace files, whose paths
+the caller gives. Nothing is unpickled: what a crashing process wrote is not to be executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from edgeverify import errors
+from edgeverify.errors import ArtifactError, EdgeVerifyError
+
+# Of one call, unless the caller knows better. Reading the tables of a file of 540 MB takes 1 s.
+SECONDS = 60.0
+# The share of the available memory that a child may take: the host must live on.
+MEMORY_SHARE = 0.75
+TOLD = 200  # characters of what the child wrote last
+
+
+class Child:
+    """A process that works on files, started when it is first asked and again after a crash.
+
+    Attributes:
+        memory: bytes that it may allocate, where the platform can hold it to that; a share of
+            what is available if None.
+        started: how many processes were needed so far.
+    """
+
+    def __init__(self, *, memory: int | None = None) -> None:
+        self.memory = memory
+        self.started = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._said: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def call(self, task: str, file: Path, *, seconds: float = SECONDS, **arguments: Any) -> Any:
+        """Has the child run ``task(file, **arguments)`` and returns what that returned.
+
+        Args:
+            task: ``package.module:function``; imported by the child alone.
+            file: what it works on; told in errors.
+            seconds: after which the child is ended.
+            arguments: JSON values, and paths.
+
+        Raises:
+            ArtifactError: the child crashed, did not finish in time, ended, ran out of memory, or
+                the task raised what is no ``EdgeVerifyError``.
+            EdgeVerifyError: what the task raised, with its parts.
+        """
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        request = {"task": task, "file": file, "seconds": seconds, "arguments": arguments}
+        late = threading.Event()
+        timer = threading.Timer(seconds, self._end, [process, late])
+        timer.daemon = True
+        timer.start()
+        try:
+            process.stdin.write(json.dumps(request, default=os.fspath).encode() + b"\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        except BaseException:  # interrupted: the answer of this call must not meet the next one
+            self.close()
+            raise
+        finally:
+            timer.cancel()
+        if not line.endswith(b"\n"):
+            raise self._ended(process, file, seconds, late.is_set())
+        answer = json.loads(line)
+        if "error" in answer:
+            raise _error(answer["error"], file)
+        return answer["value"]
+
+    def close(self) -> None:
+        """Ends the child."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
+        if self._said is not None:
+            self._said.close()
+            self._said = None
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.close()
+        self.started += 1
+        memory = _share_of_memory() if self.memory is None else self.memory
+        self._said = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edgeverify.contained.worker", str(memory or 0)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            # The child must import the same edgeverify as this process does, wherever it is from.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        return self._process
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes], late: threading.Event) -> None:
+        late.set()
+        process.kill()
+
+    def _ended(
+        self, process: subprocess.Popen[bytes], file: Path, seconds: float, late: bool
+    ) -> ArtifactError:
+        status = process.wait()
+        said = self._last_line()
+        self.close()
+        fix = "the file is damaged, or the runtime has a fault: get or convert the file again"
+        if late or status == -signal.SIGALRM:
+            what = f"did not finish within {seconds:g} s, and its process was ended"
+        elif status < 0:
+            what = f"crashed the process that opened it ({_signal_name(-status)}{said})"
+        else:
+            what = f"ended the process that opened it, with status {status}{said}"
+        return ArtifactError(what, where=file, expected="a file that can be read and run", fix=fix)
+
+    def _last_line(self) -> str:
+        if self._said is None:
+            return ""
+        size = self._said.seek(0, os.SEEK_END)
+        self._said.seek(max(0, size - 20 * TOLD))
+        lines = self._said.read().decode(errors="replace").split("\n")
+        told = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f": {told[:TOLD]}" if told else ""
+
+
+def call(task: str, file: Path, *, seconds: float = SECONDS, **arguments: Any) -> Any:
+    """One call in a child of its own: see ``Child.call``."""
+    with Child() as child:
+        return child.call(task, file, seconds=seconds, **arguments)
+
+
+def _share_of_memory() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    facts = {name: rest.split()[0] for name, _, rest in (line.partition(":") for line in lines)}
+    return int(1024 * int(facts["MemAvailable"]) * MEMORY_SHARE)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _error(told: dict[str, Any], file: Path) -> EdgeVerifyError:
+    kind = getattr(errors, told["kind"], ArtifactError)
+    return kind(
+        told["what"],
+        where=told["where"] or str(file),
+        expected=told["expected"],
+        fix=told["fix"],
+    )
