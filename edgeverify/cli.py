@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgeverify import selectors
+from edgeverify.commands import inspect
 from edgeverify.errors import EdgeVerifyError, UsageError
 from edgeverify.ports import catalogue, check_name
 from edgeverify.report.files import FORMATS, check_paths, write_atomically, write_reports
@@ -130,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output", metavar="DIR", type=Path, required=True, help="folder of the files"
     )
     convert.set_defaults(run=_convert)
+
+    inspect.add_options(_command(commands, "inspect", inspect.HELP))
 
     selftest = _command(commands, "selftest", "try the checks on faults that they must find")
     _add_selftest_options(selftest)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ai_edge_litert import schema_py_generated as schema
@@ -52,24 +52,28 @@ class Weights:
         return bisect_left(self.ends, op.index)
 
 
-def find_weights(file: ModelFile, name: str, located: Located) -> Weights:
+def find_weights(
+    file: ModelFile, name: str, located: Located, dtypes: Sequence[int] = (FLOAT32,)
+) -> Weights:
     """Finds the weights of one signature.
 
     Args:
         file: the .tflite.
         name: the signature.
         located: what ``locate_taps`` found in it.
+        dtypes: what weights may be, of ``schema.TensorType``.
     """
     found = Weights(file.graph(name), file.signature(name), located)
-    _Finder(found).run()
+    _Finder(found, dtypes).run()
     return found
 
 
 class _Finder:
     """Names the constants of one graph."""
 
-    def __init__(self, found: Weights) -> None:
+    def __init__(self, found: Weights, dtypes: Sequence[int]) -> None:
         self.found = found
+        self.dtypes = dtypes
         self.graph = found.graph
         self.blocks = found.signature.num_blocks
         for i in range(self.blocks):
@@ -189,11 +193,11 @@ class _Finder:
         return f"{at}post_atten_norm" if op is between[0] else f"{at}ff.pre_ff_norm"
 
     def _constants(self, op: Op, inputs: tuple[int, ...]) -> Iterator[int]:
-        """The float32 constants of more than one element among some inputs of an op."""
+        """The constants of a weight's dtype and more than one element among inputs of an op."""
         for tensor in inputs:
             raw = self.graph.raw.tensors[tensor]
             many = math.prod(self.graph.shape(tensor)) > 1
-            if raw.type == FLOAT32 and many and self.graph.is_constant(tensor):
+            if raw.type in self.dtypes and many and self.graph.is_constant(tensor):
                 yield tensor
 
     def _name(self, name: str, tensor: int, op: Op) -> None:

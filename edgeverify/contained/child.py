@@ -20,6 +20,7 @@ from typing import IO, Any, Self
 
 from edgeverify import errors
 from edgeverify.errors import ArtifactError, EdgeVerifyError
+from edgeverify.memory import available_memory
 
 # Of one call, unless the caller knows better. Reading the tables of a file of 540 MB takes 1 s.
 SECONDS = 60.0
@@ -113,10 +114,11 @@ class Child:
             return self._process
         self.close()
         self.started += 1
-        memory = _share_of_memory() if self.memory is None else self.memory
-        self._said = tempfile.TemporaryFile()
+        memory = self.memory or int((available_memory() or 0) * MEMORY_SHARE)
+        # It lives as long as the child, not as long as this call.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "edgeverify.contained.worker", str(memory or 0)],
+            [sys.executable, "-m", "edgeverify.contained.worker", str(memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -159,15 +161,6 @@ def call(task: str, file: Path, *, seconds: float = SECONDS, **arguments: Any) -
     """One call in a child of its own: see ``Child.call``."""
     with Child() as child:
         return child.call(task, file, seconds=seconds, **arguments)
-
-
-def _share_of_memory() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    facts = {name: rest.split()[0] for name, _, rest in (line.partition(":") for line in lines)}
-    return int(1024 * int(facts["MemAvailable"]) * MEMORY_SHARE)
 
 
 def _signal_name(number: int) -> str:
