@@ -339,7 +339,10 @@ def _describe(
             }
             for step in case.steps
         ],
-        "thresholds": {name: thresholds(name).as_dict() for name in (*legs, "isolated")},
+        "thresholds": {
+            **{name: dict(leg.threshold) for name, leg in legs.items()},
+            "isolated": thresholds("isolated").as_dict(),
+        },
         "greedy_tokens": greedy,
     }
     if tokenizer is not None:

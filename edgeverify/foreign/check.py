@@ -16,7 +16,8 @@ from typing import Any
 from edgeverify import artifacts, contained, inputs
 from edgeverify.audits.model import AuditResult
 from edgeverify.checkpoints import open_checkpoint
-from edgeverify.compare import Baseline, judge_leg
+from edgeverify.compare import Baseline, judge_leg, thresholds
+from edgeverify.errors import ArtifactError
 from edgeverify.foreign import quantized, running
 from edgeverify.foreign.audits import audit
 from edgeverify.foreign.case import FileCase, case_of, wanted_tokens
@@ -25,7 +26,7 @@ from edgeverify.foreign.ports import port_for
 from edgeverify.litertlm import is_bundle
 from edgeverify.ports import load_port
 from edgeverify.progress import Progress
-from edgeverify.report.model import LegResult, Report
+from edgeverify.report.model import FAIL, UNCHECKED, LegResult, Report
 from edgeverify.selectors import Selectors
 from edgeverify.stages import Run, fitting_threads, reference_baselines
 from edgeverify.sublayers import named_alone
@@ -177,6 +178,21 @@ def _judge(
     if not is_float:
         return {quantized.LEG: quantized.judge(file.weights)}, audits, traces
     run.release()
+    try:
+        leg, traces["tflite"] = _conversion(run, file, case, baseline)
+    except ArtifactError as error:
+        # A file that is known to be another model may well be one that cannot be run like this
+        # one: its vocabulary may be smaller. What is known must not be lost over it.
+        if all(audit_.outcome != FAIL for audit_ in audits.values()):
+            raise
+        leg = LegResult(LEG, UNCHECKED, thresholds(LEG).as_dict(), reason=str(error))
+    return {LEG: leg}, audits, traces
+
+
+def _conversion(
+    run: Run, file: _File, case: FileCase, baseline: Baseline
+) -> tuple[LegResult, Trace]:
+    """Has the child run the file, and judges its traces."""
     baseline.oracle.save(file.folder / running.ORACLE)
     arguments = {
         "case": case.to_dict(),
@@ -190,12 +206,11 @@ def _judge(
     starts = {step.name: step.start for step in case.steps}
     expected = run.expected(baseline.oracle)
     leg = judge_leg(LEG, whole, isolated, baseline, expected, starts)
-    traces["tflite"] = whole
     if isolated is not None and leg.first_divergence is not None:
         with run.timed("sublayer by sublayer"):
             file.ask("run_every_tap", **arguments)
         leg = _named(leg, _load(file, running.EVERY_TAP), baseline, expected, starts)
-    return {LEG: leg}, audits, traces
+    return leg, whole
 
 
 def _named(
