@@ -4,6 +4,6 @@ A damaged .tflite can take the process down that opens it: the runtime does not 
 sizes. What happens to the child becomes an ``ArtifactError`` with the file's name.
 """
 
-from edgeverify.contained.child import SECONDS, Child, call
+from edgeverify.contained.child import SECONDS, Child, EndedError, call
 
-__all__ = ["SECONDS", "Child", "call"]
+__all__ = ["SECONDS", "Child", "EndedError", "call"]

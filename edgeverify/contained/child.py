@@ -29,6 +29,24 @@ MEMORY_SHARE = 0.75
 TOLD = 200  # characters of what the child wrote last
 
 
+class EndedError(ArtifactError):
+    """A file that ended the process which worked on it.
+
+    Attributes:
+        how: ``crash``, ``hang`` or ``exit``.
+        status: the signal of a crash, the exit status of an exit, 0 of a hang.
+    """
+
+    def __init__(self, how: str, status: int, what: str, file: Path) -> None:
+        self.how, self.status = how, status
+        super().__init__(
+            what,
+            where=file,
+            expected="a file that can be read and run",
+            fix="the file is damaged, or the runtime has a fault: get or convert the file again",
+        )
+
+
 class Child:
     """A process that works on files, started when it is first asked and again after a crash.
 
@@ -65,8 +83,8 @@ class Child:
             arguments: JSON values, and paths.
 
         Raises:
-            ArtifactError: the child crashed, did not finish in time, ended, ran out of memory, or
-                the task raised what is no ``EdgeVerifyError``.
+            EndedError: the child crashed, did not finish in time, or ended.
+            ArtifactError: it ran out of memory, or the task raised what is no ``EdgeVerifyError``.
             EdgeVerifyError: what the task raised, with its parts.
         """
         process = self._running()
@@ -134,18 +152,18 @@ class Child:
 
     def _ended(
         self, process: subprocess.Popen[bytes], file: Path, seconds: float, late: bool
-    ) -> ArtifactError:
+    ) -> EndedError:
         status = process.wait()
         said = self._last_line()
         self.close()
-        fix = "the file is damaged, or the runtime has a fault: get or convert the file again"
         if late or status == -signal.SIGALRM:
             what = f"did not finish within {seconds:g} s, and its process was ended"
-        elif status < 0:
+            return EndedError("hang", 0, what, file)
+        if status < 0:
             what = f"crashed the process that opened it ({_signal_name(-status)}{said})"
-        else:
-            what = f"ended the process that opened it, with status {status}{said}"
-        return ArtifactError(what, where=file, expected="a file that can be read and run", fix=fix)
+            return EndedError("crash", -status, what, file)
+        what = f"ended the process that opened it, with status {status}{said}"
+        return EndedError("exit", status, what, file)
 
     def _last_line(self) -> str:
         if self._said is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -42,17 +43,20 @@ def test_what_is_printed_is_no_answer(child: contained.Child) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "words"),
+    ("task", "how", "status", "words"),
     [
-        ("segfault", r"crashed the process that opened it \(SIGSEGV: native code says something"),
-        ("abort", r"crashed the process that opened it \(SIGABRT"),
-        ("leave", "ended the process that opened it, with status 7"),
-        ("exit_politely", "ended the process that opened it, with status 8"),
+        ("segfault", "crash", signal.SIGSEGV, r"crashed .* \(SIGSEGV: native code says something"),
+        ("abort", "crash", signal.SIGABRT, r"crashed the process that opened it \(SIGABRT"),
+        ("leave", "exit", 7, "ended the process that opened it, with status 7"),
+        ("exit_politely", "exit", 8, "ended the process that opened it, with status 8"),
     ],
 )
-def test_the_end_of_a_child_is_an_error(child: contained.Child, task: str, words: str) -> None:
-    with pytest.raises(ArtifactError, match=f"^folder/some.tflite: {words}") as caught:
+def test_the_end_of_a_child_is_an_error(
+    child: contained.Child, task: str, how: str, status: int, words: str
+) -> None:
+    with pytest.raises(contained.EndedError, match=f"^folder/some.tflite: {words}") as caught:
         ask(child, task)
+    assert (caught.value.how, caught.value.status) == (how, status)
     assert caught.value.where == str(FILE)
     assert caught.value.expected == "a file that can be read and run"
     assert "the file is damaged" in str(caught.value.fix)
@@ -63,8 +67,9 @@ def test_the_end_of_a_child_is_an_error(child: contained.Child, task: str, words
 def test_a_hang_is_an_error(child: contained.Child) -> None:
     ask(child, "pid")
     start = time.perf_counter()
-    with pytest.raises(ArtifactError, match=r"some.tflite: did not finish within 0.5 s"):
+    with pytest.raises(contained.EndedError, match=r"did not finish within 0\.5 s") as caught:
         ask(child, "hang", seconds=0.5)
+    assert caught.value.how == "hang"
     assert time.perf_counter() - start < 5
     assert ask(child, "echo", seconds=20) == {"file": str(FILE)}
 

@@ -1,0 +1,116 @@
+"""Damages files as transfers, disks and faulty writers do: seeded, in several ways and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+# A .litertlm's header ends before its first section, at 16 KB; a .tflite's tables stand at both
+# ends of the file and between its buffers.
+HEAD = 16 * 2**10
+# What a damaged 32-bit number is likely to be, beside anything: none, the largest, negative.
+_NUMBERS = (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One way to damage a file.
+
+    Attributes:
+        kind: a name of ``KINDS``.
+        size: how much: bits, bytes or numbers; for ``truncated``, per cent that are left.
+        seed: of the places.
+    """
+
+    kind: str
+    size: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.size}, seed {self.seed}"
+
+    def apply(self, data: bytes) -> bytes:
+        """The damaged contents; never the contents that were given."""
+        rng = np.random.default_rng([self.seed, self.size, list(KINDS).index(self.kind)])
+        change, _ = KINDS[self.kind]
+        return change(data, self.size, rng)
+
+
+def plan(count: int, seed: int = 0) -> Iterator[Damage]:
+    """``count`` ways, every kind and every size in turn."""
+    each = [(kind, size) for kind, (_, sizes) in KINDS.items() for size in sizes]
+    for index in range(count):
+        kind, size = each[index % len(each)]
+        yield Damage(kind, size, seed + index)
+
+
+def write(damage: Damage, source: Path, target: Path) -> None:
+    """Writes a damaged copy of ``source``."""
+    target.write_bytes(damage.apply(source.read_bytes()))
+
+
+def _truncated(data: bytes, size: int, rng: np.random.Generator) -> bytes:
+    left = len(data) * size // 100
+    return data[: max(0, left - int(rng.integers(1, 64)))]
+
+
+def _bits(data: bytes, size: int, rng: np.random.Generator, end: int | None = None) -> bytes:
+    changed = np.frombuffer(data, np.uint8).copy()
+    # Without repetition: a bit flipped twice is whole again.
+    places = rng.choice(8 * (end or len(data)), size, replace=False)
+    np.bitwise_xor.at(changed, places // 8, (1 << (places % 8)).astype(np.uint8))
+    return changed.tobytes()
+
+
+def _head_bits(data: bytes, size: int, rng: np.random.Generator) -> bytes:
+    return _bits(data, size, rng, min(HEAD, len(data)))
+
+
+def _offsets(data: bytes, size: int, rng: np.random.Generator) -> bytes:
+    """Aligned 32-bit numbers near either end, where offsets, counts and indices are."""
+    words = np.frombuffer(data[: len(data) // 4 * 4], "<u4").copy()
+    ends = min(HEAD // 4, len(words))
+    near = np.unique([*range(ends), *range(len(words) - ends, len(words))])
+    for place in rng.choice(near, size, replace=False):
+        old = int(words[place])
+        likely = [*_NUMBERS, old + int(rng.integers(-64, 65)), int(rng.integers(2**32))]
+        new = likely[int(rng.integers(len(likely)))] % 2**32
+        words[place] = np.uint32(old ^ 1 if new == old else new)
+    return words.tobytes() + data[len(data) // 4 * 4 :]
+
+
+def _overwritten(data: bytes, size: int, rng: np.random.Generator) -> bytes:
+    """A run of bytes replaced by other ones, anywhere."""
+    start = int(rng.integers(0, max(1, len(data) - size)))
+    noise = bytes(rng.integers(0, 256, size, np.uint8))
+    old = data[start : start + size]
+    noise = noise if noise[: len(old)] != old else bytes(b ^ 0xFF for b in old)
+    return (data[:start] + noise + data[start + size :])[: len(data)]
+
+
+def _zeroed(data: bytes, size: int, rng: np.random.Generator) -> bytes:
+    """A run that was never written, within the head."""
+    start = int(rng.integers(0, max(1, min(HEAD, len(data)) - size)))
+    changed = data[:start] + bytes(size) + data[start + size :]
+    return changed if changed != data else _bits(data, 1, rng)
+
+
+def _shifted(data: bytes, size: int, rng: np.random.Generator) -> bytes:
+    """Bytes lost in the middle, so that all behind them is at another place."""
+    start = int(rng.integers(8, max(9, len(data) - size)))
+    return data[:start] + data[start + size :]
+
+
+Change = Callable[[bytes, int, np.random.Generator], bytes]
+KINDS: dict[str, tuple[Change, tuple[int, ...]]] = {
+    "truncated": (_truncated, (1, 10, 50, 90, 100)),
+    "bits flipped": (_bits, (1, 16, 256, 4096)),
+    "bits of the head flipped": (_head_bits, (1, 4, 32)),
+    "offsets changed": (_offsets, (1, 2, 8, 64)),
+    "overwritten": (_overwritten, (16, 1024)),
+    "zeroed": (_zeroed, (4, 64, 1024)),
+    "shifted": (_shifted, (1, 4, 4096)),
+}
