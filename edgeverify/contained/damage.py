@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 # A .litertlm's header ends before its first section, at 16 KB; a .tflite's tables stand at both
 # ends of the file and between its buffers.
@@ -70,16 +73,61 @@ def _head_bits(data: bytes, size: int, rng: np.random.Generator) -> bytes:
 
 
 def _offsets(data: bytes, size: int, rng: np.random.Generator) -> bytes:
-    """Aligned 32-bit numbers near either end, where offsets, counts and indices are."""
+    """Aligned 32-bit numbers where offsets, counts and indices are: near the ends of the file,
+    and of the model in a .litertlm."""
     words = np.frombuffer(data[: len(data) // 4 * 4], "<u4").copy()
-    ends = min(HEAD // 4, len(words))
-    near = np.unique([*range(ends), *range(len(words) - ends, len(words))])
+    reach, model = HEAD // 4, max(0, data.find(b"TFL3")) // 4
+    starts = (0, model, max(0, len(words) - reach))
+    near = np.unique([n for s in starts for n in range(s, min(s + reach, len(words)))])
     for place in rng.choice(near, size, replace=False):
         old = int(words[place])
         likely = [*_NUMBERS, old + int(rng.integers(-64, 65)), int(rng.integers(2**32))]
         new = likely[int(rng.integers(len(likely)))] % 2**32
         words[place] = np.uint32(old ^ 1 if new == old else new)
     return words.tobytes() + data[len(data) // 4 * 4 :]
+
+
+def _graph(data: bytes, size: int, rng: np.random.Generator) -> bytes:
+    """Numbers of the graph that make a well-formed table of a graph that is none.
+
+    The runtime verifies the table before it reads it, and much of what is in it afterwards.
+    """
+    start = max(0, data.find(b"TFL3") - 4)  # behind the header of a .litertlm
+    try:
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, start))
+    except Exception:  # not a whole file: there is no graph to be changed
+        return _offsets(data, size, rng)
+    for _ in range(size):
+        _change(model, rng)
+    builder = flatbuffers.Builder(len(data))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return data[:start] + bytes(builder.Output())
+
+
+def _change(model: Any, rng: np.random.Generator) -> None:
+    """Changes one number: of an op's tensors, of a tensor, or of a signature."""
+
+    def one(items: Any) -> Any:
+        return items[int(rng.integers(len(items)))]
+
+    graph = one(model.subgraphs)
+    op, tensor = one(graph.operators), one(graph.tensors)
+    number = int(rng.choice([0, 1, len(graph.tensors) - 1, len(graph.tensors), 2**31 - 1]))
+    match int(rng.integers(7)):
+        case 0:
+            op.inputs = np.array([number, *op.inputs[1:]], np.int32)
+        case 1:
+            op.outputs = np.array([number, *op.outputs[1:]], np.int32)
+        case 2:
+            op.opcodeIndex = int(rng.integers(len(model.operatorCodes)))
+        case 3:
+            tensor.type = int(rng.integers(23))
+        case 4:
+            tensor.buffer = int(rng.choice([0, 1, len(model.buffers) - 1, len(model.buffers)]))
+        case 5:
+            tensor.shape = np.array(rng.choice([0, 1, 3, 2**30, -1], 3), np.int32)
+        case _:
+            one(one(model.signatureDefs).inputs).tensorIndex = number
 
 
 def _overwritten(data: bytes, size: int, rng: np.random.Generator) -> bytes:
@@ -110,6 +158,7 @@ KINDS: dict[str, tuple[Change, tuple[int, ...]]] = {
     "bits flipped": (_bits, (1, 16, 256, 4096)),
     "bits of the head flipped": (_head_bits, (1, 4, 32)),
     "offsets changed": (_offsets, (1, 2, 8, 64)),
+    "graph changed": (_graph, (1, 4, 16)),
     "overwritten": (_overwritten, (16, 1024)),
     "zeroed": (_zeroed, (4, 64, 1024)),
     "shifted": (_shifted, (1, 4, 4096)),

@@ -160,12 +160,11 @@ def _layout(file: ModelFile, decode: Signature) -> tuple[str, str]:
     k, v = (_shape(file, DECODE, decode.inputs[f"kv_cache_{which}_0"]) for which in "kv")
     if k != v and k == (v[0], v[1], v[3], v[2]):
         return "transposed", SHAPES
-    if k == v and k[1] != k[2]:
-        # Equal shapes are those of the transposed layout only where rows and head_dim are equal.
-        if k[2] != k[3]:
-            return "default", SHAPES
-        what = f"its KV layout cannot be told: K and V are both {list(k)}"
-        raise _no_model(file, what)
+    # Equal shapes are those of the transposed layout only where rows and head_dim are equal.
+    if k == v and k[2] != k[3]:
+        return "default", SHAPES
+    if k == v:
+        raise _no_model(file, f"its KV layout cannot be told: K and V are both {list(k)}")
     raise _no_model(file, f"its KV cache is of an unknown layout: K {list(k)}, V {list(v)}")
 
 
