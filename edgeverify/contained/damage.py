@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -88,46 +88,50 @@ def _offsets(data: bytes, size: int, rng: np.random.Generator) -> bytes:
 
 
 def _graph(data: bytes, size: int, rng: np.random.Generator) -> bytes:
-    """Numbers of the graph that make a well-formed table of a graph that is none.
+    """Numbers of the graph, so that the table is well-formed and its graph is none.
 
-    The runtime verifies the table before it reads it, and much of what is in it afterwards.
+    The runtime verifies the table before it reads it, and some of what is in it afterwards.
     """
     start = max(0, data.find(b"TFL3") - 4)  # behind the header of a .litertlm
-    try:
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, start))
-    except Exception:  # not a whole file: there is no graph to be changed
-        return _offsets(data, size, rng)
+    changed = bytearray(data)
+    model = schema.Model.GetRootAs(changed, start)
     for _ in range(size):
-        _change(model, rng)
-    builder = flatbuffers.Builder(len(data))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return data[:start] + bytes(builder.Output())
+        _change(model, changed, rng)
+    return bytes(changed) if changed != data else _offsets(data, size, rng)
 
 
-def _change(model: Any, rng: np.random.Generator) -> None:
-    """Changes one number: of an op's tensors, of a tensor, or of a signature."""
+def _change(model: Any, data: bytearray, rng: np.random.Generator) -> None:
+    """Changes one number in place: of an op, of a tensor, or of a signature."""
 
-    def one(items: Any) -> Any:
-        return items[int(rng.integers(len(items)))]
+    def one(table: Any, name: str) -> Any:
+        return getattr(table, name)(int(rng.integers(getattr(table, f"{name}Length")())))
 
-    graph = one(model.subgraphs)
-    op, tensor = one(graph.operators), one(graph.tensors)
-    number = int(rng.choice([0, 1, len(graph.tensors) - 1, len(graph.tensors), 2**31 - 1]))
-    match int(rng.integers(7)):
-        case 0:
-            op.inputs = np.array([number, *op.inputs[1:]], np.int32)
+    def put(table: Any, slot: int, form: str, number: int) -> None:
+        if offset := table._tab.Offset(4 + 2 * slot):  # a default is not stored
+            struct.pack_into(form, data, table._tab.Pos + offset, number)
+
+    graph = one(model, "Subgraphs")
+    op, tensor, entry = one(graph, "Operators"), one(graph, "Tensors"), one(model, "SignatureDefs")
+    some = [0, 1, graph.TensorsLength() - 1, graph.TensorsLength(), 2**31 - 1, -1]
+    number = some[int(rng.integers(len(some)))]
+    match int(rng.integers(8)):
+        case 0 if op.InputsLength():
+            op.InputsAsNumpy()[int(rng.integers(op.InputsLength()))] = number
         case 1:
-            op.outputs = np.array([number, *op.outputs[1:]], np.int32)
+            op.OutputsAsNumpy()[0] = number
         case 2:
-            op.opcodeIndex = int(rng.integers(len(model.operatorCodes)))
+            put(op, 0, "<I", int(rng.integers(model.OperatorCodesLength() + 1)))
         case 3:
-            tensor.type = int(rng.integers(23))
+            put(tensor, 1, "<b", int(rng.integers(23)))
         case 4:
-            tensor.buffer = int(rng.choice([0, 1, len(model.buffers) - 1, len(model.buffers)]))
-        case 5:
-            tensor.shape = np.array(rng.choice([0, 1, 3, 2**30, -1], 3), np.int32)
+            put(tensor, 2, "<I", int(rng.integers(model.BuffersLength() + 1)))
+        case 5 if tensor.ShapeLength():
+            wrong = [0, 1, 3, 2**15, 2**30, -1][int(rng.integers(6))]
+            tensor.ShapeAsNumpy()[int(rng.integers(tensor.ShapeLength()))] = wrong
+        case 6:
+            put(one(model, "OperatorCodes"), 3, "<i", int(rng.integers(210)))
         case _:
-            one(one(model.signatureDefs).inputs).tensorIndex = number
+            put(one(entry, "Inputs"), 1, "<I", abs(number))
 
 
 def _overwritten(data: bytes, size: int, rng: np.random.Generator) -> bytes:

@@ -76,7 +76,7 @@ def _named(file: ModelFile, signature: str) -> tuple[Graph, list[tuple[str, int]
     """The graph of a signature, and its weights by parameter; without one, the name is empty."""
     try:
         weights = find_weights(file, signature, locate_taps(file, signature), _DTYPES)
-    except EdgeVerifyError:  # no language model, or one whose blocks cannot be told
+    except (EdgeVerifyError, LookupError):  # no language model, or one of another form
         graph = file.graph(signature)
         return graph, [("", tensor) for tensor in _by_op(graph)]
     graph = weights.graph

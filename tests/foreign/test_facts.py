@@ -91,8 +91,6 @@ def test_what_is_no_such_model_is_refused(
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     weight = made.tensor("w", (3, 4), made.TYPES.FLOAT32, 1)
-    path = made.write(
-        tmp_path / "x.tflite", "FULLY_CONNECTED", weight, bytes(48), (1, 4), (1, 3)
-    )
+    path = made.write(tmp_path / "x.tflite", "FULLY_CONNECTED", weight, bytes(48), (1, 4), (1, 3))
     with pytest.raises(ArtifactError, match=r"its signatures are run \(x\)"):
         read_facts(path)
