@@ -13,9 +13,11 @@ from __future__ import annotations
 import shutil
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from flatbuffers import number_types  # type: ignore[import-untyped]
@@ -240,6 +242,29 @@ def read_bundle(path: Path) -> Bundle:
             place = f"bytes {section.start} to {section.end} of {size}"
             raise _unreadable(path, f"its section {section.kind} is at {place}")
     return Bundle(path, version, facts, sections)
+
+
+@contextmanager
+def model_of(path: Path) -> Iterator[Path]:
+    """The .tflite to be read: the file itself or, of a .litertlm, a copy of the model in it.
+
+    Errors of the copy name the file.
+
+    Raises:
+        ArtifactError: the container is damaged, or holds no single model.
+    """
+    if not is_bundle(path):
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / f"{path.stem}.tflite"
+        read_bundle(path).unpack(copy)
+        try:
+            yield copy
+        except ArtifactError as error:
+            if error.where == str(copy):
+                error.where = str(path)
+            raise
 
 
 def _section(table: Table) -> Section:

@@ -61,6 +61,7 @@ class Child:
         self.started = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._said: IO[bytes] | None = None
+        self._heard = 0
 
     def __enter__(self) -> Self:
         return self
@@ -73,13 +74,22 @@ class Child:
     ) -> None:
         self.close()
 
-    def call(self, task: str, file: Path, *, seconds: float = SECONDS, **arguments: Any) -> Any:
+    def call(
+        self,
+        task: str,
+        file: Path,
+        *,
+        seconds: float = SECONDS,
+        shown: Path | None = None,
+        **arguments: Any,
+    ) -> Any:
         """Has the child run ``task(file, **arguments)`` and returns what that returned.
 
         Args:
             task: ``package.module:function``; imported by the child alone.
-            file: what it works on; told in errors.
+            file: what it works on.
             seconds: after which the child is ended.
+            shown: told in errors instead of ``file``, where that is a copy.
             arguments: JSON values, and paths.
 
         Raises:
@@ -87,7 +97,8 @@ class Child:
             ArtifactError: it ran out of memory, or the task raised what is no ``EdgeVerifyError``.
             EdgeVerifyError: what the task raised, with its parts.
         """
-        process = self._running()
+        process, shown = self._running(), shown or file
+        self._heard = self._said.seek(0, os.SEEK_END) if self._said else 0
         assert process.stdin is not None
         assert process.stdout is not None
         request = {"task": task, "file": file, "seconds": seconds, "arguments": arguments}
@@ -107,10 +118,10 @@ class Child:
         finally:
             timer.cancel()
         if not line.endswith(b"\n"):
-            raise self._ended(process, file, seconds, late.is_set())
+            raise self._ended(process, shown, seconds, late.is_set())
         answer = json.loads(line)
         if "error" in answer:
-            raise _error(answer["error"], file)
+            raise _error(answer["error"], file, shown)
         return answer["value"]
 
     def close(self) -> None:
@@ -166,13 +177,14 @@ class Child:
         return EndedError("exit", status, what, file)
 
     def _last_line(self) -> str:
+        """What the child wrote last during this call, but for what it writes of a sound file."""
         if self._said is None:
             return ""
         size = self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(0, size - 20 * TOLD))
+        self._said.seek(max(self._heard, size - 20 * TOLD))
         lines = self._said.read().decode(errors="replace").split("\n")
-        told = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        return f": {told[:TOLD]}" if told else ""
+        told = [line.strip() for line in lines if line.strip() and not line.startswith("INFO")]
+        return f": {told[-1][:TOLD]}" if told else ""
 
 
 def call(task: str, file: Path, *, seconds: float = SECONDS, **arguments: Any) -> Any:
@@ -188,11 +200,12 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _error(told: dict[str, Any], file: Path) -> EdgeVerifyError:
+def _error(told: dict[str, Any], file: Path, shown: Path) -> EdgeVerifyError:
     kind = getattr(errors, told["kind"], ArtifactError)
+    where = told["where"]
     return kind(
         told["what"],
-        where=told["where"] or str(file),
+        where=shown if where in (None, str(file)) else where,
         expected=told["expected"],
         fix=told["fix"],
     )

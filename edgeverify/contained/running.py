@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from edgeverify.backends import tflite
 from edgeverify.errors import ArtifactError
-from edgeverify.litertlm import is_bundle, read_bundle
+from edgeverify.litertlm import model_of
 
 
 def run_signatures(file: Path, kernel: str) -> dict[str, bool]:
@@ -27,12 +26,8 @@ def run_signatures(file: Path, kernel: str) -> dict[str, bool]:
     Raises:
         ArtifactError: it cannot be opened, or the runtime failed.
     """
-    if not is_bundle(file):
-        return _run(file, kernel)
-    with TemporaryDirectory() as folder:
-        unpacked = Path(folder) / "model.tflite"
-        read_bundle(file).unpack(unpacked)
-        return _run(unpacked, kernel)
+    with model_of(file) as model:
+        return _run(model, kernel)
 
 
 def _run(file: Path, kernel: str) -> dict[str, bool]:

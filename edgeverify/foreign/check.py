@@ -68,7 +68,8 @@ class _File:
     def ask(self, task: str, **arguments: Any) -> Any:
         """Has the child run a task of ``foreign.running`` on the file."""
         told = {"facts": self.facts.to_dict(), "folder": self.folder, **arguments}
-        return self.child.call(f"{TASKS}:{task}", self.path, seconds=self.seconds, **told)
+        name = f"{TASKS}:{task}"
+        return self.child.call(name, self.path, shown=self.named, seconds=self.seconds, **told)
 
 
 def verify_artifact(
@@ -127,7 +128,7 @@ def _opened(path: Path, chosen: Selectors, seconds: float, progress: Progress) -
             if is_bundle(path):
                 model = folder / f"{path.stem}.tflite"
                 container = child.call(f"{TASKS}:unpack", path, target=model, seconds=seconds)
-            told = child.call(f"{TASKS}:survey", model, seconds=seconds)
+            told = child.call(f"{TASKS}:survey", model, shown=path, seconds=seconds)
         facts = Facts.from_dict(told["facts"])
         yield _File(path, model, container, facts, told["weights"], child, folder, seconds)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgeverify.audits.signatures import litert_lm_accepts
@@ -14,7 +13,7 @@ from edgeverify.flatbuffer import ModelFile, Signature
 from edgeverify.flatbuffer.quantization import DTYPES
 from edgeverify.foreign.facts import facts_of
 from edgeverify.inspection.weights import totals, weights_of
-from edgeverify.litertlm import MODEL, is_bundle, read_bundle
+from edgeverify.litertlm import MODEL, is_bundle, model_of, read_bundle
 
 SCHEMA = 1
 _SHOWN_METADATA = 200  # bytes
@@ -47,10 +46,8 @@ def inspect(path: Path) -> dict[str, Any]:
     }
     model = None
     if any(section.kind == MODEL for section in bundle.sections):
-        with TemporaryDirectory() as folder:
-            unpacked = Path(folder) / f"{path.stem}.tflite"
-            bundle.unpack(unpacked)
-            model = inspect_model(unpacked)
+        with model_of(path) as copy:
+            model = inspect_model(copy)
     size = path.stat().st_size
     return {**told, "format": "litertlm", "bytes": size, "container": container, "model": model}
 

@@ -124,3 +124,15 @@ def test_a_child_starts_with_little(child: contained.Child) -> None:
     found = ask(child, "modules")
     assert isinstance(found, list)
     assert heavy.intersection(found) == set()
+
+
+def test_a_copy_is_told_by_the_files_name(child: contained.Child) -> None:
+    for task in ("raise_unknown", "segfault"):
+        with pytest.raises(ArtifactError, match=r"^given.litertlm: "):
+            ask(child, task, shown=Path("given.litertlm"))
+
+
+def test_what_was_said_before_is_not_told_again(child: contained.Child) -> None:
+    ask(child, "chatter")
+    with pytest.raises(contained.EndedError, match=r"\(SIGABRT\)"):
+        ask(child, "abort")
