@@ -333,5 +333,5 @@ def _unreadable(path: Path, reason: str) -> ArtifactError:
         f"cannot be read as a .tflite ({reason})",
         where=path,
         expected="a whole .tflite file with signatures",
-        fix="delete it and convert the model again",
+        fix="get or convert the file again",
     )
