@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from edgeverify import selectors
 from edgeverify.choices import one_of
+from edgeverify.commands import check_artifact, inspect
 from edgeverify.errors import EdgeVerifyError, UsageError
 from edgeverify.ports import catalogue, check_name
 from edgeverify.report.files import FORMATS, check_paths, write_atomically, write_reports
@@ -132,6 +133,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.set_defaults(run=_convert)
 
+    inspect.add_options(_command(commands, "inspect", inspect.HELP))
+
+    foreign = _command(commands, "check-artifact", check_artifact.HELP)
+    check_artifact.add_options(foreign)
+    _add_loudness(foreign)
+    foreign.set_defaults(run=_check_artifact)
+
     selftest = _command(commands, "selftest", "try the checks on faults that they must find")
     _add_selftest_options(selftest)
     selftest.set_defaults(run=_selftest)
@@ -222,6 +230,10 @@ def _check(options: argparse.Namespace) -> int:
         else:
             print_report(report, console, verbose=options.verbose)
     return EXIT_CODES[report.outcome]
+
+
+def _check_artifact(options: argparse.Namespace) -> int:
+    return EXIT_CODES[check_artifact.run(options)]
 
 
 def _convert(options: argparse.Namespace) -> int:

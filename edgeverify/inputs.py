@@ -71,23 +71,7 @@ def plan_case(
         UsageError: the case does not fit the cache or the model.
     """
     lengths = sorted(set(chosen.prefill))
-    wanted = prompt_length(lengths)
-    decode = [0] * chosen.decode_steps
-    if tokenizer is not None:
-        prompt = _text_tokens(tokenizer, chosen.prompt, wanted)
-    elif chosen.prompt is not None:
-        raise UsageError(
-            "a prompt needs a tokenizer",
-            where="--prompt",
-            expected="a --checkpoint that has one",
-            fix="give the checkpoint's directory, or leave out --prompt",
-        )
-    else:
-        seed = chosen.seed if chosen.token_seed is None else chosen.token_seed
-        vocabulary = int(hf_config["vocab_size"])
-        drawn = np.random.default_rng(seed).integers(0, vocabulary, wanted + chosen.decode_steps)
-        drawn[min(1, wanted - 2)], drawn[wanted - 1] = vocabulary - 1, 0
-        prompt, decode = drawn[:wanted].tolist(), drawn[wanted:].tolist()
+    prompt, decode = tokens(hf_config, tokenizer, chosen, prompt_length(lengths))
     steps = plan_steps(prompt, lengths, decode)
     rows = chosen.kv_cache_len
     if rows is None:
@@ -107,6 +91,30 @@ def plan_case(
         greedy=tokenizer is not None,
         kernel=chosen.kernel,
     )
+
+
+def tokens(
+    hf_config: Mapping[str, Any], tokenizer: Any | None, chosen: Selectors, wanted: int
+) -> tuple[list[int], list[int]]:
+    """Ids of a prompt of ``wanted`` tokens, and of the decode steps (zeros with a tokenizer).
+
+    Raises:
+        UsageError: a prompt without a tokenizer, or one without tokens.
+    """
+    if tokenizer is not None:
+        return _text_tokens(tokenizer, chosen.prompt, wanted), [0] * chosen.decode_steps
+    if chosen.prompt is not None:
+        raise UsageError(
+            "a prompt needs a tokenizer",
+            where="--prompt",
+            expected="a --checkpoint that has one",
+            fix="give the checkpoint's directory, or leave out --prompt",
+        )
+    seed = chosen.seed if chosen.token_seed is None else chosen.token_seed
+    vocabulary = int(hf_config["vocab_size"])
+    drawn = np.random.default_rng(seed).integers(0, vocabulary, wanted + chosen.decode_steps)
+    drawn[min(1, wanted - 2)], drawn[wanted - 1] = vocabulary - 1, 0
+    return drawn[:wanted].tolist(), drawn[wanted:].tolist()
 
 
 def _text_tokens(tokenizer: Any, prompt: str | None, wanted: int) -> list[int]:

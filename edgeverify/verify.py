@@ -80,7 +80,7 @@ def verify(
             legs, traces, causes = _judge_legs(run, chosen, auditor)
         except PortError as error:
             raise _explained(error, auditor.failures) from error
-        report = _report(run, legs, auditor.results, tokenizer, traces, causes)
+        report = report_of(run, legs, auditor.results, tokenizer, traces, causes)
     if not invariants:
         return report
     from edgeverify.invariants.examination import Examination
@@ -252,7 +252,7 @@ def _judge(
     return replace(leg, first_divergence=replace(divergence, isolated=named))
 
 
-def _report(
+def report_of(
     run: Run,
     legs: Mapping[str, LegResult],
     audits: Mapping[str, AuditResult],
@@ -260,6 +260,7 @@ def _report(
     traces: Mapping[str, Trace],
     causes: tuple[Finding, ...] = (),
 ) -> Report:
+    """The report of what was found; ``causes`` belong to legs, the rest is told by itself."""
     return Report(
         case=_describe(run, legs, tokenizer, traces),
         environment={
@@ -362,7 +363,10 @@ def _describe(
             }
             for step in case.steps
         ],
-        "thresholds": {name: thresholds(name).as_dict() for name in (*legs, "isolated")},
+        "thresholds": {
+            **{name: dict(leg.threshold) for name, leg in legs.items()},
+            "isolated": thresholds("isolated").as_dict(),
+        },
         "greedy_tokens": greedy,
     }
     if tokenizer is not None:

@@ -77,6 +77,18 @@ NEVER = {
         ],
         ("torch", "litert_torch", "transformers", "models"),
     ),
+    "a contained child starts without torch": (
+        [
+            "edgeverify/contained/*.py",
+            "edgeverify/flatbuffer/*.py",
+            "edgeverify/foreign/case.py",
+            "edgeverify/foreign/facts.py",
+            "edgeverify/foreign/running.py",
+            "edgeverify/inspection/*.py",
+            "edgeverify/litertlm.py",
+        ],
+        ("torch", "litert_torch", "transformers", "models"),
+    ),
     "the reference shares no code with the ports": (
         [
             "edgeverify/backends/reference.py",
@@ -88,6 +100,7 @@ NEVER = {
     "pytest start-up and the command line are lean": (
         [
             "edgeverify/cli.py",
+            "edgeverify/commands/*.py",
             "edgeverify/pytest_plugin.py",
             "edgeverify/selectors.py",
             "edgeverify/launch.py",

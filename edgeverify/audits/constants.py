@@ -28,7 +28,9 @@ _STORED = frozenset(
         schema.TensorType.BFLOAT16,
         schema.TensorType.INT8,
         schema.TensorType.UINT8,
+        schema.TensorType.INT16,
         schema.TensorType.INT4,
+        schema.TensorType.UINT4,
         schema.TensorType.INT2,
     }
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from ai_edge_litert import schema_py_generated as schema
 
-from edgeverify.audits.declared import NONE
+from edgeverify.audits.masks import NONE
 from edgeverify.audits.model import NOT_APPLICABLE, SIGNATURES, AuditResult, Check, Readings
 from edgeverify.case import Case
 from edgeverify.errors import ArtifactError

@@ -31,6 +31,7 @@ from edgeverify.flatbuffer import (
     ModelFile,
     instrument,
 )
+from edgeverify.memory import available_memory
 from edgeverify.quiet import quiet
 from edgeverify.sublayers import forget_unfed
 from edgeverify.trace import Trace
@@ -327,16 +328,6 @@ def _require_memory(path: Path) -> None:
             expected=f"at most the {available / 2**30:.1f} GB of memory that are available",
             fix="take fewer --prefill, or --kernel builtin, which reads the weights in place",
         )
-
-
-def available_memory() -> int | None:
-    """Bytes that can be used without swapping others out, and free swap; None if unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    facts = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines)}
-    return 1024 * (facts["MemAvailable"] + facts.get("SwapFree", 0))
 
 
 def runner_of(interpreter: Interpreter, path: Path, step: Step) -> Any:

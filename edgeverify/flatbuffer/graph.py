@@ -19,6 +19,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeverify.errors import ArtifactError
+from edgeverify.flatbuffer.whole import faults
 
 IDENTIFIER = b"TFL3"
 KV_INPUT = re.compile(r"^kv_cache_([kv])_(\d+)$")
@@ -115,9 +116,13 @@ class ModelFile:
         Buffers hold views into the mapped file.
         """
         try:
-            return schema.ModelT.InitFromObj(self._table)
+            model = schema.ModelT.InitFromObj(self._table)
+            fault = next(faults(model), None)
         except _DAMAGE as error:
             raise _unreadable(self.path, f"its table is damaged: {error}") from error
+        if fault is not None:
+            raise _unreadable(self.path, f"its graph is damaged: {fault}")
+        return model
 
     def _read_signatures(self) -> Iterator[Signature]:
         for position in range(self._table.SignatureDefsLength()):
@@ -328,5 +333,5 @@ def _unreadable(path: Path, reason: str) -> ArtifactError:
         f"cannot be read as a .tflite ({reason})",
         where=path,
         expected="a whole .tflite file with signatures",
-        fix="delete it and convert the model again",
+        fix="get or convert the file again",
     )

@@ -1,0 +1,241 @@
+"""Verifies a file that edgeverify did not convert against the Hugging Face reference.
+
+The file is opened, read and run by a contained child. This process runs the reference, compares,
+and reads the file's constants once the child has read the same tables without harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from edgeverify import artifacts, contained, inputs
+from edgeverify.audits.model import AuditResult
+from edgeverify.checkpoints import open_checkpoint
+from edgeverify.compare import Baseline, judge_leg, thresholds
+from edgeverify.errors import ArtifactError
+from edgeverify.foreign import quantized, running
+from edgeverify.foreign.audits import audit
+from edgeverify.foreign.case import FileCase, case_of, wanted_tokens
+from edgeverify.foreign.facts import Facts
+from edgeverify.foreign.ports import port_for
+from edgeverify.litertlm import is_bundle
+from edgeverify.ports import load_port
+from edgeverify.progress import Progress
+from edgeverify.report.model import FAIL, UNCHECKED, LegResult, Report
+from edgeverify.selectors import Selectors
+from edgeverify.stages import Run, fitting_threads, reference_baselines
+from edgeverify.sublayers import named_alone
+from edgeverify.trace import Trace
+from edgeverify.verify import report_of
+from models.port import Port
+
+LEG = "conversion"
+TASKS = "edgeverify.foreign.running"
+# Of one call of the child that runs the file. A file of 540 MB takes 20 s with 11 steps on two
+# cores; what takes 30 times as long does not end.
+SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class _File:
+    """The file under check.
+
+    Attributes:
+        named: as it was given.
+        path: the .tflite.
+        container: what a .litertlm says of it; None for a .tflite.
+        facts: what it is.
+        weights: dtype → totals.
+        child: opens it.
+        folder: for traces.
+        seconds: of one call.
+    """
+
+    named: Path
+    path: Path
+    container: Mapping[str, Any] | None
+    facts: Facts
+    weights: Mapping[str, Any]
+    child: contained.Child
+    folder: Path
+    seconds: float
+
+    def ask(self, task: str, **arguments: Any) -> Any:
+        """Has the child run a task of ``foreign.running`` on the file."""
+        told = {"facts": self.facts.to_dict(), "folder": self.folder, **arguments}
+        name = f"{TASKS}:{task}"
+        return self.child.call(name, self.path, shown=self.named, seconds=self.seconds, **told)
+
+
+def verify_artifact(
+    path: str | Path,
+    *,
+    checkpoint: str | Path,
+    port: Port | str | None = None,
+    seconds: float = SECONDS,
+    verbose: bool = False,
+    progress: Progress | None = None,
+    **selectors: Any,
+) -> Report:
+    """Says whether a .tflite or .litertlm is the Hugging Face model of a checkpoint.
+
+    Prefill lengths, KV layout, cache length and masks are the file's own. What cannot be known or
+    run is ``unchecked``, with the reason.
+
+    Args:
+        path: the file.
+        checkpoint: a directory, file or hub id of the reference's weights.
+        port: as in ``verify``; found by the checkpoint's ``model_type`` if left out.
+        seconds: after which the child that runs the file is ended.
+        verbose: let the libraries write to the terminal.
+        progress: told of each stage.
+        selectors: of ``edgeverify.selectors.Selectors``: ``size``, ``kernel``, ``decode_steps``,
+            ``seed``, ``prompt``, ``trust_remote_code``, ``cache``.
+
+    Returns:
+        The report, with the leg ``conversion`` of a float file or ``quantization`` of another.
+
+    Raises:
+        EdgeVerifyError: bad usage or bad input, a file that is no language model of a known form,
+            and one that crashes or hangs the child.
+    """
+    chosen = Selectors.of(checkpoint=str(checkpoint), **selectors)
+    told = progress or Progress()
+    with _opened(Path(path), chosen, seconds, told) as file:
+        found = port_for(str(checkpoint)) if port is None else port
+        resolved = load_port(found) if isinstance(found, str) else found
+        run, tokenizer = _prepare(resolved, chosen, file, verbose=verbose, progress=told)
+        with fitting_threads(run):
+            legs, audits, traces = _judge(run, file)
+            report = report_of(run, legs, audits, tokenizer, traces)
+    return replace(report, case=_described(report.case, file))
+
+
+@contextmanager
+def _opened(path: Path, chosen: Selectors, seconds: float, progress: Progress) -> Iterator[_File]:
+    root = chosen.cache or artifacts.cache_root()
+    root.mkdir(parents=True, exist_ok=True)
+    # Beside the cache, where there is room for copies of a model; the file's own folder may be
+    # somebody else's.
+    with TemporaryDirectory(dir=root, prefix=".checking.") as name, contained.Child() as child:
+        folder, container, model = Path(name), None, path
+        with progress.stage("read the file"):
+            if is_bundle(path):
+                model = folder / f"{path.stem}.tflite"
+                container = child.call(f"{TASKS}:unpack", path, target=model, seconds=seconds)
+            told = child.call(f"{TASKS}:survey", model, shown=path, seconds=seconds)
+        facts = Facts.from_dict(told["facts"])
+        yield _File(path, model, container, facts, told["weights"], child, folder, seconds)
+
+
+def _prepare(
+    port: Port, chosen: Selectors, file: _File, *, verbose: bool, progress: Progress
+) -> tuple[Run, Any | None]:
+    """Opens the checkpoint and plans the case that the file can be run with."""
+    opened = open_checkpoint(
+        chosen.checkpoint,
+        port,
+        size=chosen.size,
+        trust_remote_code=chosen.trust_remote_code,
+        cache_root=chosen.cache,
+    )
+    tokenizer = None
+    if opened.tokenizer_dir is not None:
+        tokenizer = inputs.load_tokenizer(
+            opened.tokenizer_dir, opened.gguf_file, trust_remote_code=chosen.trust_remote_code
+        )
+    wanted = wanted_tokens(file.facts)
+    prompt, decode = inputs.tokens(opened.hf_config, tokenizer, chosen, wanted)
+    case = case_of(
+        file.facts,
+        prompt,
+        decode,
+        model=port.name,
+        size=opened.size,
+        kernel=chosen.kernel,
+        greedy=tokenizer is not None,
+    )
+    return Run(port, opened, case, chosen.cache, verbose, progress), tokenizer
+
+
+def _judge(
+    run: Run, file: _File
+) -> tuple[dict[str, LegResult], dict[str, AuditResult], dict[str, Trace]]:
+    baseline = reference_baselines(run, with_file=True)[LEG]
+    case = run.case
+    assert isinstance(case, FileCase)
+    traces = {"reference": baseline.own}
+    is_float = not quantized.is_quantized(file.weights)
+    with run.timed("audits"):
+        config = run.port.model_config(run.hf_config)
+        audits = audit(
+            file.path, case, file.facts, run.hf_config, config, run.state(), is_float=is_float
+        )
+    if not is_float:
+        return {quantized.LEG: quantized.judge(file.weights)}, audits, traces
+    run.release()
+    try:
+        leg, traces["tflite"] = _conversion(run, file, case, baseline)
+    except ArtifactError as error:
+        # A file that is known to be another model may well be one that cannot be run like this
+        # one: its vocabulary may be smaller. What is known must not be lost over it.
+        if all(audit_.outcome != FAIL for audit_ in audits.values()):
+            raise
+        leg = LegResult(LEG, UNCHECKED, thresholds(LEG).as_dict(), reason=str(error))
+    return {LEG: leg}, audits, traces
+
+
+def _conversion(
+    run: Run, file: _File, case: FileCase, baseline: Baseline
+) -> tuple[LegResult, Trace]:
+    """Has the child run the file, and judges its traces."""
+    baseline.oracle.save(file.folder / running.ORACLE)
+    arguments = {
+        "case": case.to_dict(),
+        "mask_kinds": file.facts.masks or ("global",),
+        "window": run.window,
+    }
+    with run.timed("run the file"):
+        written = file.ask("run", **arguments)
+    whole = _load(file, running.WHOLE)
+    isolated = _load(file, running.ISOLATED) if running.ISOLATED in written else None
+    starts = {step.name: step.start for step in case.steps}
+    expected = run.expected(baseline.oracle)
+    leg = judge_leg(LEG, whole, isolated, baseline, expected, starts)
+    if isolated is not None and leg.first_divergence is not None:
+        with run.timed("sublayer by sublayer"):
+            file.ask("run_every_tap", **arguments)
+        leg = _named(leg, _load(file, running.EVERY_TAP), baseline, expected, starts)
+    return leg, whole
+
+
+def _named(
+    leg: LegResult,
+    fed: Trace,
+    baseline: Baseline,
+    expected: tuple[str, ...],
+    starts: Mapping[str, int],
+) -> LegResult:
+    """The leg with every faulty sublayer named."""
+    assert leg.first_divergence is not None
+    named = named_alone(leg.first_divergence.isolated, fed, baseline, expected, starts)
+    return replace(leg, first_divergence=replace(leg.first_divergence, isolated=named))
+
+
+def _load(file: _File, name: str) -> Trace:
+    trace = Trace.load(file.folder / name)
+    trace.provenance["file"] = file.named.name
+    return trace
+
+
+def _described(case: Mapping[str, Any], file: _File) -> dict[str, Any]:
+    """The report's case, with what the file is."""
+    own = {"file": str(file.named), "facts": file.facts.to_dict(), "weights": dict(file.weights)}
+    if file.container is not None:
+        own["container"] = dict(file.container)
+    return {**case, **own}

@@ -1,0 +1,1 @@
+"""What a .tflite or .litertlm holds, read without running it."""

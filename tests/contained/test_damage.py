@@ -1,0 +1,91 @@
+"""Damage is seeded and real; whatever it does to a child, the host lives and is told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeverify.contained.damage import KINDS, Damage, plan
+from edgeverify.contained.trial import KERNELS, VERDICT, try_files
+from tests.flatbuffer import made
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A whole .tflite, large enough for every size of damage."""
+    weight = made.tensor("w", (64, 96), made.TYPES.FLOAT32, 1)
+    data = np.arange(64 * 96, dtype=np.float32).tobytes()
+    return made.write(tmp_path / "small.tflite", "FULLY_CONNECTED", weight, data, (1, 96), (1, 64))
+
+
+def test_every_kind_and_size_comes_in_turn() -> None:
+    ways = list(plan(60))
+    assert {(way.kind, way.size) for way in ways} == {
+        (kind, size) for kind, (_, sizes) in KINDS.items() for size in sizes
+    }
+    assert len({way.seed for way in ways}) == 60
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_seeded_and_real(kind: str, small: Path) -> None:
+    data = small.read_bytes()
+    for size in KINDS[kind][1]:
+        made_ = [Damage(kind, size, seed).apply(data) for seed in range(20)]
+        assert data not in made_
+        assert made_ == [Damage(kind, size, seed).apply(data) for seed in range(20)]
+        assert len(set(made_)) > 1, "the seed changes nothing"
+        assert all(len(d) <= len(data) for d in made_)
+
+
+def test_damage_can_be_as_small_as_a_bit(small: Path) -> None:
+    data = np.frombuffer(small.read_bytes(), np.uint8)
+    for size in (1, 16, 256):
+        changed = np.frombuffer(Damage("bits flipped", size, 3).apply(data.tobytes()), np.uint8)
+        assert int(np.unpackbits(data ^ changed).sum()) == size
+
+
+def test_an_undamaged_file_is_read_and_run(small: Path) -> None:
+    class Harmless(Damage):
+        def apply(self, data: bytes) -> bytes:
+            return data
+
+    found = list(try_files([small], [Harmless("none", 0, 0)]))
+    assert [(t.task, t.outcome) for t in found] == [
+        (task, VERDICT) for task in ("inspect", *KERNELS)
+    ]
+
+
+@pytest.mark.slow
+def test_damaged_files_end_in_a_verdict_or_an_error(
+    converted: Callable[..., Any], tmp_path: Path
+) -> None:
+    """60 of the 500 of ``benchmarks/damaged_files.py``."""
+    model = converted("tinyllama", "transposed").path
+    found = list(try_files([model, bundled(model, tmp_path)], list(plan(60, seed=7))))
+    assert len(found) == 180
+    outcomes = Counter(trial.outcome for trial in found)
+    assert outcomes["hang"] == 0
+    assert outcomes["error"] > 60, "the damage does no harm"
+    assert outcomes["verdict"] > 20, "nothing is left to be read"
+    for trial in found:
+        if trial.outcome != VERDICT:
+            assert "damaged.tflite" in trial.message or "damaged.litertlm" in trial.message
+            assert "; expected " in trial.message
+
+
+def bundled(model: Path, folder: Path) -> Path:
+    builder = pytest.importorskip("litert_lm_builder", reason="needs litert-lm-builder")
+    made_ = builder.LitertLmFileBuilder()
+    made_.add_system_metadata(
+        builder.Metadata(key="author", value="somebody", dtype=builder.DType.STRING)
+    )
+    made_.add_tflite_model(str(model), builder.TfLiteModelType.PREFILL_DECODE)
+    target = folder / "x.litertlm"
+    with target.open("wb") as file:
+        made_.build(file)
+    return target

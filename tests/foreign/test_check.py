@@ -1,0 +1,180 @@
+"""Files made elsewhere, against the reference: right ones, wrong ones, and odd ones."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeverify import verify_artifact
+from edgeverify.errors import ArtifactError, UsageError
+from edgeverify.foreign import running
+from edgeverify.foreign.ports import port_for
+from edgeverify.report.model import FAIL, PASS, UNCHECKED, Report
+from tests.contained.test_damage import bundled
+from tests.foreign.edits import (
+    cache_writes_hidden,
+    copied,
+    edited,
+    names_wiped,
+    renamed,
+)
+
+pytestmark = pytest.mark.slow
+Get = Callable[..., Any]
+
+
+def outcomes(report: Report) -> dict[str, str]:
+    parts = {**report.legs, **report.audits}
+    return {name: part.outcome for name, part in parts.items()}
+
+
+def test_a_right_file_under_another_name_passes(
+    converted: Get, checkpoint: Get, tmp_path: Path
+) -> None:
+    source = converted("tinyllama", "default").path
+    elsewhere = tmp_path / "folder" / "somebody's model.tflite"
+    elsewhere.parent.mkdir()
+    shutil.copyfile(source, elsewhere)
+    elsewhere.parent.chmod(0o500)
+    report = verify_artifact(elsewhere, checkpoint=checkpoint("tinyllama"), decode_steps=2)
+    elsewhere.parent.chmod(0o700)
+    assert outcomes(report) == dict.fromkeys(
+        ("conversion", "config", "weights", "signatures"), PASS
+    )
+    assert report.case["file"] == str(elsewhere)
+    assert report.case["prefill_lengths"] == (4, 11)
+    assert {tap.outcome for tap in report.legs["conversion"].taps} == {PASS}
+    assert "prefill.0/blocks.1.attn.q" in {tap.tap for tap in report.legs["conversion"].taps}
+    assert list(elsewhere.parent.iterdir()) == [elsewhere]
+
+
+def test_a_transposed_bundle_with_masks_as_inputs_passes(
+    converted: Get, checkpoint: Get, tmp_path: Path
+) -> None:
+    made = converted("gemma2", "transposed", mask_as_input=True)
+    bundle = bundled(made.path, tmp_path)
+    report = verify_artifact(bundle, checkpoint=checkpoint("gemma2"), decode_steps=2)
+    assert report.passed, report.findings
+    assert report.case["kv_layout"] == "transposed"
+    assert report.case["mask_as_input"]
+    assert report.case["container"]["tokenizer"] is None
+    assert report.case["model"] == "gemma2"
+
+
+def test_names_are_not_needed(converted: Get, checkpoint: Get, tmp_path: Path) -> None:
+    source = converted("tinyllama", "transposed", prefill_logits=False).path
+    path = edited(source, tmp_path / "x.tflite", names_wiped, renamed(prefill_11="prefill"))
+    report = verify_artifact(path, checkpoint=checkpoint("tinyllama"), decode_steps=2)
+    assert set(outcomes(report).values()) <= {PASS, UNCHECKED}
+    assert report.audits["weights"].outcome == PASS
+    unread = {t.tap for t in report.legs["conversion"].taps if t.outcome == UNCHECKED}
+    assert all(tap.startswith("prefill.") for tap in unread), "a silent prefill computes less"
+
+
+def test_another_checkpoint_of_the_same_shape_is_caught(converted: Get, checkpoint: Get) -> None:
+    source = converted("tinyllama", "default").path
+    report = verify_artifact(source, checkpoint=checkpoint("tinyllama", seed=1), decode_steps=2)
+    assert outcomes(report) == {
+        "conversion": FAIL,
+        "config": PASS,
+        "weights": FAIL,
+        "signatures": PASS,
+    }
+    failed = {tap.tap for tap in report.legs["conversion"].taps if tap.outcome == FAIL}
+    assert {"prefill.0/embed", "prefill.0/logits", "decode.1/logits"} <= failed
+    divergence = report.legs["conversion"].first_divergence
+    assert divergence is not None
+    assert divergence.tap == "prefill.0/embed"
+    assert "model.layers.0.mlp.up_proj.weight" in {c.item for c in report.audits["weights"].odd}
+
+
+def test_a_file_of_another_model_is_judged_though_it_cannot_be_run(
+    converted: Get, checkpoint: Get
+) -> None:
+    """Its vocabulary is smaller than that of the reference, whose tokens it is fed."""
+    source = converted("gemma2", "default").path
+    report = verify_artifact(source, checkpoint=checkpoint("tinyllama"), decode_steps=2)
+    assert report.outcome == FAIL
+    assert report.legs["conversion"].outcome == UNCHECKED
+    assert "index out of bounds" in report.legs["conversion"].reason
+    assert str(source) in report.legs["conversion"].reason
+    assert "vocabulary" in {check.item for check in report.audits["config"].odd}
+
+
+def test_without_a_known_cache_write_logits_and_caches_are_judged(
+    converted: Get, checkpoint: Get, tmp_path: Path
+) -> None:
+    source = converted("smollm", "default").path
+    path = edited(source, tmp_path / "x.tflite", cache_writes_hidden)
+    report = verify_artifact(path, checkpoint=checkpoint("smollm"), decode_steps=2)
+    assert report.outcome == UNCHECKED
+    judged = {t.tap.partition("/")[2] for t in report.legs["conversion"].taps if t.outcome == PASS}
+    assert "logits" in judged
+    assert all(tap == "logits" or tap.startswith("kv.") for tap in judged)
+    unread = [t for t in report.legs["conversion"].taps if t.outcome == UNCHECKED]
+    assert {tap.reason for tap in unread} == {running.NOT_LOCATED}
+    assert report.audits["weights"].outcome == UNCHECKED
+    wrong = verify_artifact(path, checkpoint=checkpoint("smollm", seed=1), decode_steps=2)
+    assert wrong.legs["conversion"].outcome == FAIL
+
+
+def test_what_is_not_run_is_unchecked(converted: Get, checkpoint: Get, tmp_path: Path) -> None:
+    source = converted("tinyllama", "default").path
+    path = edited(source, tmp_path / "x.tflite", copied("prefill_4", "verify"))
+    report = verify_artifact(path, checkpoint=checkpoint("tinyllama"), decode_steps=2)
+    assert report.legs["conversion"].outcome == PASS
+    odd = [str(check) for check in report.audits["signatures"].odd]
+    assert len(odd) == 1
+    assert "verify" in odd[0]
+    assert "it is not run: it is neither prefill, prefill_N nor decode" in odd[0]
+    assert report.outcome == UNCHECKED
+
+
+def test_a_quantized_file_is_never_a_pass(converted: Get, checkpoint: Get, tmp_path: Path) -> None:
+    from ai_edge_quantizer import quantizer
+    from litert_torch.generative.quantize import quant_recipes
+    from litert_torch.quantize import translate_recipe
+
+    source = converted("tinyllama", "default").path
+    recipe = quant_recipes.full_dynamic_recipe().generative_recipe
+    made = quantizer.Quantizer(
+        str(source), translate_recipe.translate_to_ai_edge_recipe(recipe)
+    ).quantize()
+    path = tmp_path / "int8.tflite"
+    path.write_bytes(bytes(made.quantized_model))
+    report = verify_artifact(path, checkpoint=checkpoint("tinyllama"), decode_steps=2)
+    assert list(report.legs) == ["quantization"]
+    assert report.legs["quantization"].outcome == UNCHECKED
+    assert "weights as int8" in report.legs["quantization"].reason
+    assert report.audits["signatures"].outcome == PASS
+    assert report.outcome == UNCHECKED
+
+
+def test_a_hang_of_the_file_is_an_error(converted: Get, checkpoint: Get) -> None:
+    source = converted("tinyllama", "default").path
+    with pytest.raises(ArtifactError, match=r"did not finish within 0\.01 s"):
+        verify_artifact(source, checkpoint=checkpoint("tinyllama"), seconds=0.01)
+
+
+def test_a_renamed_signature_is_told(converted: Get, checkpoint: Get, tmp_path: Path) -> None:
+    source = converted("tinyllama", "default").path
+    path = edited(source, tmp_path / "x.tflite", renamed(decode="generate"))
+    with pytest.raises(ArtifactError, match="generate is neither prefill, prefill_N nor decode"):
+        verify_artifact(path, checkpoint=checkpoint("tinyllama"))
+
+
+def test_the_port_is_found_by_the_config(checkpoint: Get, tmp_path: Path) -> None:
+    for name in ("gemma1", "gemma2", "tinyllama", "phi2", "openelm", "smollm"):
+        assert port_for(str(checkpoint(name))).name == name
+    assert port_for("google/gemma-2-2b").name == "gemma2"
+    with pytest.raises(UsageError, match=r"has no config.json .*; name the port by --model"):
+        port_for(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(UsageError, match=r"model_type 'mamba'; expected one of gemma, gemma2, ll"):
+        port_for(str(tmp_path))
+    with pytest.raises(UsageError, match="is neither a path nor a hub id"):
+        port_for("somebody/something")
