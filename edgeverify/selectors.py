@@ -29,6 +29,7 @@ RECIPES = ("float32",)
 # Of the invariants. ``nightly`` draws at least 20 times the examples of ``ci``.
 PROFILES = ("dev", "ci", "nightly")
 BACKENDS = ("reference", "reauthored", "tflite")
+RUNTIMES = ("compiled_model", "tf_lite", "litert_lm")
 MAX_SEED = 2**32 - 1  # what numpy takes
 MAX_LENGTH = 2**20  # tokens; no model of today has as many positions
 PREFIX = "edgeverify_"
@@ -44,6 +45,11 @@ OPTIONS: dict[str, tuple[str, str, str]] = {
     ),
     "--recipe": ("R", "repeated", f"recipe of the file, repeatable: {', '.join(RECIPES)}"),
     "--backend": ("B", "repeated", f"what to run, repeatable (default: {' '.join(BACKENDS)})"),
+    "--runtime": (
+        "R",
+        "repeated",
+        f"another runtime that is to run the file, too, repeatable: {', '.join(RUNTIMES)}",
+    ),
     "--kv-layout": ("LAYOUT", "once", f"layout of the KV cache: {', '.join(KV_LAYOUTS)}"),
     "--prefill": (
         "N",
@@ -99,6 +105,8 @@ class Selectors:
         cache: the cache directory; the user's own if None.
         token_seed: of random tokens alone; ``seed`` if None.
         profile: how many examples of each invariant are drawn.
+        runtimes: what runs the file beside the LiteRT interpreter: ``compiled_model``,
+            ``tf_lite``, ``litert_lm``.
     """
 
     size: str | None = None
@@ -118,6 +126,7 @@ class Selectors:
     cache: Path | None = None
     token_seed: int | None = None
     profile: str = "dev"
+    runtimes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, **given: Any) -> Selectors:
@@ -134,6 +143,8 @@ class Selectors:
             one_of("recipes", recipe, RECIPES)
         for backend in chosen.backends:
             one_of("backends", backend, BACKENDS)
+        for runtime in chosen.runtimes:
+            one_of("runtimes", runtime, RUNTIMES)
         one_of("kv_layout", chosen.kv_layout, KV_LAYOUTS)
         one_of("kernel", chosen.kernel, KERNELS)
         one_of("profile", chosen.profile, PROFILES)
@@ -160,6 +171,13 @@ class Selectors:
                 where="--backend",
                 expected="reauthored, tflite or both",
             )
+        if self.runtimes and "tflite" not in self.backends:
+            raise UsageError(
+                "there is no file to run",
+                where="--runtime",
+                expected="--backend tflite",
+                fix="leave out --backend, or --runtime",
+            )
         _check_cache_len(self)
         return self
 
@@ -167,7 +185,7 @@ class Selectors:
     def legs(self) -> tuple[str, ...]:
         """The legs of the chosen backends; a file is judged beside the model it comes from."""
         if "tflite" in self.backends:
-            return ("authoring", "conversion")
+            return ("authoring", "conversion", *(f"runtime:{name}" for name in self.runtimes))
         return ("authoring",) if "reauthored" in self.backends else ()
 
     @property
@@ -232,6 +250,7 @@ def parse(options: Namespace) -> Selectors:
         checkpoint=_text("--checkpoint", given("checkpoint")),
         recipes=_several("--recipe", given("recipe"), RECIPES, ("float32",)),
         backends=_several("--backend", given("backend"), BACKENDS, BACKENDS),
+        runtimes=_several("--runtime", given("runtime"), RUNTIMES, ()),
         kv_layout=one_of("--kv-layout", given("kv_layout") or "default", KV_LAYOUTS),
         prefill=_lengths(given("prefill")),
         decode_steps=_count(

@@ -29,7 +29,8 @@ from edgeverify.errors import PortError
 from edgeverify.noise import floor_of, widest
 from edgeverify.ops import op_findings
 from edgeverify.progress import Progress
-from edgeverify.report.model import Finding, LegResult
+from edgeverify.report.model import FAIL, Finding, LegResult
+from edgeverify.runtimes import of_interpreter, runtime_leg
 from edgeverify.trace import Trace
 from models.port import LoadError, Port, build_model
 
@@ -326,6 +327,33 @@ def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
             window=run.window,
             cache=run.cache,
             tick=tick,
+        )
+
+
+def run_runtime(
+    run: Run, runtime: str, path: Path, leg: LegResult, interpreter: Trace, baseline: Baseline
+) -> LegResult:
+    """A file in another runtime than the interpreter.
+
+    Args:
+        run: of the file.
+        runtime: which.
+        path: the file.
+        leg: the file's own leg.
+        interpreter: its trace of the file.
+        baseline: of the file's own leg.
+    """
+    with run.timed(f"run in {runtime}"):
+        return runtime_leg(
+            runtime,
+            path,
+            run.case,
+            interpreter,
+            baseline if leg.outcome != FAIL else of_interpreter(interpreter, baseline),
+            run.expected(baseline.oracle),
+            mask_kinds=run.port.mask_kinds,
+            window=run.window,
+            cache=run.cache,
         )
 
 

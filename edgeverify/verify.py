@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from edgeverify.stages import (
     reference_baselines,
     run_file,
     run_reauthored,
+    run_runtime,
 )
 from edgeverify.sublayers import named_alone
 from edgeverify.trace import Trace
@@ -111,7 +112,7 @@ def _judge_legs(
     if "conversion" not in chosen.legs:
         return legs, traces, causes
     try:
-        legs["conversion"], traces["tflite"], sources = _conversion_leg(
+        file = _conversion_leg(
             run, auditor, whole, baselines["conversion"], authoring_passed=passed
         )
     except Exception as error:
@@ -123,7 +124,22 @@ def _judge_legs(
         limits = thresholds("conversion").as_dict()
         legs["conversion"] = LegResult("conversion", UNCHECKED, limits, reason=reason)
         return legs, traces, causes
-    return legs, traces, (*causes, *sources)
+    legs["conversion"], traces["tflite"] = file.leg, file.trace
+    for runtime in chosen.runtimes:
+        leg = run_runtime(run, runtime, file.path, file.leg, file.trace, file.baseline)
+        legs[leg.name] = leg
+    return legs, traces, (*causes, *file.sources)
+
+
+@dataclass(frozen=True)
+class _FileRun:
+    """A converted file: where it is, its leg, its trace, and what both were held against."""
+
+    path: Path
+    leg: LegResult
+    trace: Trace
+    baseline: Baseline
+    sources: tuple[Finding, ...]
 
 
 def convert_model(
@@ -195,7 +211,7 @@ def prepare(
 
 def _conversion_leg(
     run: Run, auditor: Auditor, reauthored: Trace, baseline: Baseline, *, authoring_passed: bool
-) -> tuple[LegResult, Trace, tuple[Finding, ...]]:
+) -> _FileRun:
     """Converts, runs the file and judges it; where it fails, names the operators.
 
     Where authoring passed, the file is held against the reference's oracle, and that verdict
@@ -210,7 +226,8 @@ def _conversion_leg(
         notes = ("judged against the re-authored model's own float64 run",)
     whole, isolated = run_file(run, path, baseline.oracle)
     leg = _judge(run, "conversion", whole, isolated, baseline, path=path, notes=notes)
-    return leg, whole, op_sources(run, path, leg) if leg.outcome == FAIL else ()
+    sources = op_sources(run, path, leg) if leg.outcome == FAIL else ()
+    return _FileRun(path, leg, whole, baseline, sources)
 
 
 def _judge(
@@ -301,6 +318,11 @@ def _where_to_look(leg: LegResult, failed: TapResult) -> str:
         return (
             "the file's operators between the last tap that agrees and this one: constants, fused "
             "operations, composites. If --kernel builtin agrees, it is the kernel's fault"
+        )
+    if leg.name.startswith("runtime:"):
+        return (
+            "how this runtime runs the file: the LiteRT interpreter's own results are the leg "
+            "conversion's. If --kernel builtin agrees, it is the kernel's fault"
         )
     step, tap = taps.split(failed.tap)
     block = taps.block_index(tap)
