@@ -129,6 +129,12 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--output", metavar="DIR", type=Path, required=True, help="folder of the files"
     )
+    convert.add_argument(
+        "--format",
+        metavar="F",
+        default="tflite",
+        help="tflite, or litertlm: the file with its tokenizer, for LiteRT-LM (default: tflite)",
+    )
     convert.set_defaults(run=_convert)
 
     selftest = _command(commands, "selftest", "try the checks on faults that they must find")
@@ -225,6 +231,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     chosen = selectors.parse(options)
+    selectors.one_of("--format", options.format, ("tflite", "litertlm"))
     _check_output(options.output)
     check_name(options.model, chosen.size)
 
@@ -235,6 +242,7 @@ def _convert(options: argparse.Namespace) -> int:
         options.model,
         chosen,
         options.output,
+        format=options.format,
         verbose=options.verbose,
         progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
     )

@@ -9,14 +9,15 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgeverify import artifacts, fingerprint, taps
+from edgeverify import artifacts, bundle, fingerprint, taps
 from edgeverify.audits.bits import checksums
 from edgeverify.audits.run import Auditor
 from edgeverify.backends import reauthored, reference, tflite
@@ -313,6 +314,41 @@ def converted(run: Run) -> Path:
             convert(model, case, path, mask_kinds=run.port.mask_kinds, verbose=run.verbose)
 
     return artifacts.cached("converted", key, ".tflite", make, root=run.cache)
+
+
+def bundler(
+    run: Run, tokenizer: Any, what: str
+) -> Callable[[Path], AbstractContextManager[Path]]:
+    """What bundles this run's file, for the time being, into a ``.litertlm``.
+
+    All that can be refused is refused here, before anything is converted.
+
+    Args:
+        run: gives the case and the checkpoint.
+        tokenizer: of transformers, or None.
+        what: asks for it, for messages.
+
+    Raises:
+        EdgeVerifyError: the extra is not installed, the KV layout is not the engine's, or the
+            checkpoint has no tokenizer that can be bundled.
+    """
+    checkpoint = run.checkpoint
+    bundle.refuse_unfit(what, run.case.kv_layout, checkpoint.tokenizer_dir)
+    bundle.require("litert_lm_builder", what)
+    words = bundle.tokenizer_json(tokenizer)
+    usage = bundle.usage_of(
+        tokenizer, run.hf_config, run.case.kv_cache_len, checkpoint.tokenizer_dir
+    )
+
+    @contextmanager
+    def bundled(path: Path) -> Iterator[Path]:
+        with TemporaryDirectory(dir=path.parent) as folder:
+            target = Path(folder) / path.with_suffix(".litertlm").name
+            with run.timed("bundle"):
+                bundle.write_litertlm(path, words, usage, target)
+            yield target
+
+    return bundled
 
 
 def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:

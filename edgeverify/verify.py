@@ -31,6 +31,7 @@ from edgeverify.stages import (
     Run,
     audit_file,
     audit_port,
+    bundler,
     converted,
     every_tap_fed,
     find_causes,
@@ -146,6 +147,7 @@ def convert_model(
     port: Port | str,
     *,
     output: Path,
+    format: str = "tflite",
     verbose: bool = False,
     progress: Progress | None = None,
     **selectors: Any,
@@ -155,23 +157,30 @@ def convert_model(
     Args:
         port: as in ``verify``.
         output: a directory; made if it is not there.
+        format: ``tflite``, or ``litertlm`` for the file with its tokenizer in one, as LiteRT-LM
+            runs it.
         verbose: as in ``verify``.
         progress: as in ``verify``.
         selectors: as in ``verify``.
 
     Returns:
-        The files written: ``{model}_{size}_f32_{layout}_ekv{rows}.tflite``.
+        The files written: ``{model}_{size}_f32_{layout}_ekv{rows}.{format}``.
 
     Raises:
         EdgeVerifyError: bad usage or bad input.
     """
-    run, _ = prepare(port, Selectors.of(**selectors), verbose=verbose, progress=progress)
+    run, tokenizer = prepare(port, Selectors.of(**selectors), verbose=verbose, progress=progress)
     case = run.case
+    bundle = bundler(run, tokenizer, "--format litertlm") if format == "litertlm" else None
     made = converted(run)
     target = output / (
-        f"{case.model}_{case.size}_f32_{case.kv_layout}_ekv{case.kv_cache_len}.tflite"
+        f"{case.model}_{case.size}_f32_{case.kv_layout}_ekv{case.kv_cache_len}.{format}"
     )
-    artifacts.place(made, target)
+    if bundle is None:
+        artifacts.place(made, target)
+    else:
+        with bundle(made) as bundled:
+            artifacts.place(bundled, target)
     return [target]
 
 
