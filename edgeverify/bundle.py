@@ -75,16 +75,15 @@ def require(module: str, what: str) -> None:
         )
 
 
-def refuse_unfit(what: str, kv_layout: str, tokenizer_dir: Path | None) -> None:
-    """Refuses what could not become a file that LiteRT-LM runs, before anything is converted.
+def require_layout(kv_layout: str, what: str) -> None:
+    """Refuses a KV layout that LiteRT-LM does not read, before anything is converted.
 
     Args:
-        what: asks for it, for the message: ``--format litertlm``.
         kv_layout: of the file that would be made.
-        tokenizer_dir: of the checkpoint, or None.
+        what: asks for it: ``--format litertlm``.
 
     Raises:
-        UsageError: the layout is not the engine's, or there is no tokenizer.
+        UsageError: it is not the transposed layout.
     """
     if kv_layout != "transposed":
         raise UsageError(
@@ -93,7 +92,15 @@ def refuse_unfit(what: str, kv_layout: str, tokenizer_dir: Path | None) -> None:
             expected="--kv-layout transposed",
             fix="add --kv-layout transposed",
         )
-    if tokenizer_dir is None:
+
+
+def require_tokenizer(tokenizer: Any, what: str) -> None:
+    """Refuses a checkpoint without a tokenizer, which a ``.litertlm`` holds.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if tokenizer is None:
         raise UsageError(
             "a .litertlm holds the model's tokenizer, and seeded weights have none",
             where=what,

@@ -17,10 +17,11 @@ import torch
 from edgeverify import artifacts, inputs, taps
 from edgeverify.audits.model import SIGNATURES, AuditResult
 from edgeverify.audits.run import Auditor
+from edgeverify.bundle import require, require_layout, require_tokenizer
 from edgeverify.case import Case
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.compare import POSITION_0_AGREES, Baseline, judge_leg, thresholds
-from edgeverify.errors import PortError
+from edgeverify.errors import ArtifactError, PortError
 from edgeverify.hints import hint
 from edgeverify.ports import load_port
 from edgeverify.progress import Progress
@@ -28,6 +29,7 @@ from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, LegResult, R
 from edgeverify.report.words import LISTED
 from edgeverify.selectors import Selectors
 from edgeverify.stages import (
+    RUN_ENGINE,
     Run,
     audit_file,
     audit_port,
@@ -39,6 +41,7 @@ from edgeverify.stages import (
     op_sources,
     own_baseline,
     reference_baselines,
+    run_engine,
     run_file,
     run_reauthored,
     run_runtime,
@@ -74,10 +77,11 @@ def verify(
     chosen = Selectors.of(**selectors)
     run, tokenizer = prepare(port, chosen, verbose=verbose, progress=progress)
     with fitting_threads(run):
-        auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds)
+        for_engine = "litert_lm" in chosen.runtimes
+        auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds, for_engine)
         try:
             audit_port(run, auditor)
-            legs, traces, causes = _judge_legs(run, chosen, auditor)
+            legs, traces, causes = _judge_legs(run, chosen, auditor, tokenizer)
         except PortError as error:
             raise _explained(error, auditor.failures) from error
         report = _report(run, legs, auditor.results, tokenizer, traces, causes)
@@ -101,7 +105,7 @@ def _explained(error: PortError, failures: Sequence[str]) -> PortError:
 
 
 def _judge_legs(
-    run: Run, chosen: Selectors, auditor: Auditor
+    run: Run, chosen: Selectors, auditor: Auditor, tokenizer: Any
 ) -> tuple[dict[str, LegResult], dict[str, Trace], tuple[Finding, ...]]:
     baselines = reference_baselines(run, with_file="conversion" in chosen.legs)
     authoring = baselines["authoring"]
@@ -126,10 +130,32 @@ def _judge_legs(
         legs["conversion"] = LegResult("conversion", UNCHECKED, limits, reason=reason)
         return legs, traces, causes
     legs["conversion"], traces["tflite"] = file.leg, file.trace
+    findings = (*causes, *file.sources)
     for runtime in chosen.runtimes:
-        leg = run_runtime(run, runtime, file.path, file.leg, file.trace, file.baseline)
+        if runtime == "litert_lm":
+            leg, more = _engine_leg(run, auditor, tokenizer, file)
+            findings = (*findings, *more)
+        else:
+            leg = run_runtime(run, runtime, file.path, file.leg, file.trace, file.baseline)
         legs[leg.name] = leg
-    return legs, traces, (*causes, *file.sources)
+    return legs, traces, findings
+
+
+def _engine_leg(
+    run: Run, auditor: Auditor, tokenizer: Any, file: _FileRun
+) -> tuple[LegResult, tuple[Finding, ...]]:
+    """LiteRT-LM's leg; what the audit knows that the engine refuses is not given to it."""
+    reason = auditor.engine_refusal
+    if not reason:
+        try:
+            return run_engine(run, tokenizer, file.path, file.trace, file.baseline)
+        except ArtifactError as error:
+            reason = error.what
+            outcome = FAIL
+    else:
+        outcome, reason = UNCHECKED, f"not asked: {reason}"
+    limits = thresholds("runtime").as_dict()
+    return LegResult("runtime:litert_lm", outcome, limits, reason=reason), ()
 
 
 @dataclass(frozen=True)
@@ -171,15 +197,18 @@ def convert_model(
     """
     run, tokenizer = prepare(port, Selectors.of(**selectors), verbose=verbose, progress=progress)
     case = run.case
-    bundle = bundler(run, tokenizer, "--format litertlm") if format == "litertlm" else None
+    wrap = None
+    if format == "litertlm":
+        require_layout(case.kv_layout, "--format litertlm")
+        wrap = bundler(run, tokenizer, "--format litertlm")
     made = converted(run)
     target = output / (
         f"{case.model}_{case.size}_f32_{case.kv_layout}_ekv{case.kv_cache_len}.{format}"
     )
-    if bundle is None:
+    if wrap is None:
         artifacts.place(made, target)
     else:
-        with bundle(made) as bundled:
+        with wrap(made) as bundled:
             artifacts.place(bundled, target)
     return [target]
 
@@ -211,6 +240,10 @@ def prepare(
         tokenizer = inputs.load_tokenizer(
             opened.tokenizer_dir, opened.gguf_file, trust_remote_code=chosen.trust_remote_code
         )
+    if "litert_lm" in chosen.runtimes:
+        for module in ("litert_lm", "litert_lm_builder"):
+            require(module, RUN_ENGINE)
+        require_tokenizer(tokenizer, RUN_ENGINE)
     case = inputs.plan_case(
         resolved.name, opened.size, opened.hf_config, tokenizer, chosen, max_positions
     )
