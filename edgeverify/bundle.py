@@ -46,7 +46,7 @@ class Usage:
     Attributes:
         start: the token that every prompt begins with, or None.
         stops: the tokens that end an answer.
-        template: the chat template (Jinja), as transformers takes it, or None.
+        template: the chat template (Jinja) as LiteRT-LM takes it, or None.
         rows: of the KV cache.
     """
 
@@ -114,8 +114,8 @@ def usage_of(
 ) -> Usage:
     """Reads how a model is used from its tokenizer and configs.
 
-    LiteRT-LM tokenizes without special tokens, gives templates an empty ``bos_token``, and puts
-    the start token first itself: see ``puts_start``.
+    LiteRT-LM tokenizes without special tokens and puts the start token first itself: see
+    ``puts_start``.
 
     Args:
         tokenizer: of transformers.
@@ -123,12 +123,12 @@ def usage_of(
         rows: of the file's KV cache.
         folder: of the checkpoint, for its ``generation_config.json``.
     """
-    template = chat_template(tokenizer)
+    start = tokenizer.bos_token_id if puts_start(tokenizer) else None
     stops = [*_ids(_generation_config(folder).get("eos_token_id")), *_ids(tokenizer.eos_token_id)]
     return Usage(
-        start=tokenizer.bos_token_id if puts_start(tokenizer) else None,
+        start=start,
         stops=tuple(dict.fromkeys(stops or _ids(hf_config.get("eos_token_id")))),
-        template=template,
+        template=_engine_template(tokenizer, start),
         rows=rows,
     )
 
@@ -156,6 +156,21 @@ def chat_template(tokenizer: Any) -> str | None:
     if isinstance(template, Mapping):
         return template.get("default")
     return template or None
+
+
+def _engine_template(tokenizer: Any, start: int | None) -> str | None:
+    """The chat template with what transformers gives it and LiteRT-LM does not.
+
+    The engine leaves the special tokens' names empty, and a start token comes before the template.
+    """
+    template = chat_template(tokenizer)
+    if template is None:
+        return None
+    names = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+    if start is not None:
+        names["bos_token"] = ""
+    named = "".join(f"{{%- set {k} = {json.dumps(v, ensure_ascii=False)} -%}}" for k, v in sorted(names.items()))
+    return TEXT_CONTENT + named + template
 
 
 def rendered(tokenizer: Any, message: str, **variables: str) -> str:
@@ -228,7 +243,7 @@ def _metadata(usage: Usage) -> Any:
     for stop in usage.stops:
         metadata.stop_tokens.add().token_ids.ids.append(stop)
     if usage.template is not None:
-        metadata.jinja_prompt_template = TEXT_CONTENT + usage.template
+        metadata.jinja_prompt_template = usage.template
     metadata.max_num_tokens = usage.rows
     metadata.llm_model_type.generic_model.SetInParent()
     metadata.supports_thinking = metadata.supports_function_calling = False

@@ -173,7 +173,8 @@ def engine_leg(
         for s in seen
         if s.finding
     )
-    return LegResult(LEG, outcome, limits.as_dict(), taps, reason=reason), findings
+    notes = (f"answers {answers.text!r}",)
+    return LegResult(LEG, outcome, limits.as_dict(), taps, reason=reason, notes=notes), findings
 
 
 @dataclass(frozen=True)
