@@ -131,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--output", metavar="DIR", type=Path, required=True, help="folder of the files"
     )
+    convert.add_argument(
+        "--format",
+        metavar="F",
+        default="tflite",
+        help="tflite, or litertlm: the file with its tokenizer, for LiteRT-LM (default: tflite)",
+    )
     convert.set_defaults(run=_convert)
 
     inspect.add_options(_command(commands, "inspect", inspect.HELP))
@@ -238,6 +244,7 @@ def _check_artifact(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     chosen = selectors.parse(options)
+    selectors.one_of("--format", options.format, ("tflite", "litertlm"))
     _check_output(options.output)
     check_name(options.model, chosen.size)
 
@@ -248,6 +255,7 @@ def _convert(options: argparse.Namespace) -> int:
         options.model,
         chosen,
         options.output,
+        format=options.format,
         verbose=options.verbose,
         progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
     )

@@ -96,10 +96,17 @@ def convert(
     chosen: Selectors,
     output: Path,
     *,
+    format: str = "tflite",
     verbose: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Loads the port and writes its .tflite files into ``output``; like ``check`` otherwise."""
+    """Loads the port and writes its files into ``output``; like ``check`` otherwise.
+
+    Args:
+        model, chosen, verbose, progress: as for ``check``.
+        output: a folder.
+        format: ``tflite`` or ``litertlm``.
+    """
 
     def run() -> list[Path]:
         from edgeverify.verify import convert_model
@@ -108,6 +115,7 @@ def convert(
         return convert_model(
             port,
             output=output,
+            format=format,
             **chosen.arguments(),
             verbose=verbose,
             progress=progress or Progress(),

@@ -125,14 +125,26 @@ def greedy_mismatch(
         (row, the oracle's token, the candidate's token, gap, explained gap), or None.
     """
     exact, given = _rows(oracle), _rows(candidate)
-    typical = np.maximum(floor, _rms(floor)) * _scale(exact) / np.sqrt(exact.shape[1])
+    floors = np.maximum(floor, _rms(floor))
     wanted, got = exact.argmax(1), given.argmax(1)
     for row in np.flatnonzero(wanted != got):
         gap = float(exact[row, wanted[row]] - exact[row, got[row]])
-        explained = 2 * LARGEST_OF_MANY * allowed_ratio * float(typical[row])
+        explained = explained_gap(exact[row], float(floors[row]), allowed_ratio)
         if gap > explained:
             return int(row), int(wanted[row]), int(got[row]), gap, explained
     return None
+
+
+def explained_gap(logits: np.ndarray, floor: float, allowed_ratio: float) -> float:
+    """How far rounding moves two logits of one row apart; see ``greedy_mismatch``.
+
+    Args:
+        logits: of one position, (V,).
+        floor: relative, of that row.
+        allowed_ratio: the row threshold.
+    """
+    typical = floor * float(np.linalg.norm(logits)) / np.sqrt(len(logits))
+    return 2 * LARGEST_OF_MANY * allowed_ratio * float(typical)
 
 
 def _rows(array: np.ndarray) -> np.ndarray:

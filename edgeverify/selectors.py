@@ -29,6 +29,7 @@ from edgeverify.recipes import ALL, FLOAT32, RECIPES, expand, label
 # Of the invariants. ``nightly`` draws at least 20 times the examples of ``ci``.
 PROFILES = ("dev", "ci", "nightly")
 BACKENDS = ("reference", "reauthored", "tflite")
+RUNTIMES = ("compiled_model", "tf_lite", "litert_lm")
 MAX_SEED = 2**32 - 1  # what numpy takes
 MAX_LENGTH = 2**20  # tokens; no model of today has as many positions
 PREFIX = "edgeverify_"
@@ -49,6 +50,11 @@ OPTIONS: dict[str, tuple[str, str, str]] = {
         "ai-edge-quantizer, or path/to/file.py:ATTR (default: float32)",
     ),
     "--backend": ("B", "repeated", f"what to run, repeatable (default: {' '.join(BACKENDS)})"),
+    "--runtime": (
+        "R",
+        "repeated",
+        f"another runtime that is to run the file, too, repeatable: {', '.join(RUNTIMES)}",
+    ),
     "--kv-layout": ("LAYOUT", "once", f"layout of the KV cache: {', '.join(KV_LAYOUTS)}"),
     "--prefill": (
         "N",
@@ -104,6 +110,8 @@ class Selectors:
         cache: the cache directory; the user's own if None.
         token_seed: of random tokens alone; ``seed`` if None.
         profile: how many examples of each invariant are drawn.
+        runtimes: what runs the file beside the LiteRT interpreter: ``compiled_model``,
+            ``tf_lite``, ``litert_lm``.
     """
 
     size: str | None = None
@@ -123,6 +131,7 @@ class Selectors:
     cache: Path | None = None
     token_seed: int | None = None
     profile: str = "dev"
+    runtimes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, **given: Any) -> Selectors:
@@ -138,6 +147,8 @@ class Selectors:
         chosen = replace(chosen, recipes=expand(chosen.recipes, where="recipes"))
         for backend in chosen.backends:
             one_of("backends", backend, BACKENDS)
+        for runtime in chosen.runtimes:
+            one_of("runtimes", runtime, RUNTIMES)
         one_of("kv_layout", chosen.kv_layout, KV_LAYOUTS)
         one_of("kernel", chosen.kernel, KERNELS)
         one_of("profile", chosen.profile, PROFILES)
@@ -171,6 +182,13 @@ class Selectors:
                 where="--recipe",
                 expected="--backend tflite, or no --backend at all",
             )
+        if self.runtimes and "tflite" not in self.backends:
+            raise UsageError(
+                "there is no file to run",
+                where="--runtime",
+                expected="--backend tflite",
+                fix="leave out --backend, or --runtime",
+            )
         _check_cache_len(self)
         return self
 
@@ -178,8 +196,14 @@ class Selectors:
     def legs(self) -> tuple[str, ...]:
         """The legs of the chosen backends; a file is judged beside the model it comes from."""
         if "tflite" in self.backends:
-            recipes = (f"quantization:{label(r)}" for r in self.recipes if r != FLOAT32)
-            return ("authoring", "conversion", *recipes)
+            quantized = [label(recipe) for recipe in self.recipes if recipe != FLOAT32]
+            runs = [f"runtime:{name}" for name in self.runtimes]
+            others = [
+                leg
+                for name in quantized
+                for leg in (f"quantization:{name}", *(f"{run}:{name}" for run in runs))
+            ]
+            return ("authoring", "conversion", *runs, *others)
         return ("authoring",) if "reauthored" in self.backends else ()
 
     @property
@@ -247,6 +271,7 @@ def parse(options: Namespace) -> Selectors:
         checkpoint=_text("--checkpoint", given("checkpoint")),
         recipes=expand(given("recipe") or (FLOAT32,)),
         backends=_several("--backend", given("backend"), BACKENDS, BACKENDS),
+        runtimes=_several("--runtime", given("runtime"), RUNTIMES, ()),
         kv_layout=one_of("--kv-layout", given("kv_layout") or "default", KV_LAYOUTS),
         prefill=_lengths(given("prefill")),
         decode_steps=_count(

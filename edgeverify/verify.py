@@ -17,6 +17,7 @@ import torch
 from edgeverify import artifacts, inputs, taps
 from edgeverify.audits.model import SIGNATURES, AuditResult
 from edgeverify.audits.run import Auditor
+from edgeverify.bundle import require, require_layout, require_tokenizer
 from edgeverify.case import Case
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.compare import POSITION_0_AGREES, Baseline, judge_leg, thresholds
@@ -28,11 +29,15 @@ from edgeverify.quantization.check import check_recipes
 from edgeverify.quantization.leg import LEG as QUANTIZATION
 from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, LegResult, Report, TapResult
 from edgeverify.report.words import LISTED
+from edgeverify.runtime_legs import runtime_legs
 from edgeverify.selectors import Selectors
 from edgeverify.stages import (
+    RUN_ENGINE,
+    FileRun,
     Run,
     audit_file,
     audit_port,
+    bundler,
     converted,
     every_tap_fed,
     find_causes,
@@ -74,10 +79,11 @@ def verify(
     chosen = Selectors.of(**selectors)
     run, tokenizer = prepare(port, chosen, verbose=verbose, progress=progress)
     with fitting_threads(run):
-        auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds)
+        for_engine = "litert_lm" in chosen.runtimes
+        auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds, for_engine)
         try:
             audit_port(run, auditor)
-            legs, traces, causes = _judge_legs(run, chosen, auditor)
+            legs, traces, causes = _judge_legs(run, chosen, auditor, tokenizer)
         except PortError as error:
             raise _explained(error, auditor.failures) from error
         report = report_of(run, legs, auditor.results, tokenizer, traces, causes)
@@ -101,7 +107,7 @@ def _explained(error: PortError, failures: Sequence[str]) -> PortError:
 
 
 def _judge_legs(
-    run: Run, chosen: Selectors, auditor: Auditor
+    run: Run, chosen: Selectors, auditor: Auditor, tokenizer: Any
 ) -> tuple[dict[str, LegResult], dict[str, Trace], tuple[Finding, ...]]:
     baselines = reference_baselines(run, with_file="conversion" in chosen.legs)
     authoring = baselines["authoring"]
@@ -114,7 +120,7 @@ def _judge_legs(
         return legs, traces, causes
     try:
         path = converted(run)
-        legs["conversion"], traces["tflite"], sources = _conversion_leg(
+        file, sources = _conversion_leg(
             run, path, auditor, whole, baselines["conversion"], authoring_passed=passed
         )
     except Exception as error:
@@ -126,6 +132,9 @@ def _judge_legs(
         limits = thresholds("conversion").as_dict()
         legs["conversion"] = LegResult("conversion", UNCHECKED, limits, reason=reason)
         return legs, traces, causes
+    files = [file]
+    legs["conversion"], traces["tflite"] = file.leg, file.trace
+    findings = (*causes, *sources)
     wrong = [name for name, leg in legs.items() if leg.outcome == FAIL]
     blocked = f"not judged: the float file that it is made from fails ({wrong[0]})" if wrong else ""
     recipes = chosen.recipes
@@ -133,15 +142,21 @@ def _judge_legs(
         legs[found.leg.name] = found.leg
         if found.audit is not None:
             auditor.results[found.audit.name] = found.audit
-        if found.trace is not None:
-            traces[found.leg.name] = found.trace
-    return legs, traces, (*causes, *sources)
+        if found.file is not None:
+            traces[found.leg.name] = found.file.trace
+            files.append(found.file)
+    for file in files:
+        for leg, more in runtime_legs(run, chosen.runtimes, file, auditor, tokenizer):
+            legs[leg.name] = leg
+            findings = (*findings, *more)
+    return legs, traces, findings
 
 
 def convert_model(
     port: Port | str,
     *,
     output: Path,
+    format: str = "tflite",
     verbose: bool = False,
     progress: Progress | None = None,
     **selectors: Any,
@@ -151,23 +166,33 @@ def convert_model(
     Args:
         port: as in ``verify``.
         output: a directory; made if it is not there.
+        format: ``tflite``, or ``litertlm`` for the file with its tokenizer in one, as LiteRT-LM
+            runs it.
         verbose: as in ``verify``.
         progress: as in ``verify``.
         selectors: as in ``verify``.
 
     Returns:
-        The files written: ``{model}_{size}_f32_{layout}_ekv{rows}.tflite``.
+        The files written: ``{model}_{size}_f32_{layout}_ekv{rows}.{format}``.
 
     Raises:
         EdgeVerifyError: bad usage or bad input.
     """
-    run, _ = prepare(port, Selectors.of(**selectors), verbose=verbose, progress=progress)
+    run, tokenizer = prepare(port, Selectors.of(**selectors), verbose=verbose, progress=progress)
     case = run.case
+    wrap = None
+    if format == "litertlm":
+        require_layout(case.kv_layout, "--format litertlm")
+        wrap = bundler(run, tokenizer, "--format litertlm")
     made = converted(run)
     target = output / (
-        f"{case.model}_{case.size}_f32_{case.kv_layout}_ekv{case.kv_cache_len}.tflite"
+        f"{case.model}_{case.size}_f32_{case.kv_layout}_ekv{case.kv_cache_len}.{format}"
     )
-    artifacts.place(made, target)
+    if wrap is None:
+        artifacts.place(made, target)
+    else:
+        with wrap(made) as bundled:
+            artifacts.place(bundled, target)
     return [target]
 
 
@@ -198,6 +223,10 @@ def prepare(
         tokenizer = inputs.load_tokenizer(
             opened.tokenizer_dir, opened.gguf_file, trust_remote_code=chosen.trust_remote_code
         )
+    if "litert_lm" in chosen.runtimes:
+        for module in ("litert_lm", "litert_lm_builder"):
+            require(module, RUN_ENGINE)
+        require_tokenizer(tokenizer, RUN_ENGINE)
     case = inputs.plan_case(
         resolved.name, opened.size, opened.hf_config, tokenizer, chosen, max_positions
     )
@@ -213,7 +242,7 @@ def _conversion_leg(
     baseline: Baseline,
     *,
     authoring_passed: bool,
-) -> tuple[LegResult, Trace, tuple[Finding, ...]]:
+) -> tuple[FileRun, tuple[Finding, ...]]:
     """Runs the float file and judges it; where it fails, names the operators.
 
     Where authoring passed, the file is held against the reference's oracle, and that verdict
@@ -227,7 +256,8 @@ def _conversion_leg(
         notes = ("judged against the re-authored model's own float64 run",)
     whole, isolated = run_file(run, path, baseline.oracle)
     leg = _judge(run, "conversion", whole, isolated, baseline, path=path, notes=notes)
-    return leg, whole, op_sources(run, path, leg) if leg.outcome == FAIL else ()
+    sources = op_sources(run, path, leg) if leg.outcome == FAIL else ()
+    return FileRun(path, leg, whole, baseline), sources
 
 
 def _judge(
@@ -326,6 +356,11 @@ def _where_to_look(leg: LegResult, failed: TapResult) -> str:
         return (
             "the file's operators between the last tap that agrees and this one: constants, fused "
             "operations, composites. If --kernel builtin agrees, it is the kernel's fault"
+        )
+    if leg.name.startswith("runtime:"):
+        return (
+            "how this runtime runs the file: the LiteRT interpreter's own results are the leg "
+            "conversion's. If --kernel builtin agrees, it is the kernel's fault"
         )
     step, tap = taps.split(failed.tap)
     block = taps.block_index(tap)

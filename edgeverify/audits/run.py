@@ -24,7 +24,7 @@ from edgeverify.audits.model import (
     merged,
     unchecked,
 )
-from edgeverify.audits.signatures import audit_signatures
+from edgeverify.audits.signatures import audit_signatures, litert_lm_accepts
 from edgeverify.audits.weights import State, audit_module
 from edgeverify.case import Case
 from edgeverify.flatbuffer import ModelFile, locate_taps
@@ -44,13 +44,17 @@ class Auditor:
         hf_config: the HF config.
         case: what the file is to be.
         mask_kinds: the port's.
+        for_engine: the file is to run in LiteRT-LM; that it would be refused is a failure then.
         results: the audits so far, by name.
+        engine_refusal: why LiteRT-LM would refuse the file, or "".
     """
 
     hf_config: Mapping[str, Any]
     case: Case
     mask_kinds: Sequence[str]
+    for_engine: bool = False
     results: dict[str, AuditResult] = field(default_factory=dict)
+    engine_refusal: str = ""
     _declared: Readings | None = None
     _read: list[Readings] = field(default_factory=list)
     _of_module: AuditResult | None = None
@@ -103,7 +107,9 @@ class Auditor:
             self.results[SIGNATURES] = unchecked(SIGNATURES, "file", reason)
             return
         file = ModelFile(path)
-        wanted = (file, self.case, self._declared, self.mask_kinds)
+        wanted = (file, self.case, self._declared, self.mask_kinds, self.for_engine)
+        accepted, reason = litert_lm_accepts(file)
+        self.engine_refusal = "" if accepted else reason
         self.results[SIGNATURES] = _made(SIGNATURES, audit_signatures, *wanted)
         try:
             found = {name: find_weights(file, name, locate_taps(file, name))

@@ -20,7 +20,11 @@ Tensor = tuple[str, tuple[int, ...]]  # dtype, shape
 
 
 def audit_signatures(
-    file: ModelFile, case: Case, declared: Readings, mask_kinds: Sequence[str]
+    file: ModelFile,
+    case: Case,
+    declared: Readings,
+    mask_kinds: Sequence[str],
+    for_engine: bool = False,
 ) -> AuditResult:
     """Holds a file's signatures against what the case asked for.
 
@@ -29,6 +33,8 @@ def audit_signatures(
         case: the prefill lengths, the cache's length and layout, masks, prefill logits.
         declared: of the HF config: heads, head_dim, vocabulary.
         mask_kinds: the masks that the port takes where masks are inputs.
+        for_engine: the file is to run in LiteRT-LM: that it would be refused is a failure then,
+            and a fact to know otherwise.
     """
     checks = [
         _check("", name, "signature", "signature" if name in file.signatures else "")
@@ -49,7 +55,10 @@ def audit_signatures(
     checks.append(_check("", "KV cache length", str(case.kv_cache_len), str(rows)))
     accepted, reason = litert_lm_accepts(file)
     verdict = "accepts" if accepted else "refuses"
-    checks.append(Check("LiteRT-LM", "file", NOT_APPLICABLE, found=verdict, reason=reason))
+    if for_engine:
+        checks.append(_check("", "LiteRT-LM", "accepts", verdict, reason))
+    else:
+        checks.append(Check("LiteRT-LM", "file", NOT_APPLICABLE, found=verdict, reason=reason))
     return AuditResult(SIGNATURES, tuple(checks), (f"LiteRT-LM {verdict} the file: {reason}",))
 
 

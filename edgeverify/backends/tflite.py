@@ -171,6 +171,7 @@ def run(
     instrumented: Path | None = None,
     inject: Mapping[str, np.ndarray] | None = None,
     num_threads: int | None = None,
+    opener: Callable[..., Any] | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Trace:
     """Runs every step of ``case`` from an empty cache.
@@ -187,6 +188,7 @@ def run(
             ``"prefill.0/blocks.0.out"``, …, (B, T, C), real rows only. Needs an ``instrumented``
             copy that isolates; everything is then recorded from that copy.
         num_threads: of the interpreter; the machine's if left out.
+        opener: opens a file in another runtime, as ``open_file`` does in this one.
         tick: called after every call of a signature.
 
     Returns:
@@ -202,6 +204,7 @@ def run(
         "kernel": kernel,
         "num_threads": num_threads,
         "masks": (mask_kinds, window),
+        "opener": opener or open_file,
         "tick": tick,
     }
     trace = Trace(
@@ -248,7 +251,9 @@ def _drive(
 ) -> Iterator[tuple[Step, dict[str, np.ndarray], Located | None]]:
     """Yields each step's outputs. One interpreter is alive, and only until the last step."""
     located = _instrumentation(path, isolated=inject is not None)
-    interpreter = open_file(path, kernel=options["kernel"], num_threads=options["num_threads"])
+    interpreter = options["opener"](
+        path, kernel=options["kernel"], num_threads=options["num_threads"]
+    )
     runners: dict[str, Any] = {}
     cache: dict[str, np.ndarray] = {}
     try:
@@ -296,7 +301,7 @@ def open_file(path: Path, *, kernel: str, num_threads: int) -> Interpreter:
         ArtifactError: the file cannot be opened, or its packed weights do not fit the memory.
     """
     if kernel == "xnnpack":
-        _require_memory(path)
+        require_memory(path)
     try:
         with quiet(show=False):
             return Interpreter(
@@ -313,7 +318,7 @@ def open_file(path: Path, *, kernel: str, num_threads: int) -> Interpreter:
         ) from error
 
 
-def _require_memory(path: Path) -> None:
+def require_memory(path: Path) -> None:
     """Refuses what would end in the out-of-memory killer.
 
     XNNPACK repacks the weights of all signatures at the first call, each signature for itself:
@@ -330,7 +335,7 @@ def _require_memory(path: Path) -> None:
         )
 
 
-def runner_of(interpreter: Interpreter, path: Path, step: Step) -> Any:
+def runner_of(interpreter: Any, path: Path, step: Step) -> Any:
     """The runner of the step's signature.
 
     Raises:

@@ -14,6 +14,7 @@ from edgeverify.flatbuffer import quantization as quant
 
 # Ops whose constants of two axes or more are weights, where nothing tells their parameter.
 _TAKING = ("FULLY_CONNECTED", "EMBEDDING_LOOKUP", "GATHER", "BATCH_MATMUL", "CONV_2D")
+_KEPT_AS = ("float32", "float16", "bfloat16", "int16", "int8", "uint8", "int4", "uint4", "int2")
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from edgeverify.quantization.weights import FileWeights, read_weights
 from edgeverify.quantize import quantized
 from edgeverify.recipes import FLOAT32, Recipe, load_recipe
 from edgeverify.report.model import FAIL, UNCHECKED, LegResult
-from edgeverify.stages import Run
-from edgeverify.trace import Trace
+from edgeverify.stages import FileRun, Run
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,12 @@ class Checked:
     Attributes:
         leg: ``quantization:{recipe}``.
         audit: of the file's weights; None where there is no file.
-        trace: of the file, if it was run.
+        file: as it was run, if it was.
     """
 
     leg: LegResult
     audit: AuditResult | None = None
-    trace: Trace | None = None
+    file: FileRun | None = None
 
 
 def check_recipes(
@@ -70,8 +69,8 @@ def _check(run: Run, recipe: Recipe, path: Path, baseline: Baseline, blocked: st
     if blocked or weights is None:
         reason = blocked or "its weights could not be read: see the audit"
         return Checked(_unchecked(label, reason), audit)
-    leg, trace = judge_file(run, file, weights, recipe.name, baseline)
-    return Checked(leg, audit, trace)
+    judged = judge_file(run, file, weights, recipe.name, baseline)
+    return Checked(judged.leg, audit, judged)
 
 
 def audit_quantized(

@@ -23,8 +23,8 @@ from edgeverify.noise import floor_of, widest
 from edgeverify.quantization.against_control import Control, judge
 from edgeverify.quantization.control import rounded_inputs, roundings
 from edgeverify.quantization.weights import FileWeights, untied
-from edgeverify.report.model import FAIL, LegResult, TapResult, worst_outcome
-from edgeverify.stages import REFERENCE_SOURCES, Run, reference_baselines, run_file
+from edgeverify.report.model import FAIL, TapResult, worst_outcome
+from edgeverify.stages import REFERENCE_SOURCES, FileRun, Run, reference_baselines, run_file
 from edgeverify.trace import Trace
 
 LEG = "quantization"
@@ -50,7 +50,7 @@ class Expectation:
 
 def judge_file(
     run: Run, path: Path, weights: FileWeights, name: str, original: Baseline
-) -> tuple[LegResult, Trace]:
+) -> FileRun:
     """Runs a quantized file and judges it.
 
     Args:
@@ -61,7 +61,7 @@ def judge_file(
         original: the reference with the checkpoint's own weights.
 
     Returns:
-        The leg, with its attribution, and the file's trace.
+        The leg, with its attribution, the file's trace, and what it was held against.
     """
     with_weights = _with_weights(run, path, weights)
     expectation = expect(with_weights, weights, original)
@@ -84,7 +84,8 @@ def judge_file(
         worst = max((r.error_ratio for r in found.values() if r.error_ratio is not None), default=0)
         predicted = {"taps": len(found), "worst": worst}
     figures = attribution(original.oracle, expectation, whole, weights)
-    return replace(leg, attribution={**figures, "control": predicted}), whole
+    leg = replace(leg, attribution={**figures, "control": predicted})
+    return FileRun(path, leg, whole, baseline)
 
 
 def _with_weights(run: Run, path: Path, weights: FileWeights) -> Run:
