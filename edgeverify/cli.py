@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from edgeverify import selectors
 from edgeverify.choices import one_of
+from edgeverify.commands import evaluate
 from edgeverify.errors import EdgeVerifyError, UsageError
 from edgeverify.ports import catalogue, check_name
 from edgeverify.report.files import FORMATS, check_paths, write_atomically, write_reports
@@ -131,6 +132,11 @@ def _parser() -> argparse.ArgumentParser:
         "--output", metavar="DIR", type=Path, required=True, help="folder of the files"
     )
     convert.set_defaults(run=_convert)
+
+    evaluated = _command(commands, "eval", evaluate.HELP)
+    evaluate.add_options(evaluated)
+    _add_loudness(evaluated)
+    evaluated.set_defaults(run=lambda options: EXIT_CODES[evaluate.run(options)])
 
     selftest = _command(commands, "selftest", "try the checks on faults that they must find")
     _add_selftest_options(selftest)

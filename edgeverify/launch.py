@@ -20,6 +20,8 @@ from edgeverify.selectors import Selectors
 
 if TYPE_CHECKING:
     from edgeverify.invariants.examination import Examination
+    from edgeverify.quality.gate import Gates
+    from edgeverify.quality.model import Evaluation
     from edgeverify.selftest.matrix import Result
 
 Outcome = TypeVar("Outcome")
@@ -112,6 +114,43 @@ def convert(
             verbose=verbose,
             progress=progress or Progress(),
         )
+
+    return without_chatter(run, enabled=not verbose)
+
+
+def evaluate(
+    model: str,
+    chosen: Selectors,
+    *,
+    text: Path | None = None,
+    tokens: int | None = None,
+    window: int | None = None,
+    gates: Gates | None = None,
+    verbose: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Scores the files of a port's recipes on a text; like ``check`` otherwise.
+
+    Args:
+        model: as for ``check``.
+        chosen: what to run.
+        text: a file of the user's own.
+        tokens: take no more than this.
+        window: tokens of a window.
+        gates: what the figures must be.
+        verbose: lets the libraries write to the terminal.
+        progress: told of the stages.
+    """
+
+    def run() -> Evaluation:
+        from edgeverify.quality.gate import Gates
+        from edgeverify.quality.run import WINDOW, Asked
+        from edgeverify.quality.run import evaluate as evaluated
+
+        gc.freeze()
+        asked = Asked(text, tokens, window or WINDOW, gates or Gates())
+        port = load_port(model)
+        return evaluated(port, chosen, asked, verbose=verbose, progress=progress)
 
     return without_chatter(run, enabled=not verbose)
 

@@ -85,9 +85,14 @@ NEVER = {
         ],
         ("models", "litert_torch"),
     ),
+    "quality figures need numpy alone": (
+        ["edgeverify/quality/statistics.py", "edgeverify/quality/gate.py"],
+        (*HEAVY, "models", "edgeverify.backends"),
+    ),
     "pytest start-up and the command line are lean": (
         [
             "edgeverify/cli.py",
+            "edgeverify/commands/*.py",
             "edgeverify/pytest_plugin.py",
             "edgeverify/selectors.py",
             "edgeverify/launch.py",
