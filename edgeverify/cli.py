@@ -8,11 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from edgeverify import selectors
 from edgeverify.choices import one_of
-from edgeverify.commands import evaluate
+from edgeverify.commands import bench, evaluate
 from edgeverify.errors import EdgeVerifyError, UsageError
 from edgeverify.ports import catalogue, check_name
 from edgeverify.report.files import FORMATS, check_paths, write_atomically, write_reports
@@ -133,15 +134,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.set_defaults(run=_convert)
 
-    evaluated = _command(commands, "eval", evaluate.HELP)
-    evaluate.add_options(evaluated)
-    _add_loudness(evaluated)
-    evaluated.set_defaults(run=lambda options: EXIT_CODES[evaluate.run(options)])
+    _add_verb(commands, "eval", evaluate)
+    _add_verb(commands, "bench", bench)
 
     selftest = _command(commands, "selftest", "try the checks on faults that they must find")
     _add_selftest_options(selftest)
     selftest.set_defaults(run=_selftest)
     return parser
+
+
+def _add_verb(commands: Any, name: str, verb: ModuleType) -> None:
+    """A verb in a module of its own: ``HELP``, ``add_options``, and ``run`` → the outcome."""
+    command = _command(commands, name, verb.HELP)
+    verb.add_options(command)
+    _add_loudness(command)
+    command.set_defaults(run=lambda options: EXIT_CODES[verb.run(options)])
 
 
 def _add_selftest_options(command: argparse.ArgumentParser) -> None:

@@ -1,1 +1,1 @@
-"""Verbs of the command line, each in a module of its own: ``add_options`` and ``run``."""
+"""Verbs of the command line, each in a module: ``HELP``, ``add_options``, ``run``."""

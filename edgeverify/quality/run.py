@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ import torch
 
 from edgeverify import artifacts
 from edgeverify.backends import reference
-from edgeverify.case import Case
-from edgeverify.errors import CheckpointError, RecipeError, UsageError
+from edgeverify.errors import CheckpointError, RecipeError
 from edgeverify.memory import peak_memory
 from edgeverify.progress import Progress
 from edgeverify.quality import statistics
@@ -33,11 +32,8 @@ from edgeverify.stages import (
     converted,
     fitting_threads,
 )
-from edgeverify.verify import prepare
+from edgeverify.windowed import WINDOW, windowed_run
 
-# Tokens of a window, which is the prefill signature that runs it. SmolLM2-135M, float32, 2 cores:
-# 291 tokens a second at 128, 296 at 256; the shorter one gives twice as many independent windows.
-WINDOW = 128
 # A change to what the reference's file holds must change this.
 CACHE_VERSION = 1
 
@@ -82,11 +78,10 @@ def evaluate(
         EdgeVerifyError: bad usage or bad input. A recipe that cannot be applied is a row.
     """
     recipes = [load_recipe(name) for name in dict.fromkeys((FLOAT32, *chosen.recipes))]
-    run, tokenizer = prepare(port, _fitting(chosen), verbose=verbose, progress=progress)
+    run, tokenizer = windowed_run(port, chosen, asked.window, verbose=verbose, progress=progress)
     stream = load_stream(
         tokenizer, run.hf_config, file=asked.text, limit=asked.tokens, seed=chosen.seed
     )
-    run.case = _case(run, chosen, asked.window)
     cut = tuple(windows(stream, asked.window))
     with fitting_threads(run):
         logits = _reference(run, cut)
@@ -109,30 +104,6 @@ class _Subject:
     reference_nll: np.ndarray
     resamples: Resamples
     threads: int
-
-
-def _fitting(chosen: Selectors) -> Selectors:
-    """Selectors that every model can be prepared with; the windows make a case of their own."""
-    return replace(chosen, prefill=(8,), decode_steps=1, prompt=None, kv_cache_len=None)
-
-
-def _case(run: Run, chosen: Selectors, window: int) -> Case:
-    """One prefill signature and decode, and a cache of two windows, which ``bench`` fills."""
-    positions = run.port.model_config(run.hf_config).max_seq_len
-    if window >= positions:
-        raise UsageError(
-            f"a window of {window} tokens does not fit the model's {positions} positions",
-            where="--window",
-            expected=f"at most {positions - 1}",
-        )
-    return replace(
-        run.case,
-        prefill_lengths=(window,),
-        kv_cache_len=min(2 * window, positions),
-        steps=(),
-        kernel=chosen.kernel,
-        greedy=False,
-    )
 
 
 def _reference(run: Run, cut: Sequence[Window]) -> np.ndarray:
