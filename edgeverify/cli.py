@@ -8,11 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from edgeverify import selectors
 from edgeverify.choices import one_of
-from edgeverify.commands import check_artifact, inspect
+from edgeverify.commands import bench, check_artifact, evaluate, inspect
 from edgeverify.errors import EdgeVerifyError, UsageError
 from edgeverify.ports import catalogue, check_name
 from edgeverify.report.files import FORMATS, check_paths, write_atomically, write_reports
@@ -141,15 +142,22 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect.add_options(_command(commands, "inspect", inspect.HELP))
 
-    foreign = _command(commands, "check-artifact", check_artifact.HELP)
-    check_artifact.add_options(foreign)
-    _add_loudness(foreign)
-    foreign.set_defaults(run=_check_artifact)
+    _add_verb(commands, "check-artifact", check_artifact)
+    _add_verb(commands, "eval", evaluate)
+    _add_verb(commands, "bench", bench)
 
     selftest = _command(commands, "selftest", "try the checks on faults that they must find")
     _add_selftest_options(selftest)
     selftest.set_defaults(run=_selftest)
     return parser
+
+
+def _add_verb(commands: Any, name: str, verb: ModuleType) -> None:
+    """A verb in a module of its own: ``HELP``, ``add_options``, and ``run`` → the outcome."""
+    command = _command(commands, name, verb.HELP)
+    verb.add_options(command)
+    _add_loudness(command)
+    command.set_defaults(run=lambda options: EXIT_CODES[verb.run(options)])
 
 
 def _add_selftest_options(command: argparse.ArgumentParser) -> None:
@@ -236,10 +244,6 @@ def _check(options: argparse.Namespace) -> int:
         else:
             print_report(report, console, verbose=options.verbose)
     return EXIT_CODES[report.outcome]
-
-
-def _check_artifact(options: argparse.Namespace) -> int:
-    return EXIT_CODES[check_artifact.run(options)]
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeverify.errors import PortError
 from edgeverify.ports import load_port
@@ -19,7 +19,10 @@ from edgeverify.report.model import Report
 from edgeverify.selectors import Selectors
 
 if TYPE_CHECKING:
+    from edgeverify.bench.run import Bench
     from edgeverify.invariants.examination import Examination
+    from edgeverify.quality.gate import Gates
+    from edgeverify.quality.model import Evaluation
     from edgeverify.selftest.matrix import Result
 
 Outcome = TypeVar("Outcome")
@@ -120,6 +123,81 @@ def convert(
             verbose=verbose,
             progress=progress or Progress(),
         )
+
+    return without_chatter(run, enabled=not verbose)
+
+
+def evaluate(
+    model: str,
+    chosen: Selectors,
+    *,
+    text: Path | None = None,
+    tokens: int | None = None,
+    window: int | None = None,
+    gates: Gates | None = None,
+    verbose: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Scores the files of a port's recipes on a text; like ``check`` otherwise.
+
+    Args:
+        model: as for ``check``.
+        chosen: what to run.
+        text: a file of the user's own.
+        tokens: take no more than this.
+        window: tokens of a window.
+        gates: what the figures must be.
+        verbose: lets the libraries write to the terminal.
+        progress: told of the stages.
+    """
+
+    def run() -> Evaluation:
+        from edgeverify.quality.gate import Gates
+        from edgeverify.quality.run import Asked
+        from edgeverify.quality.run import evaluate as evaluated
+        from edgeverify.windowed import WINDOW
+
+        gc.freeze()
+        asked = Asked(text, tokens, window or WINDOW, gates or Gates())
+        port = load_port(model)
+        return evaluated(port, chosen, asked, verbose=verbose, progress=progress)
+
+    return without_chatter(run, enabled=not verbose)
+
+
+def bench(
+    subject: str | Path,
+    chosen: Selectors,
+    kernels: Sequence[str],
+    *,
+    threads: int | None = None,
+    repeats: int | None = None,
+    verbose: bool = False,
+    progress: Progress | None = None,
+) -> Bench:
+    """Times a file, or the files of a model's recipes; like ``check`` otherwise.
+
+    Args:
+        subject: a path is a file's; text names a model, as for ``check``.
+        chosen: what to run, of a model.
+        kernels: the LiteRT kernels.
+        threads: of the interpreter; the machine's if None.
+        repeats: how often each figure is measured.
+        verbose: lets the libraries write to the terminal.
+        progress: told of the stages.
+    """
+
+    def run() -> Bench:
+        from edgeverify.bench.run import REPEATS, bench_file, bench_model
+
+        options: dict[str, Any] = {
+            "threads": threads,
+            "repeats": repeats or REPEATS,
+            "progress": progress,
+        }
+        if isinstance(subject, Path):
+            return bench_file(subject, kernels, **options)
+        return bench_model(load_port(subject), chosen, kernels, verbose=verbose, **options)
 
     return without_chatter(run, enabled=not verbose)
 

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from edgeverify import artifacts
+from edgeverify.cast_once import weights_cast_once
 from edgeverify.errors import ArtifactError, RecipeError
 from edgeverify.quiet import quiet
 from edgeverify.recipes import FLOAT32, Recipe
@@ -51,7 +52,7 @@ def _quantize(path: Path, recipe: Recipe, target: Path) -> None:
 
     _require_room(path, target)
     try:
-        with quiet(show=False):
+        with quiet(show=False), weights_cast_once():
             worker = Quantizer(str(path), [dict(rule) for rule in recipe.rules])
             if worker.need_calibration:
                 raise ValueError("it quantizes activations statically, from calibration data")

@@ -242,9 +242,16 @@ class Selectors:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def add_options(add: Callable[..., Any]) -> None:
-    """Declares the selectors with ``add``: argparse's ``add_argument``, pytest's ``addoption``."""
+def add_options(add: Callable[..., Any], *, without: Sequence[str] = ()) -> None:
+    """Declares the selectors with ``add``: argparse's ``add_argument``, pytest's ``addoption``.
+
+    Args:
+        add: takes a flag and what argparse takes.
+        without: flags that have no meaning to a command; ``parse`` gives their defaults.
+    """
     for flag, (metavar, taken, text) in OPTIONS.items():
+        if flag in without:
+            continue
         destination = PREFIX + flag[2:].replace("-", "_")
         if taken == "switch":
             add(flag, dest=destination, action="store_true", default=False, help=text)
@@ -274,16 +281,16 @@ def parse(options: Namespace) -> Selectors:
         runtimes=_several("--runtime", given("runtime"), RUNTIMES, ()),
         kv_layout=one_of("--kv-layout", given("kv_layout") or "default", KV_LAYOUTS),
         prefill=_lengths(given("prefill")),
-        decode_steps=_count(
+        decode_steps=whole_number(
             "--decode-steps", given("decode_steps"), DEFAULT_DECODE_STEPS, highest=MAX_LENGTH
         )
         or 0,
-        seed=_count("--seed", given("seed"), 0, lowest=0, highest=MAX_SEED) or 0,
+        seed=whole_number("--seed", given("seed"), 0, lowest=0, highest=MAX_SEED) or 0,
         kernel=one_of("--kernel", given("kernel") or "xnnpack", KERNELS),
         mask_as_input=bool(given("mask_as_input")),
         prefill_logits=not given("no_prefill_logits"),
         prompt=_text("--prompt", given("prompt")),
-        kv_cache_len=_count("--kv-cache-len", given("kv_cache_len"), None),
+        kv_cache_len=whole_number("--kv-cache-len", given("kv_cache_len"), None),
         trust_remote_code=bool(given("trust_remote_code")),
         cache=_folder("--cache", given("cache")),
         profile=one_of("--profile", given("profile") or "dev", PROFILES),
@@ -313,7 +320,7 @@ def _folder(option: str, value: str | None) -> Path | None:
     return path
 
 
-def _count(
+def whole_number(
     option: str,
     value: str | None,
     default: int | None,
@@ -321,6 +328,11 @@ def _count(
     lowest: int = 1,
     highest: int | None = None,
 ) -> int | None:
+    """An option's text as a whole number; ``default`` where it was not given.
+
+    Raises:
+        UsageError: no whole number, or out of bounds.
+    """
     if value is None:
         return default
     expected = f"a whole number of {lowest} or more"
@@ -338,7 +350,7 @@ def _count(
 def _lengths(values: Sequence[str] | None) -> tuple[int, ...]:
     if not values:
         return DEFAULT_PREFILL_LENGTHS
-    lengths = [_count("--prefill", value, None, highest=MAX_LENGTH) or 0 for value in values]
+    lengths = [whole_number("--prefill", value, None, highest=MAX_LENGTH) or 0 for value in values]
     twice = [length for length in lengths if lengths.count(length) > 1]
     if twice:
         raise UsageError(

@@ -97,6 +97,10 @@ NEVER = {
         ],
         ("models", "litert_torch"),
     ),
+    "quality figures need numpy alone": (
+        ["edgeverify/quality/statistics.py", "edgeverify/quality/gate.py"],
+        (*HEAVY, "models", "edgeverify.backends"),
+    ),
     "pytest start-up and the command line are lean": (
         [
             "edgeverify/cli.py",

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from edgeverify import selectors
 from edgeverify.case import DEFAULT_DECODE_STEPS, KERNELS
+from edgeverify.choices import one_of
 from edgeverify.commands.inspect import check_file
 from edgeverify.errors import UsageError
 from edgeverify.ports import check_name
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> str:
         raise UsageError(
             f"got {options.time_limit:g}", where="--time-limit", expected="seconds above 0"
         )
-    selectors.one_of("--kernel", options.kernel, KERNELS)
+    one_of("--kernel", options.kernel, KERNELS)
 
     from edgeverify.launch import without_chatter
     from edgeverify.report.progress import progress_for

