@@ -203,9 +203,10 @@ def uncovered(spans: Iterable[Span], rows: Mapping[str, int]) -> dict[str, str]:
         taken[span.tensor].append(span.source or (0, rows[span.tensor]))
     odd = {}
     for name, parts in taken.items():
-        total = sum(end - start for start, end in parts)
+        starts, ends = zip(*sorted(parts), strict=True) if parts else ((), ())
         if not parts:
             odd[name] = "is in no parameter"
-        elif total != rows[name]:
-            odd[name] = f"has {rows[name]} rows, of which {total} are used"
+        elif (*starts, rows[name]) != (0, *ends):
+            used = ", ".join(f"{start} to {end}" for start, end in zip(starts, ends, strict=True))
+            odd[name] = f"has {rows[name]} rows, of which {used} are used"
     return odd
