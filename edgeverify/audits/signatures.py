@@ -14,7 +14,6 @@ from edgeverify.errors import ArtifactError
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.report.model import FAIL, PASS
 
-BATCH = 1
 _DTYPES = {v: k.lower() for k, v in vars(schema.TensorType).items() if isinstance(v, int)}
 Tensor = tuple[str, tuple[int, ...]]  # dtype, shape
 
@@ -62,27 +61,28 @@ def _wanted(
     case: Case, declared: Readings, mask_kinds: Sequence[str], name: str, length: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Inputs and outputs of a signature: name → dtype and shape."""
+    batch = case.decode_batch if name == "decode" else 1
     inputs: dict[str, Tensor] = {
-        "tokens": ("int32", (BATCH, length)),
+        "tokens": ("int32", (batch, length)),
         "input_pos": ("int32", (length,)),
     }
     if case.mask_as_input:
         names = ["mask"] if len(mask_kinds) == 1 else [f"mask_{kind}" for kind in mask_kinds]
-        inputs |= dict.fromkeys(names, ("float32", (BATCH, 1, length, case.kv_cache_len)))
+        inputs |= dict.fromkeys(names, ("float32", (1, 1, length, case.kv_cache_len)))
     caches: dict[str, Tensor] = {}
     for block in range(declared.values["layers"]):
         heads = declared.values[f"blocks.{block}.key/value heads"]
         dim = declared.values[f"blocks.{block}.head_dim"]
         rows = case.kv_cache_len
         if case.kv_layout == "default":
-            k = v = (BATCH, rows, heads, dim)
+            k = v = (batch, rows, heads, dim)
         else:
-            k, v = (BATCH, heads, rows, dim), (BATCH, heads, dim, rows)
+            k, v = (batch, heads, rows, dim), (batch, heads, dim, rows)
         caches[f"kv_cache_k_{block}"] = ("float32", k)
         caches[f"kv_cache_v_{block}"] = ("float32", v)
     outputs = dict(caches)
     if name == "decode" or case.prefill_logits:
-        outputs["logits"] = ("float32", (BATCH, length, declared.values["vocabulary"]))
+        outputs["logits"] = ("float32", (batch, length, declared.values["vocabulary"]))
     return {**inputs, **caches}, outputs
 
 
