@@ -32,7 +32,9 @@ CONFIG = SimpleNamespace(
     num_layers=1,
     lm_head_share_weight_with_embedding=False,
     block_config=lambda _: SimpleNamespace(
-        attn_config=SimpleNamespace(num_heads=1, num_query_groups=1, head_dim=1),
+        attn_config=SimpleNamespace(
+            num_heads=1, num_query_groups=1, head_dim=1, qkv_transpose_before_split=True
+        ),
         ff_config=SimpleNamespace(type=FeedForwardType.GATED),
     ),
 )
@@ -82,14 +84,18 @@ def state() -> dict[str, torch.Tensor]:
 def audited(
     state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., AuditResult]:
-    monkeypatch.setattr(file_weights, "values", lambda file, graph, tensor: graph.arrays[tensor])
+    def values(file: Any, graph: Any, tensor: int) -> Any:
+        assert file.constants is graph
+        return graph.arrays[tensor]
+
+    monkeypatch.setattr(file_weights, "values", values)
     monkeypatch.setattr(file_weights, "cap_is_folded", lambda weights: weights.signature.folded)
 
     def audit(found: Mapping[str, Weights], folded: bool = False, **said: Any) -> AuditResult:
         for one in found.values():
             one.signature.folded = folded  # type: ignore[attr-defined]
         declared = Readings("HF config", {"final softcap": "none", **said})
-        file: Any = None
+        file: Any = SimpleNamespace(constants=next(iter(found.values())).graph)
         return file_weights.audit_file(file, found, CONFIG, state, declared)
 
     return audit
@@ -189,32 +195,43 @@ def test_each_signature_s_own_constants_are_held_and_shared_ones_once(
     constants = Constants()
     shared = right(constants)
     wrong = constants.put(state["model.norm.weight"].numpy() * 2)
-    found = {
-        "prefill_4": weights(constants, {**shared, "final_norm.weight": wrong}),
-        "decode": weights(constants, shared),
-    }
-    audit = audited(found)
-    assert [c.outcome for c in audit.checks if c.item == "model.norm.weight"] == [FAIL, PASS]
-    assert len(audit.checks) == 8
-    assert audit.notes == ("the file's float constants: 8 of weights",)
+    other = constants.put(state["lm_head.weight"].numpy() * 2)
+    own = {**shared, "final_norm.weight": wrong, "lm_head.weight": other}
+    found = {"decode": weights(constants, shared), "prefill_4": weights(constants, own)}
+    for given in (found, dict(reversed(found.items()))):
+        audit = audited(given)
+        assert [c.item for c in audit.odd] == ["model.norm.weight", "lm_head.weight"]
+        assert len(audit.checks) == 9
+        assert audit.notes == ("the file's float constants: 9 of weights",)
 
 
 def test_a_tensor_without_a_constant_is_named_with_the_signatures(audited: Any, right: Any) -> None:
     constants = Constants()
     tensors = right(constants)
-    short = {name: t for name, t in tensors.items() if name != "final_norm.weight"}
+    key_norm = f"{BLOCK}atten_func.key_norm.weight"
+    short = {name: t for name, t in tensors.items() if name != key_norm}
     found = {
         "prefill_4": weights(constants, short, outputs=("kv_cache_k_0",)),
         "prefill_8": weights(constants, short),
         "decode": weights(constants, short),
     }
-    tensor, where = "model.norm.weight", "file, final_norm.weight, prefill_8, decode"
+    tensor, where = PLACED[key_norm], f"file, {key_norm}, prefill_8, decode"
     assert audited(found).odd == (Check(tensor, where, FAIL, tensor, "", "has no constant"),)
     found["decode"] = weights(constants, tensors)
-    assert [c.where for c in audited(found).odd] == ["file, final_norm.weight, prefill_8"]
+    assert [c.where for c in audited(found).odd] == [f"file, {key_norm}, prefill_8"]
     # A prefill without logits does not need it.
     del found["prefill_8"]
     assert audited(found).odd == ()
+
+
+def test_all_tensors_of_a_constant_that_is_lacking_are_named(
+    audited: Any, right: Any, state: Any
+) -> None:
+    names = [f"{LAYER}self_attn.{part}_proj.weight" for part in "qkv"]
+    state.update(dict.fromkeys(names, torch.ones(1, 4)))
+    constants = Constants()
+    (check,) = audited({"decode": weights(constants, right(constants))}).odd
+    assert check.item == check.expected == ", ".join(names)
 
 
 def test_a_tensor_whose_place_was_not_found_is_unchecked(audited: Any, right: Any) -> None:
@@ -261,8 +278,8 @@ def test_a_constant_is_counted_once_and_not_at_all_where_it_is_a_weight(
     second = constants.put(MASK, constants.raw.tensors[first].buffer)
     third = constants.put(ROPE)
     found = {
-        "prefill_4": weights(constants, tensors, {again: "", computed: "", first: ""}),
-        "decode": weights(constants, tensors, {second: "", third: ""}),
+        "prefill_4": weights(constants, tensors, {again: "", computed: "", first: "", second: ""}),
+        "decode": weights(constants, tensors, {third: ""}),
     }
     audit = audited(found)
     assert audit.odd == ()
