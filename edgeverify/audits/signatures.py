@@ -30,10 +30,10 @@ def audit_signatures(
         mask_kinds: the masks that the port takes where masks are inputs.
     """
     checks = [
-        _check("", name, "signature", "signature" if name in file.signatures else "")
+        _check("file", name, "signature", "signature" if name in file.signatures else "")
         for name in case.signatures
     ]
-    checks += [_check("", name, "", "signature") for name in file.signatures
+    checks += [_check("file", name, "", "signature") for name in file.signatures
                if name not in case.signatures]  # fmt: skip
     for name, length in case.signatures.items():
         if name in file.signatures:
@@ -44,17 +44,16 @@ def audit_signatures(
         layout, rows = file.kv_layout(), file.kv_cache_len()
     except ArtifactError as error:
         layout, rows = f"untold: {error.what}", 0
-    checks.append(_check("", "KV layout", case.kv_layout, layout))
-    checks.append(_check("", "KV cache length", str(case.kv_cache_len), str(rows)))
+    checks.append(_check("file", "KV layout", case.kv_layout, layout))
+    checks.append(_check("file", "KV cache length", str(case.kv_cache_len), str(rows)))
     accepted, reason = litert_lm_accepts(file)
     verdict = "accepts" if accepted else "refuses"
     checks.append(Check("LiteRT-LM", "file", NOT_APPLICABLE, found=verdict, reason=reason))
     return AuditResult(SIGNATURES, tuple(checks), (f"LiteRT-LM {verdict} the file: {reason}",))
 
 
-def _check(where: str, item: str, expected: str, found: str, reason: str = "") -> Check:
-    outcome = PASS if expected == found else FAIL
-    return Check(item, where or "file", outcome, expected, found, reason)
+def _check(where: str, item: str, expected: str, found: str) -> Check:
+    return Check(item, where, PASS if expected == found else FAIL, expected, found)
 
 
 def _wanted(

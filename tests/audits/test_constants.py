@@ -70,14 +70,26 @@ class Decoder:
         bias: bool = False,
         heads: bool = False,
         own: bool = False,
+        apart: str = "",
     ) -> int:
-        """One block on ``x``: ``heads`` have norms, the feed-forward has norms of its ``own``."""
+        """One block on ``x``: ``heads`` have norms, the feed-forward has norms of its ``own``; q, k
+        and v are three projections ``apart``, or three that are put together before they are used,
+        or q is one and k and v are another."""
         i, op = self.blocks, self.sketch.op
         self.blocks += 1
         at, tap = f"transformer_blocks.{i}.", f"blocks.{i}."
         normed = self.norm(x, f"{at}pre_atten_norm", bias=bias)
-        fused = self.project(normed, f"{at}atten_func.qkv_projection", 3 * WIDTH, bias)
-        q, k, v = (op("SLICE", fused, shape=WIDE) for _ in "qkv")
+        if apart:
+            names = [f"{at}atten_func.{part}_projection" for part in "qkv"]
+            told = {"three": names, "together": ["", "", ""], "two": [names[0], ""]}[apart]
+            parts = [self.project(normed, name, bias=bias) for name in told]
+        else:
+            parts = [self.project(normed, f"{at}atten_func.qkv_projection", 3 * WIDTH, bias)]
+        if apart == "together":
+            parts = [op("CONCATENATION", *parts, shape=(1, 1, 3 * WIDTH))]
+        q, k, v = (op("SLICE", x, shape=WIDE) for x in (parts[0], parts[-2:][0], parts[-1]))
+        if apart == "two":
+            k = op("SLICE", parts[1], shape=WIDE)
         if heads:
             k = self.norm(k, f"{at}atten_func.key_norm")
             q = self.norm(q, f"{at}atten_func.query_norm")
@@ -123,14 +135,15 @@ def decoder(count: int = 2, lookup: str = "EMBEDDING_LOOKUP", **options: object)
 @pytest.mark.parametrize("lookup", ["EMBEDDING_LOOKUP", "GATHER"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"bias": True}, {"heads": True}, {"own": True}, {"inner": "plain"},
+    [{}, {"bias": True}, {"heads": True}, {"own": True}, {"inner": "plain"}, {"apart": "three"},
+     {"apart": "three", "bias": True, "heads": True},
      {"heads": True, "own": True, "inner": "plain", "bias": True}],
 )  # fmt: skip
 def test_every_weight_is_told_by_what_it_is_for(lookup: str, options: dict[str, object]) -> None:
     made = decoder(lookup=lookup, **options)
     found = made.weights()
     assert found.tensors == made.expected
-    assert found.unknown == {}
+    assert (found.unknown, found.untold) == ({}, set())
     norms = {name.rpartition(".")[0] for name in made.expected if "norm" in name}
     assert set(found.norms) == norms
     for name, op in found.norms.items():
@@ -193,6 +206,17 @@ def test_projections_that_cannot_be_told_apart_are_unknown(kind: str) -> None:
     assert len(found.unknown) == (3 if kind == "three" else 2)
     if kind == "no gate":
         assert set(found.unknown) == set(lost)
+
+
+@pytest.mark.parametrize(("apart", "count"), [("together", 3), ("two", 1)])
+def test_projections_that_are_more_than_one_of_q_k_and_v_are_unknown(
+    apart: str, count: int
+) -> None:
+    made = decoder(2, apart=apart)
+    found = made.weights()
+    assert found.tensors == made.expected  # those of the feed-forward, too
+    assert len(found.unknown) == 2 * count
+    assert found.untold == {0, 1}
 
 
 def test_a_bias_of_an_unknown_projection_is_unknown() -> None:

@@ -244,6 +244,45 @@ def test_a_tensor_whose_place_was_not_found_is_unchecked(audited: Any, right: An
     assert check.reason == "its place was not found: no projection"
 
 
+def test_a_tensor_of_a_block_that_is_not_understood_is_unchecked(audited: Any, right: Any) -> None:
+    constants = Constants()
+    tensors = right(constants)
+    del tensors[f"{BLOCK}ff.w2.weight"], tensors["final_norm.weight"]
+    found = {"decode": weights(constants, tensors)}
+    assert [c.outcome for c in audited(found).odd] == [FAIL, FAIL]
+    found["decode"].untold.add(0)
+    first, second = audited(found).odd
+    assert (first.item, first.outcome) == ("model.norm.weight", FAIL)  # of no block
+    assert (second.item, second.outcome) == (f"{LAYER}mlp.down_proj.weight", UNCHECKED)
+    why = "its block has operations that are none that is known here"
+    assert second.reason == f"its place was not found: {why}"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_q_k_and_v_apart_are_held_one_by_one(
+    fused: bool, audited: Any, right: Any, state: Any
+) -> None:
+    constants = Constants()
+    parts = dict(zip("qkv", torch.randn(3, 1, 4), strict=True))
+    if fused:
+        name = f"{LAYER}self_attn.qkv_proj.weight"
+        state[name] = torch.cat(list(parts.values()))
+        names = [name] * 3
+    else:
+        names = [f"{LAYER}self_attn.{part}_proj.weight" for part in parts]
+        state |= dict(zip(names, parts.values(), strict=True))
+    tensors = right(constants)
+    for part, tensor in parts.items():
+        name = f"{BLOCK}atten_func.{part}_projection.weight"
+        tensors[name] = constants.put(tensor.numpy().copy())
+    audit = audited({"decode": weights(constants, tensors)})
+    assert audit.odd == ()
+    assert [c.item for c in audit.checks[-3:]] == names
+    del tensors[f"{BLOCK}atten_func.k_projection.weight"]
+    (check,) = audited({"decode": weights(constants, tensors)}).odd
+    assert (check.item, check.outcome, check.reason) == (names[1], FAIL, "has no constant")
+
+
 MASK = np.triu(np.full((3, 3), -np.inf, np.float32), 1).reshape(1, 3, 1, 3)
 ROPE = np.float32([[1.0, 0.1, 0.01]])
 

@@ -32,7 +32,7 @@ def config(
     return SimpleNamespace(
         num_layers=layers,
         lm_head_share_weight_with_embedding=tied,
-        block_config=lambda index: block,
+        block_config=lambda index: dict.fromkeys(range(layers), block)[index],
     )
 
 
@@ -180,6 +180,25 @@ def test_blocks_of_one_matrix_are_taken_apart_where_the_forward_splits_it_by_gro
             Span(ALL, (15, 18), (18, 21)),
             Span(ALL, (21, 24), (21, 24)),
         )
+    }
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_q_k_and_v_may_be_three_matrices(by_group: bool) -> None:
+    at = AT + "atten_func."
+    q, k, v = (f"{part}.weight" for part in (Q, K, V))
+    shapes = {q: (12, WIDTH), k: (6, WIDTH), v: (6, WIDTH)}
+    made = config(by_group=by_group)
+    assert places(shapes, made, {0}) == {
+        f"{at}q_projection.weight": (Span(q),),
+        f"{at}k_projection.weight": (Span(k),),
+        f"{at}v_projection.weight": (Span(v),),
+    }
+    assert places(shapes, made, {1}).keys() == {f"{FUSED}.weight"}
+    assert places({ALL: (24, WIDTH)}, made, {0}) == {
+        f"{at}q_projection.weight": (Span(ALL, (0, 12)),),
+        f"{at}k_projection.weight": (Span(ALL, (12, 18)),),
+        f"{at}v_projection.weight": (Span(ALL, (18, 24)),),
     }
 
 
