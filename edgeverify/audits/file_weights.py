@@ -107,7 +107,7 @@ def _lost(name: str, weights: Weights) -> str:
     if weights.located.missing:
         return next(iter(weights.located.missing.values()))
     untold = block_of(name) in weights.untold
-    return "its block has operations that are none that is known here" if untold else ""
+    return "its block has operations that are not known here" if untold else ""
 
 
 def _others(

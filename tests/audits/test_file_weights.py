@@ -254,7 +254,7 @@ def test_a_tensor_of_a_block_that_is_not_understood_is_unchecked(audited: Any, r
     first, second = audited(found).odd
     assert (first.item, first.outcome) == ("model.norm.weight", FAIL)  # of no block
     assert (second.item, second.outcome) == (f"{LAYER}mlp.down_proj.weight", UNCHECKED)
-    why = "its block has operations that are none that is known here"
+    why = "its block has operations that are not known here"
     assert second.reason == f"its place was not found: {why}"
 
 

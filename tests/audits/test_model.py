@@ -7,6 +7,8 @@ import pytest
 from edgeverify.audits.model import (
     CONFIG,
     NOT_APPLICABLE,
+    SIGNATURES,
+    WEIGHTS,
     AuditResult,
     Check,
     Readings,
@@ -29,6 +31,11 @@ from edgeverify.report.model import FAIL, PASS, UNCHECKED
 )
 def test_a_check_says_what_was_expected_and_what_was_found(check: Check, text: str) -> None:
     assert str(check) == text
+
+
+def test_audits_go_by_the_names_of_the_report_and_checks_tell_nothing_of_themselves() -> None:
+    assert (CONFIG, WEIGHTS, SIGNATURES) == ("config", "weights", "signatures")
+    assert Check("width", "file", PASS) == Check("width", "file", PASS, "", "", "")
 
 
 def result(*outcomes: str) -> AuditResult:

@@ -170,6 +170,13 @@ def test_q_k_and_v_stand_group_by_group_where_the_forward_splits_them_so() -> No
     }
 
 
+def test_rows_are_whole_numbers() -> None:
+    q, k, v = (f"{part}.weight" for part in (Q, K, V))
+    for made in (placed(q, k, v, by_group=True), placed(BOTH[0])):
+        rows = [n for spans in made.values() for s in spans for n in (*s.source, *(s.target or ()))]
+        assert {type(n) for n in rows} == {int}
+
+
 def test_blocks_of_one_matrix_are_taken_apart_where_the_forward_splits_it_by_group() -> None:
     assert placed(ALL, by_group=True) == {
         f"{FUSED}.weight": (

@@ -29,7 +29,9 @@ from edgeverify.audits import probe
         (torch.tanh, probe.ANOTHER),
         (functional.leaky_relu, probe.ANOTHER),
         (lambda x: x * torch.sigmoid(1.7 * x), probe.ANOTHER),
+        (lambda x: functional.silu(x) + 5e-6, "silu"),  # further than formulas of one function are
         (lambda x: functional.silu(x) + 2e-5, probe.ANOTHER),
+        (lambda x: functional.silu(x) * (1 + 9e-6), probe.ANOTHER),  # 3.5e-5 at 4
     ],
 )
 def test_an_activation_is_told_by_its_values(
@@ -85,6 +87,16 @@ def test_a_norm_is_told_by_what_it_does_whatever_its_weights_are(
     made = norm().to(device)
     assert probe.norm_kind(made) == kind
     assert probe.norm_adds_one(made) == adds_one
+
+
+def test_a_layer_norm_is_told_with_as_few_as_two_values() -> None:
+    assert probe.norm_kind(nn.LayerNorm(2)) == "LayerNorm"
+
+
+def test_a_norm_without_weights_cannot_be_tried() -> None:
+    for read in (probe.norm_kind, probe.norm_adds_one):
+        with pytest.raises(ValueError, match=r"^it has no weights to tell its width by$"):
+            read(nn.LayerNorm(4, elementwise_affine=False))
 
 
 def test_an_epsilon_has_one_of_three_names_and_is_a_number() -> None:

@@ -17,7 +17,11 @@ from edgeverify.errors import ArtifactError
 from edgeverify.report.model import FAIL, PASS
 
 Shape = tuple[int, ...]
-TYPES = {"int32": schema.TensorType.INT32, "float32": schema.TensorType.FLOAT32}
+TYPES = {
+    "int32": schema.TensorType.INT32,
+    "float32": schema.TensorType.FLOAT32,
+    "no name": 99,
+}
 
 
 class File:
@@ -196,6 +200,26 @@ def test_a_prefill_without_logits_does_not_need_the_last_layer_s_mask() -> None:
     assert needed_masks(DECLARED, case, "prefill_4") == {"mask_local"}
     assert needed_masks(DECLARED, case, "decode") == {"mask_local", "mask_global"}
     assert needed_masks(DECLARED, CASE, "prefill_4") == {"mask_local", "mask_global"}
+
+
+def test_what_a_prefill_without_logits_does_not_need_may_be_dropped_there_alone() -> None:
+    case = Case("x", "tiny", "transposed", (4,), 7, (), mask_as_input=True, prefill_logits=False)
+    kinds = ("global", "local")
+    made = right(masks=("mask_local",), logits=False)
+    assert [c.item for c in odd(File(made), case, kinds)] == ["decode mask_global"]
+
+
+def test_every_layer_but_the_last_is_asked_for_its_mask() -> None:
+    said = Readings("", {"layers": 3, **{f"blocks.{i}.window": w for i, w in enumerate(
+        (4, "none", 4))}})  # fmt: skip
+    case = Case("x", "tiny", "transposed", (4,), 7, (), prefill_logits=False)
+    assert needed_masks(said, case, "prefill_4") == {"mask_local", "mask_global"}
+
+
+def test_a_type_that_has_no_name_is_told_by_its_number() -> None:
+    made = right()
+    made["decode"][0]["tokens"] = ("no name", (1, 1))
+    assert odd(File(made)) == [Check("decode tokens", "inputs", FAIL, "int32 (1, 1)", "99 (1, 1)")]
 
 
 ACCEPTED = "it reads a cache of 7 rows from the transposed layout"
