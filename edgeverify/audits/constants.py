@@ -119,7 +119,7 @@ class _Finder:
 
     def _roles(self, block: int) -> dict[int, str]:
         """Op → name, of the projections that taps tell; "" where it may be any of q, k and v."""
-        roles = {}
+        roles: dict[int, str] = {}
         for tap, name in (("attn.out", "atten_func.output_projection"), ("ff.out", "ff.w2")):
             roles |= dict.fromkeys(self._before(block, tap), name)
         found = {part: self._before(block, f"attn.{part}") for part in "qkv"}
@@ -167,20 +167,24 @@ class _Finder:
                 self._name(f"{name}.{kind}" if name else "", tensor, op)
 
     def _norm_name(self, op: Op, block: int) -> str:
-        """By its place among the block's projections, in order of execution."""
+        """By its place among the block's projections; "" where one that tells it was not found."""
         at = f"transformer_blocks.{block}."
         index = {name: i for i, name in self.roles[block].items()}
-        later = ("atten_func.output_projection", "ff.w2")
-        entering = (i for i, name in self.roles[block].items() if name not in later)
-        qkv = min(entering, default=math.inf)
-        out = index.get("atten_func.output_projection", math.inf)
-        down = index.get("ff.w2", math.inf)
+        out, down = index.get("atten_func.output_projection"), index.get("ff.w2")
+        qkv = min((i for i in self.roles[block] if i not in (out, down)), default=None)
+        key = self.found.located.taps.get(taps.block(block, "attn.k"))
+        if qkv is None:
+            return ""
         if op.index < qkv:
             return f"{at}pre_atten_norm"
+        if key is not None and op.outputs[0] in self.graph.ancestors(key.tensor):
+            return f"{at}atten_func.key_norm"
+        if out is None or (op.index < out and key is None):
+            return ""
         if op.index < out:
-            key = self.found.located.taps.get(taps.block(block, "attn.k"))
-            of_key = key is not None and op.outputs[0] in self.graph.ancestors(key.tensor)
-            return f"{at}atten_func.{'key' if of_key else 'query'}_norm"
+            return f"{at}atten_func.query_norm"
+        if down is None:
+            return ""
         if op.index > down:
             return f"{at}ff.post_ff_norm"
         between = [o for o in self.graph.ops if "norm" in o.name and out < o.index < down]

@@ -80,12 +80,12 @@ class Sketch:
             if buffer.data is not None:
                 spans[number] = (len(data), len(buffer.data))
                 data += buffer.data.tobytes()
-        graph = self.graph()
+        graphs, signatures = {signature.name: self.graph()}, {signature.name: signature}
         return SimpleNamespace(
             map=data,
             buffer_span=spans.get,
-            graph=lambda name: graph,
-            signature=lambda name: signature,
+            graph=graphs.__getitem__,
+            signature=signatures.__getitem__,
         )
 
 

@@ -258,17 +258,36 @@ def test_a_second_constant_for_one_weight_is_unknown() -> None:
     assert found.unknown == {second: "another constant is lm_head.weight, too"}
 
 
-def test_without_any_tap_norms_go_before_the_attention() -> None:
-    made = decoder(1)
-    ends = made.found.taps.pop("blocks.0.out")
-    made.found.taps.clear()
-    made.found.taps["blocks.0.out"] = ends
+BEFORE, OUT, DOWN = "pre_atten_norm", "attn.out", "ff.out"
+KEY, QUERY = "atten_func.key_norm", "atten_func.query_norm"
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        ((), {BEFORE, KEY, QUERY, "post_atten_norm", "ff.pre_ff_norm", "ff.post_ff_norm"}),
+        ((DOWN,), {BEFORE, KEY, QUERY}),
+        # As in the last block of a prefill that returns no logits.
+        ((OUT, DOWN), {BEFORE, KEY}),
+        ((OUT,), {BEFORE, KEY}),
+        (("attn.k",), {BEFORE, "post_atten_norm", "ff.pre_ff_norm", "ff.post_ff_norm"}),
+        (("attn.q", "attn.k", "attn.v"), set()),
+        (("attn.q", "attn.k", "attn.v", OUT, DOWN), set()),
+    ],
+)
+def test_a_norm_is_not_named_by_taps_that_were_not_found(
+    lost: tuple[str, ...], told: set[str]
+) -> None:
+    made = decoder(1, heads=True, own=True)
+    for tap in lost:
+        del made.found.taps[f"blocks.0.{tap}"]
     found = made.weights()
-    assert set(found.norms) == {"transformer_blocks.0.pre_atten_norm", "final_norm"}
-
-
-def test_a_query_s_and_a_key_s_norm_are_told_by_the_key() -> None:
-    made = decoder(1, heads=True)
-    del made.found.taps["blocks.0.attn.k"]
-    tensors = made.weights().tensors
-    assert "transformer_blocks.0.atten_func.key_norm.weight" not in tensors
+    block = "transformer_blocks.0."
+    assert set(found.norms) == {"final_norm", *(block + name for name in told)}
+    norms = {name: t for name, t in found.tensors.items() if "norm" in name}
+    assert norms == {f"{name}.weight": made.expected[f"{name}.weight"] for name in found.norms}
+    unknown = {t for name, t in made.expected.items() if "norm" in name} - set(norms.values())
+    assert unknown <= found.unknown.keys()
+    assert (found.untold == {0}) == bool(lost)
+    for tensor in unknown:
+        assert found.unknown[tensor].endswith("a odml.rms_norm, is none that is known here")
