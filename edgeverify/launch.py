@@ -112,7 +112,7 @@ def convert(
     """
 
     def run() -> list[Path]:
-        from edgeverify.verify import convert_model
+        from edgeverify.export import convert_model
 
         port = load_port(model)
         return convert_model(

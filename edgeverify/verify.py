@@ -17,7 +17,7 @@ import torch
 from edgeverify import artifacts, inputs, taps
 from edgeverify.audits.model import SIGNATURES, AuditResult
 from edgeverify.audits.run import Auditor
-from edgeverify.bundle import require, require_layout, require_tokenizer
+from edgeverify.bundle import require, require_tokenizer
 from edgeverify.case import Case
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.compare import POSITION_0_AGREES, Baseline, judge_leg, thresholds
@@ -37,7 +37,6 @@ from edgeverify.stages import (
     Run,
     audit_file,
     audit_port,
-    bundler,
     converted,
     every_tap_fed,
     find_causes,
@@ -150,50 +149,6 @@ def _judge_legs(
             legs[leg.name] = leg
             findings = (*findings, *more)
     return legs, traces, findings
-
-
-def convert_model(
-    port: Port | str,
-    *,
-    output: Path,
-    format: str = "tflite",
-    verbose: bool = False,
-    progress: Progress | None = None,
-    **selectors: Any,
-) -> list[Path]:
-    """Converts a port to a float32 ``.tflite`` in ``output`` and checks nothing.
-
-    Args:
-        port: as in ``verify``.
-        output: a directory; made if it is not there.
-        format: ``tflite``, or ``litertlm`` for the file with its tokenizer in one, as LiteRT-LM
-            runs it.
-        verbose: as in ``verify``.
-        progress: as in ``verify``.
-        selectors: as in ``verify``.
-
-    Returns:
-        The files written: ``{model}_{size}_f32_{layout}_ekv{rows}.{format}``.
-
-    Raises:
-        EdgeVerifyError: bad usage or bad input.
-    """
-    run, tokenizer = prepare(port, Selectors.of(**selectors), verbose=verbose, progress=progress)
-    case = run.case
-    wrap = None
-    if format == "litertlm":
-        require_layout(case.kv_layout, "--format litertlm")
-        wrap = bundler(run, tokenizer, "--format litertlm")
-    made = converted(run)
-    target = output / (
-        f"{case.model}_{case.size}_f32_{case.kv_layout}_ekv{case.kv_cache_len}.{format}"
-    )
-    if wrap is None:
-        artifacts.place(made, target)
-    else:
-        with wrap(made) as bundled:
-            artifacts.place(bundled, target)
-    return [target]
 
 
 def prepare(

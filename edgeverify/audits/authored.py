@@ -18,7 +18,7 @@ from litert_torch.generative.layers import rotary_position_embedding
 from torch import nn
 
 from edgeverify.audits import probe
-from edgeverify.audits.declared import NONE
+from edgeverify.audits.declared import NONE, read_norm
 from edgeverify.audits.masks import window_of
 from edgeverify.audits.model import Readings
 from edgeverify.audits.probe import first
@@ -139,7 +139,7 @@ def of_module(model: Any) -> Readings:
         out.values["tied head"] = _yes(_same(head.weight, table.weight))
     else:
         out.unread |= dict.fromkeys(("head bias", "tied head"), "the model has no lm_head")
-    _norm_module(out, "final norm", first(model, "final_norm"))
+    read_norm(out, "final norm", first(model, "final_norm"))
     masks = first(model, "mask_cache")
     for i, block in enumerate(model.transformer_blocks):
         at = f"blocks.{i}."
@@ -211,26 +211,7 @@ def _block_norms(out: Readings, at: str, block: Any) -> None:
         "query norm": first(attention, "query_norm"),
         "key norm": first(attention, "key_norm"),
     }.items():
-        _norm_module(out, at + role, norm)
-
-
-def _norm_module(out: Readings, field: str, norm: Any) -> None:
-    """The Generative API builds a plain function where there is no norm."""
-    if not isinstance(norm, nn.Module):
-        out.values[field] = NONE
-        return
-    try:
-        out.values[field] = probe.norm_kind(norm)
-        out.values[f"{field} factor"] = "1 + weight" if probe.norm_adds_one(norm) else "weight"
-    except Exception as error:
-        out.unread[field] = (
-            f"{type(norm).__name__} cannot be tried: {type(error).__name__}: {error}"
-        )
-    eps = probe.norm_eps(norm)
-    if eps is None:
-        out.unread[f"{field} eps"] = f"{type(norm).__name__} has no eps"
-    else:
-        out.values[f"{field} eps"] = eps
+        read_norm(out, at + role, norm)
 
 
 def _window(out: Readings, at: str, masks: Any, block: cfg.TransformerBlockConfig) -> None:

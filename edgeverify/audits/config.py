@@ -124,7 +124,7 @@ def _equal(field: str, expected: Any, found: Any, single: bool) -> bool:
     left, right = kind(expected), kind(found)
     if left == right:
         return True
-    return field in FORMULAS and bool(np.nextafter(left, right, dtype=kind) == right)
+    return field in FORMULAS and bool(np.nextafter(left, right) == right)
 
 
 def _grouped(

@@ -50,6 +50,7 @@ class Weights:
         norms: parameter of a norm, without ``.weight`` → the op that norms.
         unknown: constants that are used as weights → why their parameter is not known.
         ends: for each block, the op that makes what leaves it.
+        untold: blocks with a projection or norm of which it is not known what it is for.
     """
 
     graph: Graph
@@ -59,6 +60,7 @@ class Weights:
     norms: dict[str, Op] = field(default_factory=dict)
     unknown: dict[int, str] = field(default_factory=dict)
     ends: list[int] = field(default_factory=list)
+    untold: set[int] = field(default_factory=set)
 
     def block_of(self, op: Op) -> int:
         """The block that an op belongs to; the number of blocks for what follows the last."""
@@ -96,23 +98,23 @@ class _Finder:
         self.roles = {i: self._roles(i) for i in range(self.blocks)}
         for op in self.graph.ops:
             if op.name in _LOOKUPS:
-                for tensor in self._constants(op, op.inputs[:2]):
+                for tensor in self._constants(op.inputs[:2]):
                     self._put(EMBEDDING, tensor)
             elif op.name == "FULLY_CONNECTED":
                 self._projection(op)
             elif "norm" in op.name:
                 self._norm(op)
             else:
-                for tensor in self._constants(op, op.inputs):
+                for tensor in self._constants(op.inputs):
                     self.found.unknown[tensor] = f"a {op.name} takes it"
         for tensor in self.found.tensors.values():
             self.found.unknown.pop(tensor, None)
 
     def _projection(self, op: Op) -> None:
         name = self._projection_name(op)
-        for tensor in self._constants(op, op.inputs[1:2]):
+        for tensor in self._constants(op.inputs[1:2]):
             self._name(f"{name}.weight" if name else "", tensor, op)
-        for tensor in self._constants(op, op.inputs[2:3]):
+        for tensor in self._constants(op.inputs[2:3]):
             self._name(f"{name}.bias" if name else "", tensor, op)
 
     def _projection_name(self, op: Op) -> str:
@@ -122,7 +124,7 @@ class _Finder:
         at = f"transformer_blocks.{block}."
         roles = self.roles[block]
         if op.index in roles:
-            return at + roles[op.index]
+            return roles[op.index] and at + roles[op.index]
         if len(inner := self._inner(block)) == 1:
             return f"{at}ff.w1"
         gates = [other.index for other in inner if self._is_gate(other)]
@@ -131,32 +133,28 @@ class _Finder:
         return f"{at}ff.w1" if op.index == gates[0] else f"{at}ff.w3"
 
     def _roles(self, block: int) -> dict[int, str]:
-        """Op → name, of the projections that taps tell."""
-        names = {
-            "attn.v": "atten_func.qkv_projection",
-            "attn.out": "atten_func.output_projection",
-            "ff.out": "ff.w2",
-        }
-        roles = {}
-        for tap, name in names.items():
-            ref = self.found.located.taps.get(taps.block(block, tap))
-            op = None if ref is None else self._projection_before(ref.tensor)
-            if op is not None:
-                roles[op.index] = name
-        # Three projections instead of one fused: the file then holds them apart.
-        for tap in ("attn.q", "attn.k"):
-            ref = self.found.located.taps.get(taps.block(block, tap))
-            op = None if ref is None else self._projection_before(ref.tensor)
-            if op is not None:
-                roles.setdefault(op.index, "")
-        return {index: name for index, name in roles.items() if name}
+        """Op → name, of the projections that taps tell; "" where it may be any of q, k and v."""
+        roles: dict[int, str] = {}
+        for tap, name in (("attn.out", "atten_func.output_projection"), ("ff.out", "ff.w2")):
+            roles |= dict.fromkeys(self._before(block, tap), name)
+        found = {part: self._before(block, f"attn.{part}") for part in "qkv"}
+        entering = set().union(*found.values())
+        if len(entering) == 1:
+            return roles | dict.fromkeys(entering, "atten_func.qkv_projection")
+        roles |= dict.fromkeys(entering, "")
+        for part, ops in found.items():
+            if len(ops) == 1 and not any(ops & found[other] for other in found if other != part):
+                roles |= dict.fromkeys(ops, f"atten_func.{part}_projection")
+        return roles
 
-    def _projection_before(self, tensor: int) -> Op | None:
+    def _before(self, block: int, tap: str) -> set[int]:
+        """The projections that a tap is made by, without those before them."""
+        ref = self.found.located.taps.get(taps.block(block, tap))
+        if ref is None:
+            return set()
         is_projection = lambda op: op.name == "FULLY_CONNECTED"  # noqa: E731
-        for op in self.graph.backward(tensor, lambda op: not is_projection(op)):
-            if is_projection(op):
-                return op
-        return None
+        made_by = self.graph.backward(ref.tensor, lambda op: not is_projection(op))
+        return {op.index for op in made_by if is_projection(op)}
 
     def _inner(self, block: int) -> list[Op]:
         """The projections of a block that no tap tells: into the feed-forward."""
@@ -180,22 +178,28 @@ class _Finder:
         if name:
             self.found.norms[name] = op
         for kind, inputs in (("weight", op.inputs[1:2]), ("bias", op.inputs[2:3])):
-            for tensor in self._constants(op, inputs):
+            for tensor in self._constants(inputs):
                 self._name(f"{name}.{kind}" if name else "", tensor, op)
 
     def _norm_name(self, op: Op, block: int) -> str:
-        """By its place among the block's projections, in order of execution."""
+        """By its place among the block's projections; "" where one that tells it was not found."""
         at = f"transformer_blocks.{block}."
         index = {name: i for i, name in self.roles[block].items()}
-        qkv = index.get("atten_func.qkv_projection", math.inf)
-        out = index.get("atten_func.output_projection", math.inf)
-        down = index.get("ff.w2", math.inf)
+        out, down = index.get("atten_func.output_projection"), index.get("ff.w2")
+        qkv = min((i for i in self.roles[block] if i not in (out, down)), default=None)
+        key = self.found.located.taps.get(taps.block(block, "attn.k"))
+        if qkv is None:
+            return ""
         if op.index < qkv:
             return f"{at}pre_atten_norm"
+        if key is not None and op.outputs[0] in self.graph.ancestors(key.tensor):
+            return f"{at}atten_func.key_norm"
+        if out is None or (op.index < out and key is None):
+            return ""
         if op.index < out:
-            key = self.found.located.taps.get(taps.block(block, "attn.k"))
-            of_key = key is not None and op.outputs[0] in self.graph.ancestors(key.tensor)
-            return f"{at}atten_func.{'key' if of_key else 'query'}_norm"
+            return f"{at}atten_func.query_norm"
+        if down is None:
+            return ""
         if op.index > down:
             return f"{at}ff.post_ff_norm"
         between = [o for o in self.graph.ops if "norm" in o.name and out < o.index < down]
@@ -203,8 +207,8 @@ class _Finder:
             return f"{at}post_atten_norm"
         return f"{at}post_atten_norm" if op is between[0] else f"{at}ff.pre_ff_norm"
 
-    def _constants(self, op: Op, inputs: tuple[int, ...]) -> Iterator[int]:
-        """The constants of more than one element among some inputs of an op, as stored."""
+    def _constants(self, inputs: tuple[int, ...]) -> Iterator[int]:
+        """The constants of more than one element among an op's inputs, as they are stored."""
         for tensor in inputs:
             many = math.prod(self.graph.shape(tensor)) > 1
             if many and self.graph.is_constant(tensor):
@@ -217,6 +221,7 @@ class _Finder:
             self._put(name, tensor)
         else:
             self.found.unknown[tensor] = f"op {op.index}, a {op.name}, is none that is known here"
+            self.found.untold.add(self.found.block_of(op))
 
     def _put(self, name: str, tensor: int) -> None:
         if self.found.tensors.setdefault(name, tensor) != tensor:

@@ -70,6 +70,7 @@ def _block(out: Readings, weights: Weights, block: int, transposed: bool) -> Non
     shapes = {key: weights.graph.shape(tensor) for key, tensor in weights.tensors.items()}
     for field, part in (
         ("qkv bias", "atten_func.qkv_projection"),
+        ("qkv bias", "atten_func.q_projection"),
         ("attention output bias", "atten_func.output_projection"),
         ("feed-forward bias", "ff.w2"),
     ):

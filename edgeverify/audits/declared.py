@@ -51,7 +51,7 @@ def declared(hf_config: Mapping[str, Any]) -> Readings:
         "head bias": probe.has_bias(head),
         "final softcap": first(config, "final_logit_softcapping") or NONE,
     }
-    _norm(out, "final norm", first(base, "norm", "final_layernorm", "ln_f"))
+    read_norm(out, "final norm", first(base, "norm", "final_layernorm", "ln_f"))
     _rotary(out, config, base.layers[0])
     for i, layer in enumerate(base.layers):
         _layer(out, f"blocks.{i}.", layer, i, config)
@@ -63,17 +63,23 @@ def _scale(value: Any) -> Any:
     return NONE if value is None or float(value) == 1.0 else float(value)
 
 
-def _norm(out: Readings, field: str, norm: Any) -> None:
+def read_norm(out: Readings, field: str, norm: Any) -> None:
+    """Reads what a norm is, its epsilon and its factor; ``none`` where there is no module."""
     if not isinstance(norm, nn.Module):
         out.values[field] = NONE
         return
-    out.values[field] = probe.norm_kind(norm)
+    try:
+        out.values[field] = probe.norm_kind(norm)
+        out.values[f"{field} factor"] = "1 + weight" if probe.norm_adds_one(norm) else "weight"
+    except Exception as error:  # e.g. it has no weights (OLMo)
+        out.unread[field] = (
+            f"{type(norm).__name__} cannot be tried: {type(error).__name__}: {error}"
+        )
     eps = probe.norm_eps(norm)
     if eps is None:
         out.unread[f"{field} eps"] = f"{type(norm).__name__} has no eps"
     else:
         out.values[f"{field} eps"] = eps
-    out.values[f"{field} factor"] = "1 + weight" if probe.norm_adds_one(norm) else "weight"
 
 
 def _rotary(out: Readings, config: Any, layer: Any) -> None:
@@ -153,7 +159,7 @@ def _layer_norms(out: Readings, at: str, layer: Any, attention: Any) -> None:
         "key norm": first(attention, "k_norm", "k_layernorm"),
     }
     for role, norm in roles.items():
-        _norm(out, f"{at}{role}", norm)
+        read_norm(out, f"{at}{role}", norm)
     # One norm for both: attention and feed-forward stand side by side.
     shared = roles["feed-forward norm"] is None and after_ff is None
     out.values[f"{at}parallel residual"] = "yes" if shared else "no"

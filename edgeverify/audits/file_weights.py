@@ -8,6 +8,7 @@ holds the division by the cap.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,6 +27,9 @@ from edgeverify.audits.weights import Audit, Fold, State
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.flatbuffer.quantization import Quantized, read
 from edgeverify.report.model import FAIL, UNCHECKED
+
+# Blocks that hold q, k and v as three constants.
+_APART = re.compile(r"^transformer_blocks\.(\d+)\.atten_func\.[qkv]_projection\.")
 
 
 def audit_file(
@@ -48,7 +52,9 @@ def audit_file(
         promises: of the recipe that the file was quantized by, if it is known.
         title: the audit's name.
     """
-    planned = places({name: tuple(t.shape) for name, t in state.items()}, config)
+    names = {name for weights in found.values() for name in weights.tensors}
+    apart = {int(match.group(1)) for name in names if (match := _APART.match(name))}
+    planned = places({name: tuple(t.shape) for name, t in state.items()}, config, apart)
     audit = Audit(state, "file")
     compared: set[tuple[str, int]] = set()
     claimed: set[int] = set()
@@ -150,12 +156,20 @@ def _missing(planned: Mapping[str, Any], found: Mapping[str, Weights]) -> list[C
                    and name not in w.tensors]  # fmt: skip
         if not lacking:
             continue
-        lost = found[lacking[0]].located.missing
-        why = f"its place was not found: {next(iter(lost.values()))}" if lost else "has no constant"
+        lost = _lost(name, found[lacking[0]])
+        why = f"its place was not found: {lost}" if lost else "has no constant"
         tensors = ", ".join(dict.fromkeys(span.tensor for span in spans))
         where = f"file, {name}, {', '.join(lacking)}"
         checks.append(Check(tensors, where, UNCHECKED if lost else FAIL, tensors, "", why))
     return checks
+
+
+def _lost(name: str, weights: Weights) -> str:
+    """Why a weight's constant may be there and not have been found; "" if it cannot."""
+    if weights.located.missing:
+        return next(iter(weights.located.missing.values()))
+    untold = block_of(name) in weights.untold
+    return "its block has operations that are not known here" if untold else ""
 
 
 def _others(

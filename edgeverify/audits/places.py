@@ -8,7 +8,7 @@ what the attention's forward splits it by.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,13 +74,16 @@ def block_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def places(shapes: Mapping[str, tuple[int, ...]], config: Any) -> Places:
+def places(
+    shapes: Mapping[str, tuple[int, ...]], config: Any, apart: Collection[int] = ()
+) -> Places:
     """Parameter of the Generative API → what it holds, in order.
 
     Args:
         shapes: of the checkpoint's tensors, HF names. Names that are not known here are left out.
         config: the re-authored ``ModelConfig``: how q, k and v are split, whether gate and up are
             one matrix, whether the head is tied.
+        apart: the blocks that hold q, k and v as three matrices instead of one.
     """
     found: Places = {}
     layers: dict[int, dict[tuple[str, str], str]] = {}
@@ -99,9 +102,8 @@ def places(shapes: Mapping[str, tuple[int, ...]], config: Any) -> Places:
         found.setdefault(HEAD, found[EMBEDDING])
     for index, parts in layers.items():
         if index < config.num_layers:
-            found |= _block(
-                f"transformer_blocks.{index}.", parts, shapes, config.block_config(index)
-            )
+            at, block = f"transformer_blocks.{index}.", config.block_config(index)
+            found |= _block(at, parts, shapes, block, index in apart)
     return found
 
 
@@ -110,6 +112,7 @@ def _block(
     parts: Mapping[tuple[str, str], str],
     shapes: Mapping[str, tuple[int, ...]],
     block: Any,
+    apart: bool,
 ) -> Places:
     found: Places = {}
     own_ff_norm = any(part == "ff_out_norm" for part, _ in parts)  # HF's Gemma 2
@@ -128,12 +131,23 @@ def _block(
             found[f"{at}{names[part]}.{kind}"] = (Span(name),)
     for kind in ("weight", "bias"):
         given = {part: name for (part, k), name in parts.items() if k == kind}
-        qkv = _qkv(given, shapes, block.attn_config)
-        if qkv:
+        if apart:
+            for part, span in _apart(given, block.attn_config).items():
+                found[f"{at}atten_func.{part}_projection.{kind}"] = (span,)
+        elif qkv := _qkv(given, shapes, block.attn_config):
             found[f"{at}atten_func.qkv_projection.{kind}"] = qkv
         for name, spans in _inner(given, shapes, block.ff_config).items():
             found[f"{at}ff.{name}.{kind}"] = spans
     return found
+
+
+def _apart(given: Mapping[str, str], attention: Any) -> dict[str, Span]:
+    """q, k and v as matrices of their own."""
+    if "qkv" not in given:
+        return {part: Span(given[part]) for part in "qkv" if part in given}
+    heads, groups, dim = attention.num_heads, attention.num_query_groups, attention.head_dim
+    ends = [0, heads * dim, (heads + groups) * dim, (heads + 2 * groups) * dim]
+    return {part: Span(given["qkv"], (ends[i], ends[i + 1])) for i, part in enumerate("qkv")}
 
 
 def _qkv(
@@ -203,9 +217,10 @@ def uncovered(spans: Iterable[Span], rows: Mapping[str, int]) -> dict[str, str]:
         taken[span.tensor].append(span.source or (0, rows[span.tensor]))
     odd = {}
     for name, parts in taken.items():
-        total = sum(end - start for start, end in parts)
+        starts, ends = zip(*sorted(parts), strict=True) if parts else ((), ())
         if not parts:
             odd[name] = "is in no parameter"
-        elif total != rows[name]:
-            odd[name] = f"has {rows[name]} rows, of which {total} are used"
+        elif (*starts, rows[name]) != (0, *ends):
+            used = ", ".join(f"{start} to {end}" for start, end in zip(starts, ends, strict=True))
+            odd[name] = f"has {rows[name]} rows, of which {used} are used"
     return odd

@@ -46,7 +46,11 @@ def activation(function: Callable[[torch.Tensor], torch.Tensor]) -> tuple[str, b
 
 
 def norm_kind(norm: nn.Module) -> str:
-    """``LayerNorm`` or ``RMSNorm``: whether a constant added to its input is taken off again."""
+    """``LayerNorm`` or ``RMSNorm``: whether a constant added to its input is taken off again.
+
+    Raises:
+        Exception: the norm has no weights, or whatever it raises on a (1, width) tensor.
+    """
     ramp = _ramp(norm)
     weights = {name: torch.ones_like(p, device="cpu") for name, p in norm.named_parameters()}
     weights |= {name: torch.zeros_like(w) for name, w in weights.items() if name.endswith("bias")}
@@ -72,7 +76,9 @@ def norm_eps(norm: nn.Module) -> float | None:
 
 
 def _ramp(norm: nn.Module) -> torch.Tensor:
-    width = next(norm.parameters()).shape[0]
+    width = next((p.shape[0] for p in norm.parameters()), 0)
+    if not width:
+        raise ValueError("it has no weights to tell its width by")
     return torch.arange(1.0, 1.0 + width)[None]
 
 

@@ -14,7 +14,6 @@ from edgeverify.errors import ArtifactError
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.report.model import FAIL, PASS
 
-BATCH = 1
 _DTYPES = {v: k.lower() for k, v in vars(schema.TensorType).items() if isinstance(v, int)}
 Tensor = tuple[str, tuple[int, ...]]  # dtype, shape
 
@@ -37,10 +36,10 @@ def audit_signatures(
             and a fact to know otherwise.
     """
     checks = [
-        _check("", name, "signature", "signature" if name in file.signatures else "")
+        _check("file", name, "signature", "signature" if name in file.signatures else "")
         for name in case.signatures
     ]
-    checks += [_check("", name, "", "signature") for name in file.signatures
+    checks += [_check("file", name, "", "signature") for name in file.signatures
                if name not in case.signatures]  # fmt: skip
     for name, length in case.signatures.items():
         if name in file.signatures:
@@ -51,8 +50,8 @@ def audit_signatures(
         layout, rows = file.kv_layout(), file.kv_cache_len()
     except ArtifactError as error:
         layout, rows = f"untold: {error.what}", 0
-    checks.append(_check("", "KV layout", case.kv_layout, layout))
-    checks.append(_check("", "KV cache length", str(case.kv_cache_len), str(rows)))
+    checks.append(_check("file", "KV layout", case.kv_layout, layout))
+    checks.append(_check("file", "KV cache length", str(case.kv_cache_len), str(rows)))
     accepted, reason = litert_lm_accepts(file)
     verdict = "accepts" if accepted else "refuses"
     if for_engine:
@@ -62,36 +61,36 @@ def audit_signatures(
     return AuditResult(SIGNATURES, tuple(checks), (f"LiteRT-LM {verdict} the file: {reason}",))
 
 
-def _check(where: str, item: str, expected: str, found: str, reason: str = "") -> Check:
-    outcome = PASS if expected == found else FAIL
-    return Check(item, where or "file", outcome, expected, found, reason)
+def _check(where: str, item: str, expected: str, found: str) -> Check:
+    return Check(item, where, PASS if expected == found else FAIL, expected, found)
 
 
 def _wanted(
     case: Case, declared: Readings, mask_kinds: Sequence[str], name: str, length: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Inputs and outputs of a signature: name → dtype and shape."""
+    batch = case.decode_batch if name == "decode" else 1
     inputs: dict[str, Tensor] = {
-        "tokens": ("int32", (BATCH, length)),
+        "tokens": ("int32", (batch, length)),
         "input_pos": ("int32", (length,)),
     }
     if case.mask_as_input:
         names = ["mask"] if len(mask_kinds) == 1 else [f"mask_{kind}" for kind in mask_kinds]
-        inputs |= dict.fromkeys(names, ("float32", (BATCH, 1, length, case.kv_cache_len)))
+        inputs |= dict.fromkeys(names, ("float32", (1, 1, length, case.kv_cache_len)))
     caches: dict[str, Tensor] = {}
     for block in range(declared.values["layers"]):
         heads = declared.values[f"blocks.{block}.key/value heads"]
         dim = declared.values[f"blocks.{block}.head_dim"]
         rows = case.kv_cache_len
         if case.kv_layout == "default":
-            k = v = (BATCH, rows, heads, dim)
+            k = v = (batch, rows, heads, dim)
         else:
-            k, v = (BATCH, heads, rows, dim), (BATCH, heads, dim, rows)
+            k, v = (batch, heads, rows, dim), (batch, heads, dim, rows)
         caches[f"kv_cache_k_{block}"] = ("float32", k)
         caches[f"kv_cache_v_{block}"] = ("float32", v)
     outputs = dict(caches)
     if name == "decode" or case.prefill_logits:
-        outputs["logits"] = ("float32", (BATCH, length, declared.values["vocabulary"]))
+        outputs["logits"] = ("float32", (batch, length, declared.values["vocabulary"]))
     return {**inputs, **caches}, outputs
 
 

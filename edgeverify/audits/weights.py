@@ -130,11 +130,9 @@ class Audit:
                 values = tensor.numpy() if fold is None else fold(tensor.numpy())
                 if difference(values, held) is None:
                     return name
-        if held.ndim == 2 and held.shape == expected.shape[::-1]:
-            turned = np.ascontiguousarray(expected.T)
-            if difference(turned if fold is None else fold(turned), held) is None:
-                return "its transpose"
-        return None
+        turned = np.ascontiguousarray(expected.T).reshape(expected.shape)
+        same = difference(turned if fold is None else fold(turned), held) is None
+        return "its transpose" if same else None
 
     def search(self, homeless: Mapping[str, str], spare: Mapping[str, torch.Tensor]) -> None:
         """Looks for tensors without a known place among parameters without a known content.

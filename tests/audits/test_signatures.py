@@ -51,10 +51,11 @@ def rewritten(made: Any, target: Path, change: Callable[[Any], None]) -> ModelFi
         ("gemma2", "transposed", {}),
         ("gemma2", "default", {"mask_as_input": True}),
         ("gemma2", "default", {"prefill_logits": False}),
+        ("tinyllama", "default", {"decode_batch": 2}),
     ],
 )
 def test_what_was_asked_for_passes(
-    name: str, layout: str, choices: dict[str, bool], converted: Callable[..., Any]
+    name: str, layout: str, choices: dict[str, Any], converted: Callable[..., Any]
 ) -> None:
     made = converted(name, layout, **choices)
     audit = audited(made, ModelFile(made.path))
