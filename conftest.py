@@ -151,7 +151,10 @@ def make_audits(**outcomes: str) -> dict[str, AuditResult]:
 
 
 class FakeVerify(ModuleType):
-    """Stands in for ``edgeverify.verify``; remembers its calls and does what the test sets."""
+    """Stands in for ``edgeverify.verify`` and ``edgeverify.export``.
+
+    It remembers its calls and does what the test sets.
+    """
 
     def __init__(self) -> None:
         super().__init__("edgeverify.verify")
@@ -188,9 +191,10 @@ def audits() -> Callable[..., dict[str, AuditResult]]:
 
 @pytest.fixture
 def fake_verify(monkeypatch: pytest.MonkeyPatch) -> FakeVerify:
-    """Replaces ``edgeverify.verify`` and the loading of ports, without any heavy import."""
+    """Replaces what verifies and converts, and the loading of ports, without any heavy import."""
     fake = FakeVerify()
     monkeypatch.setitem(sys.modules, "edgeverify.verify", fake)
+    monkeypatch.setitem(sys.modules, "edgeverify.export", fake)
     monkeypatch.setattr("edgeverify.launch.load_port", lambda model: f"port {model}")
     # What is set while chatter is silenced must not outlive the test.
     monkeypatch.setattr("edgeverify.launch.QUIET_ENVIRONMENT", {})

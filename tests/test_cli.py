@@ -133,6 +133,7 @@ def test_the_selectors_reach_verify(fake_verify: Any, tmp_path: Path) -> None:
         "size": "1.1b",
         "checkpoint": "org/name",
         "recipes": ("float32",),
+        "runtimes": (),
         "backends": ("reauthored",),
         "kv_layout": "transposed",
         "prefill": (4, 8),

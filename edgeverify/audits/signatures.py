@@ -55,7 +55,8 @@ def audit_signatures(
     accepted, reason = litert_lm_accepts(file)
     verdict = "accepts" if accepted else "refuses"
     if for_engine:
-        checks.append(_check("", "LiteRT-LM", "accepts", verdict, reason))
+        outcome = PASS if accepted else FAIL
+        checks.append(Check("LiteRT-LM", "file", outcome, "accepts", verdict, reason))
     else:
         checks.append(Check("LiteRT-LM", "file", NOT_APPLICABLE, found=verdict, reason=reason))
     return AuditResult(SIGNATURES, tuple(checks), (f"LiteRT-LM {verdict} the file: {reason}",))

@@ -102,7 +102,7 @@ def test_every_constant_of_every_signature_is_told(
     masks = 2 if family == "gemma2" else 1
     (told,) = audit.notes
     first, *others = told.split(", ")
-    assert first == f"the file's float constants: {count} of weights"
+    assert first == f"the file's constants: {count} float32"
     assert sorted(others) == ["1 of RoPE", f"{masks} of masks"]
 
 

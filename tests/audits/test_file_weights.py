@@ -46,6 +46,8 @@ class Constants:
     def __init__(self) -> None:
         self.arrays: dict[int, np.ndarray | None] = {}
         self.raw = SimpleNamespace(tensors=[])
+        self.producer: dict[int, Any] = {}
+        self.ops: tuple[Any, ...] = ()
 
     def name(self, tensor: int) -> str:
         return f"{'x' * 90}/constant_{tensor}"
@@ -53,7 +55,8 @@ class Constants:
     def put(self, array: np.ndarray | None, buffer: int | None = None) -> int:
         number = len(self.arrays)
         self.arrays[number] = array
-        self.raw.tensors.append(SimpleNamespace(buffer=1000 + number if buffer is None else buffer))
+        own = 1000 + number if buffer is None else buffer
+        self.raw.tensors.append(SimpleNamespace(buffer=own, type=0, quantization=None))
         return number
 
 
@@ -114,7 +117,7 @@ def test_constants_are_held_and_counted(audited: Any, right: Any) -> None:
     audit = audited({"decode": weights(constants, right(constants))})
     assert audit.name == WEIGHTS
     assert audit.checks == tuple(Check(t, f"file, {name}", PASS) for name, t in PLACED.items())
-    assert audit.notes == ("the file's float constants: 7 of weights",)
+    assert audit.notes == ("the file's constants: 7 float32",)
 
 
 # parameter → the field that says whether the norm multiplies by 1 + weight
@@ -202,7 +205,7 @@ def test_each_signature_s_own_constants_are_held_and_shared_ones_once(
         audit = audited(given)
         assert [c.item for c in audit.odd] == ["model.norm.weight", "lm_head.weight"]
         assert len(audit.checks) == 9
-        assert audit.notes == ("the file's float constants: 9 of weights",)
+        assert audit.notes == ("the file's constants: 9 float32",)
 
 
 def test_a_tensor_without_a_constant_is_named_with_the_signatures(audited: Any, right: Any) -> None:
@@ -297,7 +300,7 @@ def test_other_constants_are_told_by_what_they_hold(audited: Any, right: Any) ->
     }
     audit = audited({"decode": weights(constants, tensors, unknown)})
     kinds = "1 of masks, 2 of RoPE, 1 of one value throughout, 1 unexplained"
-    assert audit.notes == (f"the file's float constants: 7 of weights, {kinds}",)
+    assert audit.notes == (f"the file's constants: 7 float32, {kinds}",)
     name = f"{'x' * 68}/constant_11"
     assert len(name) == 80
     reason = "belongs to no tensor of the checkpoint; a MUL takes it"
@@ -322,4 +325,4 @@ def test_a_constant_is_counted_once_and_not_at_all_where_it_is_a_weight(
     }
     audit = audited(found)
     assert audit.odd == ()
-    assert audit.notes == ("the file's float constants: 7 of weights, 1 of masks, 1 of RoPE",)
+    assert audit.notes == ("the file's constants: 7 float32, 1 of masks, 1 of RoPE",)
