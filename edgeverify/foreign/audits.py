@@ -43,8 +43,6 @@ def audit(
     hf_config: Mapping[str, Any],
     config: Any,
     state: State,
-    *,
-    is_float: bool,
 ) -> dict[str, AuditResult]:
     """The three audits. What cannot be read is ``unchecked``, with what was raised.
 
@@ -55,7 +53,6 @@ def audit(
         hf_config: of the checkpoint.
         config: the port's ``ModelConfig`` of it: how q, k and v are fused.
         state: the checkpoint, HF names → float32 tensors.
-        is_float: whether all weights are float32; constants of others are not the checkpoint's.
     """
     file = ModelFile(path)
     said = declared(hf_config)
@@ -63,10 +60,8 @@ def audit(
     results = {
         SIGNATURES: _made(SIGNATURES, lambda: _signatures(file, case, facts, said, kinds)),
     }
-    reason = "" if is_float else "the file is quantized: its weights are the leg quantization's"
     if facts.layout_from == SHAPES:
         reason = "the file's constants cannot be told apart where its KV cache writes are unknown"
-    if reason:
         return results | {name: unchecked(name, "file", reason) for name in (CONFIG, WEIGHTS)}
     found: dict[str, Weights] = {}
 

@@ -18,14 +18,18 @@ from edgeverify.audits.model import AuditResult
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.compare import Baseline, judge_leg, thresholds
 from edgeverify.errors import ArtifactError
-from edgeverify.foreign import quantized, running
+from edgeverify.foreign import running
 from edgeverify.foreign.audits import audit
 from edgeverify.foreign.case import FileCase, case_of, wanted_tokens
-from edgeverify.foreign.facts import Facts
+from edgeverify.foreign.facts import SHAPES, Facts
 from edgeverify.foreign.ports import port_for
 from edgeverify.litertlm import is_bundle
 from edgeverify.ports import load_port
 from edgeverify.progress import Progress
+from edgeverify.quantization.leg import LEG as QUANTIZATION
+from edgeverify.quantization.leg import judge_file
+from edgeverify.quantization.weights import read_weights
+from edgeverify.recipes import FLOAT32
 from edgeverify.report.model import FAIL, UNCHECKED, LegResult, Report
 from edgeverify.selectors import Selectors
 from edgeverify.stages import Run, fitting_threads, reference_baselines
@@ -170,48 +174,81 @@ def _judge(
     case = run.case
     assert isinstance(case, FileCase)
     traces = {"reference": baseline.own}
-    is_float = not quantized.is_quantized(file.weights)
+    is_float = all(dtype == FLOAT32 for dtype in file.weights)
+    name = LEG if is_float else QUANTIZATION
     with run.timed("audits"):
         config = run.port.model_config(run.hf_config)
-        audits = audit(
-            file.path, case, file.facts, run.hf_config, config, run.state(), is_float=is_float
-        )
-    if not is_float:
-        return {quantized.LEG: quantized.judge(file.weights)}, audits, traces
-    run.release()
+        audits = audit(file.path, case, file.facts, run.hf_config, config, run.state())
     try:
-        leg, traces["tflite"] = _conversion(run, file, case, baseline)
+        if is_float:
+            run.release()
+            leg, traces["tflite"] = _conversion(run, file, baseline)
+        else:
+            leg, traces["tflite"] = _quantization(run, file, config, baseline)
     except ArtifactError as error:
         # A file that is known to be another model may well be one that cannot be run like this
         # one: its vocabulary may be smaller. What is known must not be lost over it.
         if all(audit_.outcome != FAIL for audit_ in audits.values()):
             raise
-        leg = LegResult(LEG, UNCHECKED, thresholds(LEG).as_dict(), reason=str(error))
-    return {LEG: leg}, audits, traces
+        leg = LegResult(name, UNCHECKED, thresholds(name).as_dict(), reason=str(error))
+    return {name: leg}, audits, traces
 
 
-def _conversion(
-    run: Run, file: _File, case: FileCase, baseline: Baseline
-) -> tuple[LegResult, Trace]:
-    """Has the child run the file, and judges its traces."""
-    baseline.oracle.save(file.folder / running.ORACLE)
-    arguments = {
-        "case": case.to_dict(),
-        "mask_kinds": file.facts.masks or ("global",),
-        "window": run.window,
-    }
-    with run.timed("run the file"):
-        written = file.ask("run", **arguments)
-    whole = _load(file, running.WHOLE)
-    isolated = _load(file, running.ISOLATED) if running.ISOLATED in written else None
-    starts = {step.name: step.start for step in case.steps}
+def _conversion(run: Run, file: _File, baseline: Baseline) -> tuple[LegResult, Trace]:
+    """Has the child run a float file, and judges its traces."""
+    whole, isolated = _run(run, file, baseline.oracle)
+    starts = {step.name: step.start for step in run.case.steps}
     expected = run.expected(baseline.oracle)
     leg = judge_leg(LEG, whole, isolated, baseline, expected, starts)
     if isolated is not None and leg.first_divergence is not None:
         with run.timed("sublayer by sublayer"):
-            file.ask("run_every_tap", **arguments)
+            file.ask("run_every_tap", **_arguments(run, file))
         leg = _named(leg, _load(file, running.EVERY_TAP), baseline, expected, starts)
     return leg, whole
+
+
+def _quantization(
+    run: Run, file: _File, config: Any, baseline: Baseline
+) -> tuple[LegResult, Trace]:
+    """Has the child run a quantized file, and judges it with the weights that it holds.
+
+    Whether those are the checkpoint's is the audit's question.
+
+    Raises:
+        ArtifactError: what the file computes with cannot be told.
+    """
+    if file.facts.layout_from == SHAPES:
+        raise ArtifactError(
+            "it is quantized, and its weights cannot be told apart",
+            where=file.named,
+            expected="a KV cache that is written in a known way, which tells the blocks",
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in run.state().items()}
+    weights = read_weights(file.path, run.hf_config, config, shapes)
+    judged = judge_file(
+        run,
+        file.path,
+        weights,
+        QUANTIZATION,
+        baseline,
+        lambda with_weights, _, oracle: _run(with_weights, file, oracle),
+    )
+    return judged.leg, judged.trace
+
+
+def _arguments(run: Run, file: _File) -> dict[str, Any]:
+    assert isinstance(run.case, FileCase)
+    masks = file.facts.masks or ("global",)
+    return {"case": run.case.to_dict(), "mask_kinds": masks, "window": run.window}
+
+
+def _run(run: Run, file: _File, oracle: Trace) -> tuple[Trace, Trace | None]:
+    """The child's traces of the file: as a whole and, where its taps are known, block by block."""
+    oracle.save(file.folder / running.ORACLE)
+    with run.timed("run the file"):
+        written = file.ask("run", **_arguments(run, file))
+    whole = _load(file, running.WHOLE)
+    return whole, _load(file, running.ISOLATED) if running.ISOLATED in written else None
 
 
 def _named(

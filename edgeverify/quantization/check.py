@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeverify import recipes
 from edgeverify.audits.declared import declared
 from edgeverify.audits.file_weights import audit_file
 from edgeverify.audits.model import AuditResult, Check, merged, unchecked
@@ -69,24 +68,22 @@ def _check(run: Run, recipe: Recipe, path: Path, baseline: Baseline, blocked: st
     if blocked or weights is None:
         reason = blocked or "its weights could not be read: see the audit"
         return Checked(_unchecked(label, reason), audit)
-    judged = judge_file(run, file, weights, recipe.name, baseline)
+    judged = judge_file(run, file, weights, label, baseline)
     return Checked(judged.leg, audit, judged)
 
 
-def audit_quantized(
-    run: Run, path: Path, recipe: Recipe | None
-) -> tuple[AuditResult, FileWeights | None]:
+def audit_quantized(run: Run, path: Path, recipe: Recipe) -> tuple[AuditResult, FileWeights | None]:
     """Holds a quantized file's weights against the checkpoint's and against its recipe.
 
     Args:
         run: of the original checkpoint.
         path: the file.
-        recipe: by which it was made; None where that is not known.
+        recipe: by which it was made.
 
     Returns:
         The audit, and what the file computes with; None where that cannot be told.
     """
-    title = f"{LEG}:{recipe.name}" if recipe else LEG
+    title = f"{LEG}:{recipe.name}"
     config, state = run.model().config, run.state()
     with run.timed("audits"):
         try:
@@ -95,7 +92,7 @@ def audit_quantized(
         except ArtifactError as error:
             return unchecked(title, "file", str(error)), None
         file = ModelFile(path)
-        promises = Promises(recipe) if recipe else None
+        promises = Promises(recipe)
         audit = audit_file(
             file, weights.found, config, state, declared(run.hf_config), promises, title
         )
@@ -103,10 +100,8 @@ def audit_quantized(
     return merged(title, [idle, audit]) if idle else audit, weights
 
 
-def _idle(file: ModelFile, promises: Promises | None, title: str) -> AuditResult | None:
+def _idle(file: ModelFile, promises: Promises, title: str) -> AuditResult | None:
     """Rules of the recipe that name no operator of the file."""
-    if promises is None:
-        return None
     idle = list(promises.idle(file.graph(name) for name in file.signatures))
     reason = "its regular expression fits the name of no operator, so it changes nothing"
     checks = tuple(Check(rule, "recipe", FAIL, reason=reason) for rule in idle)
@@ -115,8 +110,3 @@ def _idle(file: ModelFile, promises: Promises | None, title: str) -> AuditResult
 
 def _unchecked(label: str, reason: str) -> LegResult:
     return LegResult(label, UNCHECKED, thresholds(label).as_dict(), reason=reason)
-
-
-def label_of(recipe: str) -> str:
-    """The leg of a recipe: ``quantization:dynamic_int8``."""
-    return f"{LEG}:{recipes.label(recipe)}"

@@ -28,6 +28,7 @@ from edgeverify.stages import REFERENCE_SOURCES, FileRun, Run, reference_baselin
 from edgeverify.trace import Trace
 
 LEG = "quantization"
+Runs = Callable[[Run, Path, Trace], tuple[Trace, Trace | None]]
 CACHE_VERSION = 1
 
 
@@ -49,7 +50,12 @@ class Expectation:
 
 
 def judge_file(
-    run: Run, path: Path, weights: FileWeights, name: str, original: Baseline
+    run: Run,
+    path: Path,
+    weights: FileWeights,
+    label: str,
+    original: Baseline,
+    runs: Runs = run_file,
 ) -> FileRun:
     """Runs a quantized file and judges it.
 
@@ -57,8 +63,9 @@ def judge_file(
         run: of the original checkpoint, decode tokens known.
         path: the file.
         weights: what it computes with.
-        name: of the recipe, in the report.
+        label: the leg's name.
         original: the reference with the checkpoint's own weights.
+        runs: runs the file as a whole and block by block on the oracle's inputs.
 
     Returns:
         The leg, with its attribution, the file's trace, and what it was held against.
@@ -66,10 +73,10 @@ def judge_file(
     with_weights = _with_weights(run, path, weights)
     expectation = expect(with_weights, weights, original)
     baseline = expectation.baseline
-    whole, alone = run_file(with_weights, path, baseline.oracle)
+    whole, alone = runs(with_weights, path, baseline.oracle)
     starts = {step.name: step.start for step in run.case.steps}
     expected = run.expected(baseline.oracle)
-    leg = judge_leg(f"{LEG}:{name}", whole, alone, baseline, expected, starts)
+    leg = judge_leg(label, whole, alone, baseline, expected, starts)
     predicted: dict[str, Any] = {}
     if expectation.alone is not None and alone is not None:
         found = judge(alone, expectation.alone, thresholds(leg.name), expected, starts)
