@@ -13,6 +13,8 @@ from edgeverify import verify_artifact
 from edgeverify.errors import ArtifactError, UsageError
 from edgeverify.foreign import running
 from edgeverify.foreign.ports import port_for
+from edgeverify.quantize import quantized
+from edgeverify.recipes import load_recipe
 from edgeverify.report.model import FAIL, PASS, UNCHECKED, Report
 from tests.contained.test_damage import bundled
 from tests.foreign.edits import (
@@ -134,24 +136,20 @@ def test_what_is_not_run_is_unchecked(converted: Get, checkpoint: Get, tmp_path:
     assert report.outcome == UNCHECKED
 
 
-def test_a_quantized_file_is_never_a_pass(converted: Get, checkpoint: Get, tmp_path: Path) -> None:
-    from ai_edge_quantizer import quantizer
-    from litert_torch.generative.quantize import quant_recipes
-    from litert_torch.quantize import translate_recipe
-
-    source = converted("tinyllama", "default").path
-    recipe = quant_recipes.full_dynamic_recipe().generative_recipe
-    made = quantizer.Quantizer(
-        str(source), translate_recipe.translate_to_ai_edge_recipe(recipe)
-    ).quantize()
-    path = tmp_path / "int8.tflite"
-    path.write_bytes(bytes(made.quantized_model))
+@pytest.mark.parametrize("recipe", ["dynamic_int8", "fp16"])
+def test_a_quantized_file_is_judged_with_the_weights_it_holds(
+    converted: Get, checkpoint: Get, recipe: str
+) -> None:
+    path = quantized(converted("tinyllama", "default").path, load_recipe(recipe))
     report = verify_artifact(path, checkpoint=checkpoint("tinyllama"), decode_steps=2)
     assert list(report.legs) == ["quantization"]
-    assert report.legs["quantization"].outcome == UNCHECKED
-    assert "weights as int8" in report.legs["quantization"].reason
-    assert report.audits["signatures"].outcome == PASS
-    assert report.outcome == UNCHECKED
+    assert report.passed
+    wrong = verify_artifact(path, checkpoint=checkpoint("tinyllama", seed=1), decode_steps=2)
+    assert wrong.audits["weights"].outcome == FAIL
+    assert wrong.legs["quantization"].outcome == PASS, "it computes rightly with other weights"
+    (finding,) = (f for f in wrong.findings if f.id == "audit.weights")
+    assert "half a step" in finding.message or "not the nearest float16" in finding.message \
+        or "not their weights'" in finding.message  # fmt: skip
 
 
 def test_a_hang_of_the_file_is_an_error(converted: Get, checkpoint: Get) -> None:
