@@ -119,6 +119,8 @@ class Child:
             timer.cancel()
         if not line.endswith(b"\n"):
             raise self._ended(process, shown, seconds, late.is_set())
+        if late.is_set():  # it answered in the moment it was ended
+            self.close()
         answer = json.loads(line)
         if "error" in answer:
             raise _error(answer["error"], file, shown)

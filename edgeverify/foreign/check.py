@@ -6,6 +6,8 @@ and reads the file's constants once the child has read the same tables without h
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,9 +42,11 @@ from models.port import Port
 
 LEG = "conversion"
 TASKS = "edgeverify.foreign.running"
-# Of one call of the child that runs the file. A file of 540 MB takes 20 s with 11 steps on two
-# cores; what takes 30 times as long does not end.
+# Of one call of the child that runs the file: 26 s for SmolLM2-135M (541 MB, 11 steps, run as a
+# whole and block by block) on two busy cores.
 SECONDS = 600.0
+_PREFIX = ".checking."
+_ABANDONED = 24 * 3600  # seconds; no check takes a day
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,12 @@ def verify_artifact(
 def _opened(path: Path, chosen: Selectors, seconds: float, progress: Progress) -> Iterator[_File]:
     root = chosen.cache or artifacts.cache_root()
     root.mkdir(parents=True, exist_ok=True)
+    for old in root.glob(f"{_PREFIX}*"):
+        if time.time() - old.stat().st_mtime > _ABANDONED:  # left by a run that was killed
+            shutil.rmtree(old, ignore_errors=True)
     # Beside the cache, where there is room for copies of a model; the file's own folder may be
     # somebody else's.
-    with TemporaryDirectory(dir=root, prefix=".checking.") as name, contained.Child() as child:
+    with TemporaryDirectory(dir=root, prefix=_PREFIX) as name, contained.Child() as child:
         folder, container, model = Path(name), None, path
         with progress.stage("read the file"):
             if is_bundle(path):

@@ -53,6 +53,8 @@ def scientific(value: float | None) -> str:
 def case_line(case: Mapping[str, Any]) -> str:
     """One line: ``tinyllama tiny · 69 prompt tokens in 3 chunks + 8 decode steps · KV default``."""
     parts = [" ".join(str(case[key]) for key in ("model", "size") if case.get(key))]
+    if case.get("file"):
+        parts.insert(0, str(case["file"]))
     if case.get("checkpoint"):
         parts.append(str(case["checkpoint"]))
     steps = case.get("steps") or ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 
+from edgeverify import contained
 from edgeverify.contained.damage import KINDS, Damage, plan
-from edgeverify.contained.trial import KERNELS, VERDICT, try_files
+from edgeverify.contained.trial import KERNELS, RUN, VERDICT, try_files
+from edgeverify.errors import ArtifactError
+from edgeverify.flatbuffer import ModelFile
+from edgeverify.flatbuffer.instrument import write as rewrite
 from tests.flatbuffer import made
 
 
@@ -89,3 +95,19 @@ def bundled(model: Path, folder: Path) -> Path:
     with target.open("wb") as file:
         made_.build(file)
     return target
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_graph_that_crashes_the_runtime_is_an_error(kernel: str, small: Path) -> None:
+    """A SPLIT without its axis: XNNPACK's delegate of ai-edge-litert 2.3.0 reads a null pointer."""
+    file = ModelFile(small)
+    code = file.model.operatorCodes[0]
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.SPLIT
+    code.version = 1
+    file.model.subgraphs[0].operators[0].inputs = [0, 1]
+    path = small.with_name("split.tflite")
+    rewrite(file, path)
+    with pytest.raises(ArtifactError, match=r"split\.tflite: .*; expected ") as caught:
+        contained.call(RUN, path, kernel=kernel)
+    if isinstance(caught.value, contained.EndedError):
+        assert (caught.value.how, caught.value.status) == ("crash", signal.SIGSEGV)

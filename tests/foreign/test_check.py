@@ -136,6 +136,31 @@ def test_what_is_not_run_is_unchecked(converted: Get, checkpoint: Get, tmp_path:
     assert report.outcome == UNCHECKED
 
 
+def test_a_decode_of_several_conversations_is_unchecked(converted: Get, checkpoint: Get) -> None:
+    source = converted("tinyllama", "default", decode_batch=2).path
+    report = verify_artifact(source, checkpoint=checkpoint("tinyllama"), decode_steps=2)
+    assert outcomes(report) == {
+        "conversion": PASS,
+        "config": PASS,
+        "weights": PASS,
+        "signatures": UNCHECKED,
+    }
+    assert {tap.tap.split(".")[0] for tap in report.legs["conversion"].taps} == {"prefill"}
+    odd = [str(check) for check in report.audits["signatures"].odd]
+    assert odd == ["decode (file): it is not run: it takes 2 conversations at once"]
+
+
+def test_a_signature_that_the_cache_has_no_room_for_is_unchecked(
+    converted: Get, checkpoint: Get
+) -> None:
+    source = converted("tinyllama", "default").path
+    report = verify_artifact(source, checkpoint=checkpoint("tinyllama"), decode_steps=34)
+    assert report.legs["conversion"].outcome == PASS
+    odd = [str(check) for check in report.audits["signatures"].odd]
+    assert odd == ["prefill_11 (file): it is not run: its cache of 40 rows has no room for it"]
+    assert report.outcome == UNCHECKED
+
+
 @pytest.mark.parametrize("recipe", ["dynamic_int8", "fp16"])
 def test_a_quantized_file_is_judged_with_the_weights_it_holds(
     converted: Get, checkpoint: Get, recipe: str

@@ -29,3 +29,7 @@ def test_plurals() -> None:
 def test_a_case_line_leaves_out_what_is_unknown() -> None:
     assert case_line({}) == ""
     assert case_line({"model": "phi2", "mask_as_input": True}) == "phi2 · mask as input"
+
+
+def test_a_file_made_elsewhere_is_named_first() -> None:
+    assert case_line({"file": "a/b.tflite", "model": "phi2"}) == "a/b.tflite · phi2"
