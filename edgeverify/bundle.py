@@ -169,7 +169,9 @@ def _engine_template(tokenizer: Any, start: int | None) -> str | None:
     names = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
     if start is not None:
         names["bos_token"] = ""
-    named = "".join(f"{{%- set {k} = {json.dumps(v, ensure_ascii=False)} -%}}" for k, v in sorted(names.items()))
+    named = "".join(
+        f"{{%- set {k} = {json.dumps(v, ensure_ascii=False)} -%}}" for k, v in sorted(names.items())
+    )
     return TEXT_CONTENT + named + template
 
 

@@ -25,7 +25,10 @@ TEMPLATE = (
 
 def make_tokenizer(size: int, *, bos: bool = True, first: int = 0x4E00) -> Tokenizer:
     """Every id is a character of its own, so that a text tells which tokens it is made of."""
-    characters = [*ASCII, *(chr(first + index) for index in range(size - len(ASCII) - len(SPECIAL)))]
+    characters = [
+        *ASCII,
+        *(chr(first + index) for index in range(size - len(ASCII) - len(SPECIAL))),
+    ]
     vocabulary = {name: index for index, name in enumerate((*SPECIAL, *characters))}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     made.decoder = decoders.Fuse()
