@@ -354,7 +354,12 @@ def _usage(run: Run, tokenizer: Any) -> bundle.Usage:
 
 
 def run_engine(
-    run: Run, tokenizer: Any, path: Path, interpreter: Trace, baseline: Baseline
+    run: Run,
+    tokenizer: Any,
+    path: Path,
+    interpreter: Trace,
+    baseline: Baseline,
+    name: str = engine.LEG,
 ) -> tuple[LegResult, tuple[Finding, ...]]:
     """A file in LiteRT-LM, bundled with the checkpoint's tokenizer.
 
@@ -364,6 +369,7 @@ def run_engine(
         path: the file, of any recipe.
         interpreter: its trace in the LiteRT interpreter.
         baseline: of the file's own leg.
+        name: of the leg to make.
 
     Raises:
         ArtifactError: the engine refuses the file.
@@ -388,7 +394,7 @@ def run_engine(
             num_threads=os.cpu_count() or 1,
         )
         largest = max(float(floor[key].max()) for key in floor if key.endswith(taps.LOGITS))
-        return engine.engine_leg(answers, wanted, session, largest, len(target))
+        return engine.engine_leg(answers, wanted, session, largest, len(target), name)
 
 
 def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
@@ -407,7 +413,13 @@ def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
 
 
 def run_runtime(
-    run: Run, runtime: str, path: Path, leg: LegResult, interpreter: Trace, baseline: Baseline
+    run: Run,
+    runtime: str,
+    path: Path,
+    leg: LegResult,
+    interpreter: Trace,
+    baseline: Baseline,
+    name: str = "",
 ) -> LegResult:
     """A file in another runtime than the interpreter.
 
@@ -418,6 +430,7 @@ def run_runtime(
         leg: the file's own leg.
         interpreter: its trace of the file.
         baseline: of the file's own leg.
+        name: of the leg to make; ``runtime:{runtime}`` if left out.
     """
     with run.timed(f"run in {runtime}"):
         return runtime_leg(
@@ -427,6 +440,7 @@ def run_runtime(
             interpreter,
             baseline if leg.outcome != FAIL else of_interpreter(interpreter, baseline),
             run.expected(baseline.oracle),
+            name=name,
             mask_kinds=run.port.mask_kinds,
             window=run.window,
             cache=run.cache,

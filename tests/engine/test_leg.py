@@ -12,6 +12,7 @@ import pytest
 
 from edgeverify import bundle, engine, verify
 from edgeverify.backends import litert_lm
+from edgeverify.engine.drive import continuation
 from edgeverify.errors import ArtifactError
 from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, LegResult
 from edgeverify.selectors import Selectors
@@ -184,7 +185,7 @@ def test_a_graph_that_is_not_the_interpreters_is_told(tiny: Tiny) -> None:
 
 
 def test_a_near_tie_is_no_failure(tiny: Tiny) -> None:
-    tokens, rows = engine.continuation(tiny.session, tiny.wanted.fed, STEPS)
+    tokens, rows = continuation(tiny.session, tiny.wanted.fed, STEPS)
     second = int(rows[2].argsort()[-2])
     gap = float(rows[2].max() - rows[2, second])
     answers = litert_lm.ask(tiny.bundled(), tiny.wanted.questions(STEPS))
