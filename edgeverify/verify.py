@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,29 @@ import torch
 from edgeverify import artifacts, inputs, taps
 from edgeverify.audits.model import SIGNATURES, AuditResult
 from edgeverify.audits.run import Auditor
-from edgeverify.bundle import require, require_layout, require_tokenizer
+from edgeverify.bundle import require_layout
 from edgeverify.case import Case
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.compare import POSITION_0_AGREES, Baseline, judge_leg, thresholds
-from edgeverify.errors import ArtifactError, PortError
+from edgeverify.errors import PortError
 from edgeverify.hints import hint
 from edgeverify.ports import load_port
 from edgeverify.progress import Progress
 from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, LegResult, Report, TapResult
 from edgeverify.report.words import LISTED
+from edgeverify.runtime_stages import (
+    LITERT_LM,
+    FileRun,
+    bundler,
+    require_engine,
+    run_runtimes,
+    without_taps,
+)
 from edgeverify.selectors import Selectors
 from edgeverify.stages import (
-    RUN_ENGINE,
     Run,
     audit_file,
     audit_port,
-    bundler,
     converted,
     every_tap_fed,
     find_causes,
@@ -41,10 +47,8 @@ from edgeverify.stages import (
     op_sources,
     own_baseline,
     reference_baselines,
-    run_engine,
     run_file,
     run_reauthored,
-    run_runtime,
 )
 from edgeverify.sublayers import named_alone
 from edgeverify.trace import Trace
@@ -77,7 +81,7 @@ def verify(
     chosen = Selectors.of(**selectors)
     run, tokenizer = prepare(port, chosen, verbose=verbose, progress=progress)
     with fitting_threads(run):
-        for_engine = "litert_lm" in chosen.runtimes
+        for_engine = LITERT_LM in chosen.runtimes
         auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds, for_engine)
         try:
             audit_port(run, auditor)
@@ -128,45 +132,12 @@ def _judge_legs(
         reason = f"not possible with this port: {type(error).__name__}: {error}"
         limits = thresholds("conversion").as_dict()
         legs["conversion"] = LegResult("conversion", UNCHECKED, limits, reason=reason)
+        for name in chosen.legs[len(legs) :]:
+            legs[name] = without_taps(name, UNCHECKED, "there is no file to run")
         return legs, traces, causes
     legs["conversion"], traces["tflite"] = file.leg, file.trace
-    findings = (*causes, *file.sources)
-    for runtime in chosen.runtimes:
-        if runtime == "litert_lm":
-            leg, more = _engine_leg(run, auditor, tokenizer, file)
-            findings = (*findings, *more)
-        else:
-            leg = run_runtime(run, runtime, file.path, file.leg, file.trace, file.baseline)
-        legs[leg.name] = leg
-    return legs, traces, findings
-
-
-def _engine_leg(
-    run: Run, auditor: Auditor, tokenizer: Any, file: _FileRun
-) -> tuple[LegResult, tuple[Finding, ...]]:
-    """LiteRT-LM's leg; what the audit knows that the engine refuses is not given to it."""
-    reason = auditor.engine_refusal
-    if not reason:
-        try:
-            return run_engine(run, tokenizer, file.path, file.trace, file.baseline)
-        except ArtifactError as error:
-            reason = error.what
-            outcome = FAIL
-    else:
-        outcome, reason = UNCHECKED, f"not asked: {reason}"
-    limits = thresholds("runtime").as_dict()
-    return LegResult("runtime:litert_lm", outcome, limits, reason=reason), ()
-
-
-@dataclass(frozen=True)
-class _FileRun:
-    """A converted file: where it is, its leg, its trace, and what both were held against."""
-
-    path: Path
-    leg: LegResult
-    trace: Trace
-    baseline: Baseline
-    sources: tuple[Finding, ...]
+    found, findings = run_runtimes(run, chosen.runtimes, file, tokenizer, auditor.engine_refusal)
+    return {**legs, **found}, traces, (*causes, *file.sources, *findings)
 
 
 def convert_model(
@@ -240,10 +211,7 @@ def prepare(
         tokenizer = inputs.load_tokenizer(
             opened.tokenizer_dir, opened.gguf_file, trust_remote_code=chosen.trust_remote_code
         )
-    if "litert_lm" in chosen.runtimes:
-        for module in ("litert_lm", "litert_lm_builder"):
-            require(module, RUN_ENGINE)
-        require_tokenizer(tokenizer, RUN_ENGINE)
+    require_engine(chosen.runtimes, tokenizer)
     case = inputs.plan_case(
         resolved.name, opened.size, opened.hf_config, tokenizer, chosen, max_positions
     )
@@ -253,7 +221,7 @@ def prepare(
 
 def _conversion_leg(
     run: Run, auditor: Auditor, reauthored: Trace, baseline: Baseline, *, authoring_passed: bool
-) -> _FileRun:
+) -> FileRun:
     """Converts, runs the file and judges it; where it fails, names the operators.
 
     Where authoring passed, the file is held against the reference's oracle, and that verdict
@@ -269,7 +237,7 @@ def _conversion_leg(
     whole, isolated = run_file(run, path, baseline.oracle)
     leg = _judge(run, "conversion", whole, isolated, baseline, path=path, notes=notes)
     sources = op_sources(run, path, leg) if leg.outcome == FAIL else ()
-    return _FileRun(path, leg, whole, baseline, sources)
+    return FileRun(path, leg, whole, baseline, sources)
 
 
 def _judge(
