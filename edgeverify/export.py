@@ -10,8 +10,9 @@ from edgeverify.bundle import require_layout
 from edgeverify.progress import Progress
 from edgeverify.quantize import quantized
 from edgeverify.recipes import FLOAT32, load_recipe
+from edgeverify.runtime_stages import bundler
 from edgeverify.selectors import Selectors
-from edgeverify.stages import bundler, converted
+from edgeverify.stages import converted
 from edgeverify.verify import prepare
 from models.port import Port
 

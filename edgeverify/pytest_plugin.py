@@ -152,7 +152,7 @@ class ParityCollector(pytest.Collector):
                 test = f"{name}[audit-{audit}]{group}"
                 yield AuditItem.from_parent(self, name=test, model=model, audit=audit)
             for leg in chosen.legs:
-                for step in chosen.step_names or ("",):
+                for step in chosen.steps_of(leg):
                     test = f"{name}[{leg}-{step}]" if step else f"{name}[{leg}]"
                     test += group
                     yield ParityItem.from_parent(self, name=test, model=model, leg=leg, step=step)

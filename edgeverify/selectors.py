@@ -237,6 +237,13 @@ class Selectors:
         steps = plan_steps(tokens, self.prefill, range(self.decode_steps))
         return tuple(step.name for step in steps)
 
+    def steps_of(self, leg: str) -> tuple[str, ...]:
+        """The steps that a leg is shown by: those of the case, or all as one nameless step.
+
+        LiteRT-LM is asked questions of its own, not the case's steps.
+        """
+        return ("",) if leg == "runtime:litert_lm" else self.step_names or ("",)
+
     def arguments(self) -> dict[str, Any]:
         """As ``edgeverify.verify`` takes them."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

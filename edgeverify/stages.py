@@ -7,21 +7,19 @@ every model that is built from them.
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgeverify import artifacts, bundle, engine, fingerprint, taps
+from edgeverify import artifacts, fingerprint, taps
 from edgeverify.audits.bits import checksums
 from edgeverify.audits.run import Auditor
-from edgeverify.backends import litert_lm, reauthored, reference, tflite
+from edgeverify.backends import reauthored, reference, tflite
 from edgeverify.case import Case
 from edgeverify.checkpoints import Checkpoint
 from edgeverify.compare import Baseline
@@ -31,9 +29,7 @@ from edgeverify.errors import PortError
 from edgeverify.noise import Floor, floor_of, widest
 from edgeverify.ops import op_findings
 from edgeverify.progress import Progress
-from edgeverify.report.model import FAIL, Finding, LegResult
-from edgeverify.runtimes import of_interpreter, runtime_leg
-from edgeverify.sessions.tflite import TfliteSession
+from edgeverify.report.model import Finding, LegResult
 from edgeverify.trace import Trace
 from models.port import LoadError, Port, build_model
 
@@ -43,7 +39,6 @@ if TYPE_CHECKING:
 # A change to what a trace or a converted file holds must change this, so that older ones are not
 # taken for current.
 CACHE_VERSION = 1
-RUN_ENGINE = "--runtime litert_lm"
 SMALL_MODEL = 10_000_000  # parameters
 REFERENCE_SOURCES = (
     "backends/reference.py",
@@ -127,23 +122,6 @@ class Run:
         finally:
             elapsed = time.perf_counter() - start
             self.timings[name] = round(self.timings.get(name, 0.0) + elapsed, 3)
-
-
-@dataclass(frozen=True)
-class FileRun:
-    """A file as the LiteRT interpreter ran it.
-
-    Attributes:
-        path: the .tflite.
-        leg: its verdict.
-        trace: what it gave.
-        baseline: what it was held against.
-    """
-
-    path: Path
-    leg: LegResult
-    trace: Trace
-    baseline: Baseline
 
 
 @contextmanager
@@ -353,78 +331,6 @@ def converted(run: Run) -> Path:
     return artifacts.cached("converted", key, ".tflite", make, root=run.cache)
 
 
-def bundler(run: Run, tokenizer: Any, what: str) -> Callable[[Path], AbstractContextManager[Path]]:
-    """What bundles this run's file, for the time being, into a ``.litertlm``.
-
-    What can be refused of the checkpoint is refused here, before anything is converted.
-
-    Args:
-        run: gives the case and the checkpoint.
-        tokenizer: of transformers, or None.
-        what: asks for it, for messages.
-
-    Raises:
-        EdgeVerifyError: the extra is not installed, or the checkpoint has no tokenizer that can be
-            bundled.
-    """
-    bundle.require("litert_lm_builder", what)
-    bundle.require_tokenizer(tokenizer, what)
-    words, usage = bundle.tokenizer_json(tokenizer), _usage(run, tokenizer)
-
-    @contextmanager
-    def bundled(path: Path) -> Iterator[Path]:
-        with TemporaryDirectory(dir=path.parent) as folder:
-            target = Path(folder) / path.with_suffix(".litertlm").name
-            with run.timed("bundle"):
-                bundle.write_litertlm(path, words, usage, target)
-            yield target
-
-    return bundled
-
-
-def _usage(run: Run, tokenizer: Any) -> bundle.Usage:
-    folder = run.checkpoint.tokenizer_dir
-    return bundle.usage_of(tokenizer, run.hf_config, run.case.kv_cache_len, folder)
-
-
-def run_engine(
-    run: Run, tokenizer: Any, path: Path, interpreter: Trace, baseline: Baseline
-) -> tuple[LegResult, tuple[Finding, ...]]:
-    """A file in LiteRT-LM, bundled with the checkpoint's tokenizer.
-
-    Args:
-        run: of the file.
-        tokenizer: of transformers.
-        path: the file, of any recipe.
-        interpreter: its trace in the LiteRT interpreter.
-        baseline: of the file's own leg.
-
-    Raises:
-        ArtifactError: the engine refuses the file.
-    """
-    prompt = [token for step in run.case.steps if not step.is_decode for token in step.tokens]
-    target = [step.tokens[0] for step in run.case.steps if step.is_decode]
-    wanted = engine.wanted_of(tokenizer, _usage(run, tokenizer), prompt, target)
-    with (
-        bundler(run, tokenizer, RUN_ENGINE)(path) as bundled,
-        run.timed("run in litert_lm"),
-    ):
-        questions = wanted.questions(len(target))
-        answers = litert_lm.ask(bundled, questions, num_threads=os.cpu_count() or 1)
-    floor = of_interpreter(interpreter, baseline).floor
-    with run.timed("run .tflite as litert_lm does"):
-        session = TfliteSession(
-            path,
-            run.case,
-            run.case.kernel,
-            mask_kinds=run.port.mask_kinds,
-            window=run.window,
-            num_threads=os.cpu_count() or 1,
-        )
-        largest = max(float(floor[key].max()) for key in floor if key.endswith(taps.LOGITS))
-        return engine.engine_leg(answers, wanted, session, largest, len(target))
-
-
 def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
     """The untouched file with its inner taps read from a copy, and the file block by block."""
     run.release()
@@ -437,33 +343,6 @@ def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
             window=run.window,
             cache=run.cache,
             tick=tick,
-        )
-
-
-def run_runtime(
-    run: Run, runtime: str, path: Path, leg: LegResult, interpreter: Trace, baseline: Baseline
-) -> LegResult:
-    """A file in another runtime than the interpreter.
-
-    Args:
-        run: of the file.
-        runtime: which.
-        path: the file.
-        leg: the file's own leg.
-        interpreter: its trace of the file.
-        baseline: of the file's own leg.
-    """
-    with run.timed(f"run in {runtime}"):
-        return runtime_leg(
-            runtime,
-            path,
-            run.case,
-            interpreter,
-            baseline if leg.outcome != FAIL else of_interpreter(interpreter, baseline),
-            run.expected(baseline.oracle),
-            mask_kinds=run.port.mask_kinds,
-            window=run.window,
-            cache=run.cache,
         )
 
 

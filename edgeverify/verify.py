@@ -17,23 +17,20 @@ import torch
 from edgeverify import artifacts, inputs, taps
 from edgeverify.audits.model import SIGNATURES, AuditResult
 from edgeverify.audits.run import Auditor
-from edgeverify.bundle import require, require_tokenizer
 from edgeverify.case import Case
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.compare import POSITION_0_AGREES, Baseline, judge_leg, thresholds
 from edgeverify.errors import PortError
+from edgeverify.file_legs import file_legs
 from edgeverify.hints import hint
 from edgeverify.ports import load_port
 from edgeverify.progress import Progress
-from edgeverify.quantization.check import check_recipes
 from edgeverify.quantization.leg import LEG as QUANTIZATION
 from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, LegResult, Report, TapResult
 from edgeverify.report.words import LISTED
-from edgeverify.runtime_legs import runtime_legs
+from edgeverify.runtime_stages import FileRun, require_engine, without_taps
 from edgeverify.selectors import Selectors
 from edgeverify.stages import (
-    RUN_ENGINE,
-    FileRun,
     Run,
     audit_file,
     audit_port,
@@ -78,7 +75,7 @@ def verify(
     chosen = Selectors.of(**selectors)
     run, tokenizer = prepare(port, chosen, verbose=verbose, progress=progress)
     with fitting_threads(run):
-        for_engine = "litert_lm" in chosen.runtimes
+        for_engine = LITERT_LM in chosen.runtimes
         auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds, for_engine)
         try:
             audit_port(run, auditor)
@@ -130,25 +127,13 @@ def _judge_legs(
         reason = f"not possible with this port: {type(error).__name__}: {error}"
         limits = thresholds("conversion").as_dict()
         legs["conversion"] = LegResult("conversion", UNCHECKED, limits, reason=reason)
+        for name in chosen.legs[len(legs) :]:
+            legs[name] = without_taps(name, UNCHECKED, "there is no file to run")
         return legs, traces, causes
-    files = [file]
     legs["conversion"], traces["tflite"] = file.leg, file.trace
-    findings = (*causes, *sources)
-    wrong = [name for name, leg in legs.items() if leg.outcome == FAIL]
-    blocked = f"not judged: the float file that it is made from fails ({wrong[0]})" if wrong else ""
-    recipes = chosen.recipes
-    for found in check_recipes(run, recipes, path, baselines["conversion"], blocked=blocked):
-        legs[found.leg.name] = found.leg
-        if found.audit is not None:
-            auditor.results[found.audit.name] = found.audit
-        if found.file is not None:
-            traces[found.leg.name] = found.file.trace
-            files.append(found.file)
-    for file in files:
-        for leg, more in runtime_legs(run, chosen.runtimes, file, auditor, tokenizer):
-            legs[leg.name] = leg
-            findings = (*findings, *more)
-    return legs, traces, findings
+    more = file_legs(run, chosen, auditor, file, baselines["conversion"], tokenizer, passed)
+    legs, traces = {**legs, **more.legs}, {**traces, **more.traces}
+    return legs, traces, (*causes, *file.sources, *more.findings)
 
 
 def prepare(
@@ -178,10 +163,7 @@ def prepare(
         tokenizer = inputs.load_tokenizer(
             opened.tokenizer_dir, opened.gguf_file, trust_remote_code=chosen.trust_remote_code
         )
-    if "litert_lm" in chosen.runtimes:
-        for module in ("litert_lm", "litert_lm_builder"):
-            require(module, RUN_ENGINE)
-        require_tokenizer(tokenizer, RUN_ENGINE)
+    require_engine(chosen.runtimes, tokenizer)
     case = inputs.plan_case(
         resolved.name, opened.size, opened.hf_config, tokenizer, chosen, max_positions
     )
@@ -197,7 +179,7 @@ def _conversion_leg(
     baseline: Baseline,
     *,
     authoring_passed: bool,
-) -> tuple[FileRun, tuple[Finding, ...]]:
+) -> FileRun:
     """Runs the float file and judges it; where it fails, names the operators.
 
     Where authoring passed, the file is held against the reference's oracle, and that verdict
@@ -212,7 +194,7 @@ def _conversion_leg(
     whole, isolated = run_file(run, path, baseline.oracle)
     leg = _judge(run, "conversion", whole, isolated, baseline, path=path, notes=notes)
     sources = op_sources(run, path, leg) if leg.outcome == FAIL else ()
-    return FileRun(path, leg, whole, baseline), sources
+    return FileRun(path, leg, whole, baseline, sources)
 
 
 def _judge(

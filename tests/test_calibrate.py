@@ -23,7 +23,9 @@ def test_the_calibration_is_broad(runs: list[CleanRun]) -> None:
     assert len(runs) >= 200
     assert {run.model for run in runs} == set(CATALOGUE)
     assert {run.kv_layout for run in runs} == set(KV_LAYOUTS)
-    assert {run.kernel for run in runs if run.leg == "conversion"} == set(KERNELS)
+    for leg in ("conversion", *(f"runtime:{name}" for name in calibrate.RUNTIMES)):
+        assert {run.kernel for run in runs if run.leg == leg} == set(KERNELS)
+        assert {run.model for run in runs if run.leg == leg} == set(CATALOGUE)
     assert len({(run.seed, run.prefill) for run in runs}) > 3
     keys = [(r.model, r.leg, r.seed, r.token_seed, r.prefill, r.kv_layout, r.kernel) for r in runs]
     assert len(set(keys)) == len(keys), "a run is counted twice"

@@ -118,10 +118,10 @@ def test_exit_status_tells_the_outcome(
 
 def test_the_selectors_reach_verify(fake_verify: Any, tmp_path: Path) -> None:
     line = (
-        "check tinyllama --size 1.1b --checkpoint org/name --recipe float32 --backend reauthored"
+        "check tinyllama --size 1.1b --checkpoint org/name --recipe float32 --backend tflite"
         " --kv-layout transposed --prefill 8 --prefill 4 --decode-steps 3 --seed 7"
         " --kernel builtin --mask-as-input --no-prefill-logits --kv-cache-len 64"
-        " --trust-remote-code -v --invariants --profile ci"
+        " --trust-remote-code -v --invariants --profile ci --runtime tf_lite --runtime litert_lm"
     )
     assert main([*line.split(), "--prompt", "The capital", "--cache", str(tmp_path)]) == 0
     (call,) = fake_verify.calls
@@ -133,8 +133,8 @@ def test_the_selectors_reach_verify(fake_verify: Any, tmp_path: Path) -> None:
         "size": "1.1b",
         "checkpoint": "org/name",
         "recipes": ("float32",),
-        "runtimes": (),
-        "backends": ("reauthored",),
+        "backends": ("tflite",),
+        "runtimes": ("tf_lite", "litert_lm"),
         "kv_layout": "transposed",
         "prefill": (4, 8),
         "decode_steps": 3,
@@ -247,6 +247,20 @@ def test_convert_prints_the_files(
     assert capsys.readouterr().out == f"{tmp_path / 'a.tflite'}\n"
     assert fake_verify.calls[0]["output"] == tmp_path
     assert fake_verify.calls[0]["prefill"] == (8,)
+
+
+def test_convert_takes_a_format(
+    fake_verify: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_verify.result = [tmp_path / "a.litertlm"]
+    arguments = ["convert", "tinyllama", "--output", str(tmp_path), "--format"]
+    assert main([*arguments, "litertlm"]) == 0
+    assert fake_verify.calls[0]["format"] == "litertlm"
+    assert main([*arguments, "zip"]) == 2
+    assert capsys.readouterr().err == (
+        "edgeverify: error: --format: there is no 'zip'; expected one of tflite, litertlm\n"
+    )
+    assert len(fake_verify.calls) == 1
 
 
 def test_list_shows_every_port_with_its_sizes(capsys: pytest.CaptureFixture[str]) -> None:

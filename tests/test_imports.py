@@ -72,6 +72,8 @@ NEVER = {
     "backends/tflite runs on a device host without torch": (
         [
             "edgeverify/backends/tflite.py",
+            "edgeverify/backends/runtimes.py",
+            "edgeverify/backends/litert_lm.py",
             "edgeverify/sessions/session.py",
             "edgeverify/sessions/tflite.py",
         ],

@@ -111,3 +111,16 @@ def test_the_steps_are_known_before_anything_is_loaded(lengths: list[int], steps
     case = plan_case("m", "tiny", {"vocab_size": 99}, None, chosen, 4096)
     assert chosen.step_names == tuple(step.name for step in case.steps)
     assert Selectors.of(prompt="text").step_names is None
+
+
+def test_every_runtime_is_a_leg_of_its_own() -> None:
+    chosen = Selectors.of(runtimes=("tf_lite", "litert_lm"))
+    assert chosen.legs == ("authoring", "conversion", "runtime:tf_lite", "runtime:litert_lm")
+    assert chosen.steps_of("runtime:tf_lite") == chosen.step_names
+    assert chosen.steps_of("runtime:litert_lm") == ("",)
+
+
+def test_a_runtime_needs_a_file() -> None:
+    error = refusal(runtimes=("tf_lite",), backends=("reference", "reauthored"))
+    assert (error.what, error.where) == ("there is no file to run", "--runtime")
+    assert refusal(runtimes=("compiled",)).fix == "did you mean 'compiled_model'?"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -102,7 +103,9 @@ def open_tf_lite(path: Path, *, kernel: str, num_threads: int) -> Any:
     if kernel == "xnnpack":
         tflite.require_memory(path)
     try:
-        with quiet(show=False):
+        with quiet(show=False), warnings.catch_warnings():
+            # That it is to be replaced by the LiteRT interpreter is known: both are compared.
+            warnings.simplefilter("ignore")
             import tensorflow as tf
 
             resolver = tf.lite.experimental.OpResolverType[tflite.RESOLVERS[kernel].name]

@@ -18,7 +18,8 @@ from edgeverify.quantization.weights import FileWeights, read_weights
 from edgeverify.quantize import quantized
 from edgeverify.recipes import FLOAT32, Recipe, load_recipe
 from edgeverify.report.model import FAIL, UNCHECKED, LegResult
-from edgeverify.stages import FileRun, Run
+from edgeverify.runtime_stages import FileRun
+from edgeverify.stages import Run
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from edgeverify.quantization.against_control import Control, judge
 from edgeverify.quantization.control import rounded_inputs, roundings
 from edgeverify.quantization.weights import FileWeights, untied
 from edgeverify.report.model import FAIL, TapResult, worst_outcome
-from edgeverify.stages import REFERENCE_SOURCES, FileRun, Run, reference_baselines, run_file
+from edgeverify.runtime_stages import FileRun
+from edgeverify.stages import REFERENCE_SOURCES, Run, reference_baselines, run_file
 from edgeverify.trace import Trace
 
 LEG = "quantization"

@@ -1,0 +1,58 @@
+"""The leg: every check of what the engine said, one tap each."""
+
+from __future__ import annotations
+
+from edgeverify.backends.litert_lm import Answers
+from edgeverify.compare import thresholds
+from edgeverify.engine import numbers, use
+from edgeverify.engine.wanted import Wanted
+from edgeverify.report.model import PASS, UNCHECKED, Finding, LegResult, TapResult, worst_outcome
+from edgeverify.sessions.session import Session
+
+LEG = "runtime:litert_lm"
+STEP = "litert_lm"
+
+
+def engine_leg(
+    answers: Answers,
+    wanted: Wanted,
+    session: Session,
+    floor: float,
+    steps: int,
+    name: str = LEG,
+) -> tuple[LegResult, tuple[Finding, ...]]:
+    """Judges what the engine said.
+
+    Args:
+        answers: from ``backends.litert_lm.ask``.
+        wanted: what is right.
+        session: the same file in the LiteRT interpreter.
+        floor: how far logits of two right runs of the file may be apart, relative, per row.
+        steps: tokens of the continuation that was asked for.
+        name: of the leg.
+
+    Returns:
+        The leg, one tap per check, and one finding for each that is no plain pass.
+    """
+    limits = thresholds(LEG)
+    allowed = numbers.Allowed(floor, limits.row)
+    seen = [
+        use.tokenizer(answers, wanted),
+        use.cache_length(answers, wanted),
+        use.start_token(answers, wanted),
+        use.stop_tokens(answers, wanted),
+        use.chat_template(answers, wanted),
+        numbers.greedy(answers, wanted, session, allowed, steps),
+        numbers.scores(answers, wanted, session, allowed),
+    ]
+    taps = tuple(TapResult(f"{STEP}/{s.name}", s.outcome, reason=s.reason) for s in seen)
+    odd = [s for s in seen if s.outcome != PASS]
+    outcome = worst_outcome([s.outcome for s in seen])
+    reason = "; ".join(f"{s.name}: {s.reason}" for s in odd) if outcome == UNCHECKED else ""
+    findings = tuple(
+        Finding(f"{name.replace(':', '.')}.{s.name}", name, f"{STEP}/{s.name}", s.finding)
+        for s in seen
+        if s.finding
+    )
+    notes = (f"answers {answers.text!r}",)
+    return LegResult(name, outcome, limits.as_dict(), taps, reason=reason, notes=notes), findings

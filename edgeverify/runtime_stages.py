@@ -1,0 +1,177 @@
+"""The stages of the leg ``runtime``: a file in every other runtime that was asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from edgeverify import bundle, engine, taps
+from edgeverify.backends import litert_lm
+from edgeverify.compare import Baseline, thresholds
+from edgeverify.errors import ArtifactError
+from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult
+from edgeverify.runtimes import LEG, of_interpreter, runtime_leg
+from edgeverify.sessions.tflite import TfliteSession
+from edgeverify.stages import Run
+from edgeverify.trace import Trace
+
+LITERT_LM = "litert_lm"
+ASKED = f"--runtime {LITERT_LM}"
+
+
+@dataclass(frozen=True)
+class FileRun:
+    """A file, of any recipe, after its own leg.
+
+    Attributes:
+        path: where it is.
+        leg: its own leg: ``conversion``, or that of a recipe.
+        trace: what the LiteRT interpreter gave.
+        baseline: what its leg was held against.
+        sources: the operators that are to blame, where it failed.
+    """
+
+    path: Path
+    leg: LegResult
+    trace: Trace
+    baseline: Baseline
+    sources: tuple[Finding, ...] = ()
+
+
+def require_engine(runtimes: Sequence[str], tokenizer: Any) -> None:
+    """Refuses LiteRT-LM where it cannot be asked, before anything is converted.
+
+    Raises:
+        EdgeVerifyError: the extra ``litert-lm`` is not installed, or there is no tokenizer.
+    """
+    if LITERT_LM in runtimes:
+        for module in ("litert_lm", "litert_lm_builder"):
+            bundle.require(module, ASKED)
+        bundle.require_tokenizer(tokenizer, ASKED)
+
+
+def run_runtimes(
+    run: Run,
+    runtimes: Sequence[str],
+    file: FileRun,
+    tokenizer: Any,
+    refusal: str,
+    suffix: str = "",
+) -> tuple[dict[str, LegResult], tuple[Finding, ...]]:
+    """Runs a file in other runtimes.
+
+    Args:
+        run: of the file.
+        runtimes: their names.
+        file: the file.
+        tokenizer: of transformers; needed for LiteRT-LM alone.
+        refusal: why LiteRT-LM would not run the file, by the audit of the signatures, or "". It is
+            not asked then.
+        suffix: of the legs' names, for a recipe.
+
+    Returns:
+        Leg by name, ``runtime:{runtime}{suffix}``, and the findings of all.
+    """
+    legs: dict[str, LegResult] = {}
+    findings: tuple[Finding, ...] = ()
+    for runtime in runtimes:
+        name = f"{LEG}:{runtime}{suffix}"
+        more: tuple[Finding, ...] = ()
+        if runtime == LITERT_LM and refusal:
+            legs[name] = without_taps(name, UNCHECKED, f"not asked: {refusal}")
+            continue
+        try:
+            if runtime == LITERT_LM:
+                legs[name], more = _engine_leg(run, file, tokenizer, name)
+            else:
+                legs[name] = _runtime_leg(run, file, runtime, name)
+        except ArtifactError as error:
+            # The interpreter has run this very file.
+            legs[name] = without_taps(name, FAIL, error.what)
+        findings = (*findings, *more)
+    return legs, findings
+
+
+def without_taps(name: str, outcome: str, reason: str) -> LegResult:
+    """The leg of a runtime that gave nothing to compare."""
+    return LegResult(name, outcome, thresholds(name).as_dict(), reason=reason)
+
+
+def _runtime_leg(run: Run, file: FileRun, runtime: str, name: str) -> LegResult:
+    right = file.leg.outcome != FAIL
+    with run.timed(f"run in {runtime}"):
+        return runtime_leg(
+            runtime,
+            file.path,
+            run.case,
+            file.trace,
+            file.baseline if right else of_interpreter(file.trace, file.baseline),
+            run.expected(file.baseline.oracle),
+            name=name,
+            mask_kinds=run.port.mask_kinds,
+            window=run.window,
+            cache=run.cache,
+        )
+
+
+def _engine_leg(
+    run: Run, file: FileRun, tokenizer: Any, name: str
+) -> tuple[LegResult, tuple[Finding, ...]]:
+    """The file in LiteRT-LM, bundled with the checkpoint's tokenizer, on the case's prompt."""
+    prompt = [token for step in run.case.steps if not step.is_decode for token in step.tokens]
+    target = [step.tokens[0] for step in run.case.steps if step.is_decode]
+    wanted = engine.wanted_of(tokenizer, _usage(run, tokenizer), prompt, target)
+    threads = os.cpu_count() or 1
+    with bundler(run, tokenizer, ASKED)(file.path) as bundled, run.timed(f"run in {LITERT_LM}"):
+        answers = litert_lm.ask(bundled, wanted.questions(len(target)), num_threads=threads)
+    floor = of_interpreter(file.trace, file.baseline).floor
+    largest = max(float(floor[key].max()) for key in floor if key.endswith(taps.LOGITS))
+    with run.timed(f"run .tflite as {LITERT_LM} does"):
+        session = TfliteSession(
+            file.path,
+            run.case,
+            run.case.kernel,
+            mask_kinds=run.port.mask_kinds,
+            window=run.window,
+            num_threads=threads,
+        )
+        return engine.engine_leg(answers, wanted, session, largest, len(target), name)
+
+
+def bundler(run: Run, tokenizer: Any, what: str) -> Callable[[Path], AbstractContextManager[Path]]:
+    """What bundles this run's file, for the time being, into a ``.litertlm``.
+
+    What can be refused of the checkpoint is refused here, before anything is converted.
+
+    Args:
+        run: gives the case and the checkpoint.
+        tokenizer: of transformers, or None.
+        what: asks for it, for messages.
+
+    Raises:
+        EdgeVerifyError: the extra is not installed, or the checkpoint has no tokenizer that can be
+            bundled.
+    """
+    bundle.require("litert_lm_builder", what)
+    bundle.require_tokenizer(tokenizer, what)
+    words, usage = bundle.tokenizer_json(tokenizer), _usage(run, tokenizer)
+
+    @contextmanager
+    def bundled(path: Path) -> Iterator[Path]:
+        with TemporaryDirectory(dir=path.parent) as folder:
+            target = Path(folder) / path.with_suffix(".litertlm").name
+            with run.timed("bundle"):
+                bundle.write_litertlm(path, words, usage, target)
+            yield target
+
+    return bundled
+
+
+def _usage(run: Run, tokenizer: Any) -> bundle.Usage:
+    folder = run.checkpoint.tokenizer_dir
+    return bundle.usage_of(tokenizer, run.hf_config, run.case.kv_cache_len, folder)
