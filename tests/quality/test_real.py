@@ -35,7 +35,7 @@ def test_a_float32_reference_is_far_nearer_to_the_oracle_than_any_file(tmp_path:
     from edgeverify.backends import reference
     from edgeverify.case import Case, plan_steps
 
-    run, tokenizer = windowed_run(load_port("smollm2"), chosen())
+    run, tokenizer = windowed_run(load_port("smollm2"), chosen(), decode=False)
     (window, *_) = windows(load_stream(tokenizer, run.hf_config), WINDOW)
     model = reference.build(run.hf_config, run.state())
     path = tmp_path / "logits.f32"
