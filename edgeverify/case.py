@@ -70,7 +70,8 @@ class Case:
         greedy: decode steps feed back the reference's own greedy tokens; until it has run, they
             hold placeholders.
         kernel: the LiteRT kernels that run the file.
-        decode_batch: conversations that the decode signature takes at once.
+        decode_batch: conversations that the decode signature takes at once; 0 is a file that has
+            none.
     """
 
     model: str
@@ -92,9 +93,9 @@ class Case:
 
     @property
     def signatures(self) -> dict[str, int]:
-        """Signature name → token length, prefill ascending, then decode."""
+        """Signature name → token length, prefill ascending, then decode, if there is one."""
         named = {f"prefill_{length}": length for length in self.prefill_lengths}
-        return {**named, "decode": 1}
+        return {**named, "decode": 1} if self.decode_batch else named
 
     def with_decode_tokens(self, tokens: Sequence[int]) -> Case:
         """The same case, its decode steps fed with ``tokens``."""

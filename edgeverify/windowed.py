@@ -1,4 +1,4 @@
-"""A run whose file has one prefill signature and decode: what is scored and timed."""
+"""A run whose file has one prefill signature: what is scored and, with decode, timed."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ def windowed_run(
     chosen: Selectors,
     window: int = WINDOW,
     *,
+    decode: bool,
     verbose: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Run, Any | None]:
-    """Opens the checkpoint and plans a file of ``prefill_{window}`` and ``decode``.
+    """Opens the checkpoint and plans a file of ``prefill_{window}`` alone, or with ``decode``.
 
-    Its cache has the rows of two windows, so that decode steps follow a full prefill.
+    Without, it is converted in half the time; its cache has the rows of a window. With decode it
+    has those of two, so that steps follow a full prefill.
 
     Args:
         port: a port, or how one is named.
         chosen: its prefill lengths, steps and prompt are not used.
         window: tokens of the prefill signature.
+        decode: whether the file has the signature.
         verbose, progress: as for ``edgeverify.verify``.
 
     Returns:
@@ -53,7 +56,8 @@ def windowed_run(
     run.case = replace(
         run.case,
         prefill_lengths=(window,),
-        kv_cache_len=min(2 * window, positions),
+        kv_cache_len=min(2 * window, positions) if decode else window,
+        decode_batch=1 if decode else 0,
         steps=(),
         greedy=False,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -150,3 +151,9 @@ def test_a_refusal_names_the_option(rows: int, positions: int, words: str) -> No
     with pytest.raises(UsageError) as error:
         check_lengths((16, 32), steps, rows, positions)
     assert str(error.value) == words
+
+
+def test_a_file_without_decode_has_the_prefill_signatures_alone() -> None:
+    case = Case("m", "tiny", "default", (4, 8), 16, ())
+    assert case.signatures == {"prefill_4": 4, "prefill_8": 8, "decode": 1}
+    assert replace(case, decode_batch=0).signatures == {"prefill_4": 4, "prefill_8": 8}

@@ -137,7 +137,7 @@ def bench_model(
     from edgeverify.windowed import windowed_run
 
     recipes = [load_recipe(name) for name in chosen.recipes]
-    run, _ = windowed_run(port, chosen, verbose=verbose, progress=progress)
+    run, _ = windowed_run(port, chosen, decode=True, verbose=verbose, progress=progress)
     with fitting_threads(run):
         float_file = converted(run)
     run.release()

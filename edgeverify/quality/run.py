@@ -78,7 +78,9 @@ def evaluate(
         EdgeVerifyError: bad usage or bad input. A recipe that cannot be applied is a row.
     """
     recipes = [load_recipe(name) for name in dict.fromkeys((FLOAT32, *chosen.recipes))]
-    run, tokenizer = windowed_run(port, chosen, asked.window, verbose=verbose, progress=progress)
+    run, tokenizer = windowed_run(
+        port, chosen, asked.window, decode=False, verbose=verbose, progress=progress
+    )
     stream = load_stream(
         tokenizer, run.hf_config, file=asked.text, limit=asked.tokens, seed=chosen.seed
     )

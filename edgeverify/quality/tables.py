@@ -23,7 +23,8 @@ PAIRED_HEAD = ("against the float file", "mean KL [95 %]", "log perplexity [95 %
 NOTES = (
     "KL(reference ‖ file) of the next token, in nats. top-1: positions with the reference's "
     "likeliest token. top-5: mean share of its five likeliest among the file's five.",
-    "Intervals: block bootstrap; the standard error of the perplexity, too. tok/s: prefill.",
+    "Intervals: block bootstrap; the standard error of the perplexity, too. tok/s: prefill. MB: of "
+    "a file with the one prefill signature that is scored.",
 )
 
 
