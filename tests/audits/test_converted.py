@@ -74,6 +74,9 @@ def test_norms_are_read_where_they_are_composites() -> None:
     found = read(made)
     assert (found["final norm"], found["final norm eps"]) == ("RMSNorm", 0.25)
     assert (found["blocks.0.attention norm"], found["blocks.0.query norm"]) == ("RMSNorm", "none")
+    norms = {key.removeprefix("blocks.0.") for key in found if key.endswith("norm")}
+    assert norms == {"final norm", "attention norm", "attention output norm", "feed-forward norm",
+                     "feed-forward output norm", "query norm", "key norm"}  # fmt: skip
     assert "blocks.0.query norm eps" not in found
     for composite in made.sketch.composites("norm"):
         composite.name = b"some_norm"
