@@ -240,6 +240,14 @@ def test_a_block_of_the_user_s_own_is_unread_in_what_it_lacks(
         assert f"'{part}'" in reason
 
 
+def test_a_block_that_says_nothing_of_it_is_sequential(loaded: Callable[[str], Any]) -> None:
+    model = loaded("tinyllama").model
+    del model.transformer_blocks[1].config
+    found = of_module(model)
+    assert found.unread == {}
+    assert found.values["blocks.1.feed-forward norm"] == "RMSNorm"
+
+
 def test_windows_are_those_of_the_masks_a_layer_takes(loaded: Callable[[str], Any]) -> None:
     model = loaded("gemma2").model
     found = of_module(model).values
@@ -292,6 +300,8 @@ def test_a_gate_is_a_third_projection_or_half_of_the_first(loaded: Callable[[str
     inner = model.transformer_blocks[1].ff
     inner.w1 = nn.Linear(96, 10)
     assert of_module(model).values["blocks.1.feed-forward bias"] == "some"
+    model.transformer_blocks[2].ff.w2 = nn.Linear(160, 96)
+    assert of_module(model).values["blocks.2.feed-forward bias"] == "some"
     del inner.w3
     found = of_module(model).values
     assert (found["blocks.1.gated"], found["blocks.1.activation"]) == ("no", "silu")
