@@ -62,11 +62,13 @@ def test_what_passes_passes_in_both_runs(isolated: str | None) -> None:
     assert {tap.isolated_outcome for tap in told} == {None if isolated is None else PASS}
 
 
-def test_a_final_norm_that_is_folded_into_the_head_passes() -> None:
-    folded = [result(f"{step}/final_norm", FAIL, 1e5) for step in STARTS]
+@pytest.mark.parametrize("tap", ["final_norm", "blocks.0.attn_norm", "blocks.1.ff_norm"])
+def test_a_norm_that_is_folded_into_what_follows_passes(tap: str) -> None:
+    folded = [result(f"{step}/{tap}", FAIL, 1e5) for step in STARTS]
     told, note = excuse([*folded, result("decode.0/logits")], trace(), STARTS)
     assert {tap.outcome for tap in told} == {PASS}
-    assert note == f"{NOTE}: other values in final_norm; the rest agrees"
+    told_of = f"other values in {tap.rpartition('.')[2]}; the rest agrees"
+    assert note == f"another representation of the same function: {told_of}"
 
 
 def test_a_right_leg_is_left_as_it_is() -> None:

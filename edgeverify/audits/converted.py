@@ -119,8 +119,13 @@ def _norms(out: Readings, weights: Weights) -> None:
 
 def _norm(out: Readings, field: str, graph: Graph, op: Op | None) -> None:
     out.values[field] = NONE if op is None else _NORM_KINDS[op.name]
-    if op is not None:
-        out.values[f"{field} eps"] = float(attributes(graph, op)["epsilon"])
+    if op is None:
+        return
+    epsilon = attributes(graph, op).get("epsilon")
+    if epsilon is None:
+        out.unread[f"{field} eps"] = f"{op.name} has no epsilon"
+    else:
+        out.values[f"{field} eps"] = float(epsilon)
 
 
 def _attention(out: Readings, weights: Weights) -> None:

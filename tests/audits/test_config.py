@@ -471,6 +471,18 @@ def test_a_family_that_is_not_known_may_do_unsaid_what_its_config_does_not_say()
     assert said.outcome == FAIL
 
 
+@pytest.mark.parametrize(
+    "field", ["embedding scale", "final softcap", "attention softcap", "window"]
+)
+def test_what_families_may_leave_unsaid_is_failed_for_those_that_were_read(field: str) -> None:
+    module = Readings("module", {field: 3.0})
+    for family in ("llama", "gemma", "gemma2", "phi", "openelm"):
+        (check,) = held({field: "none"}, module, family=family)
+        assert check.outcome == FAIL
+    (check,) = held({field: "none"}, module, family="other")
+    assert check.outcome == UNCHECKED
+
+
 def test_an_integer_is_held_exactly_in_a_file_too() -> None:
     said, found = 2**24 + 1, 2**24  # one float32
     (check,) = held({"vocabulary": said}, Readings("file", {"vocabulary": found}))

@@ -230,6 +230,10 @@ def test_a_block_is_told_by_the_number_in_a_name() -> None:
     assert block_of("lm_head.weight") is None
 
 
+def test_a_span_is_all_of_both_unless_it_says_otherwise() -> None:
+    assert (Span("a").source, Span("a").target) == (None, None)
+
+
 def test_each_row_is_to_be_in_one_span() -> None:
     rows = dict.fromkeys(("right", "none", "twice", "lacking", "first", "last"), 4)
     spans = [
