@@ -28,7 +28,7 @@ from edgeverify.progress import Progress
 from edgeverify.quantization.leg import LEG as QUANTIZATION
 from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, LegResult, Report, TapResult
 from edgeverify.report.words import LISTED
-from edgeverify.runtime_stages import FileRun, require_engine, without_taps
+from edgeverify.runtime_stages import LITERT_LM, FileRun, require_engine, without_taps
 from edgeverify.selectors import Selectors
 from edgeverify.stages import (
     Run,
@@ -116,7 +116,7 @@ def _judge_legs(
         return legs, traces, causes
     try:
         path = converted(run)
-        file, sources = _conversion_leg(
+        file = _conversion_leg(
             run, path, auditor, whole, baselines["conversion"], authoring_passed=passed
         )
     except Exception as error:
