@@ -165,7 +165,7 @@ def test_where_the_layout_cannot_be_told_it_is_a_fault() -> None:
     assert layout == Check("KV layout", "file", FAIL, "transposed", said)
     assert length == Check("KV cache length", "file", FAIL, "7", "0")
     reason = "its KV layout cannot be told"
-    assert told == Check("LiteRT-LM", "file", NOT_APPLICABLE, "", "refuses", reason)
+    assert told == Check("LiteRT-LM", "file", NOT_APPLICABLE, "", "cannot use", reason)
 
 
 def test_one_mask_is_called_mask_and_several_by_their_kinds() -> None:
@@ -276,7 +276,7 @@ def test_litert_lm_reads_the_transposed_layout_alone() -> None:
 
 
 def test_the_verdict_of_litert_lm_is_a_note() -> None:
-    for layout, verdict in (("transposed", "accepts"), ("default", "refuses")):
+    for layout, verdict in (("transposed", "accepts"), ("default", "cannot use")):
         file: Any = File(right(layout), layout)
         audit = audit_signatures(file, CASE, DECLARED, ("global",))
         _, why = litert_lm_accepts(file)
