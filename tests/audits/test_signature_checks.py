@@ -251,7 +251,9 @@ def said(made: Any, layout: str | None = "transposed") -> tuple[bool, str]:
 def test_litert_lm_fills_one_mask_at_most_and_reads_the_logits() -> None:
     assert said(right()) == (True, ACCEPTED)
     assert said(right(masks=("mask",))) == (True, ACCEPTED)
-    reason = "it fills one input called mask, not mask_global and mask_local"
+    reason = (
+        "it fills one input called mask, not mask_global and mask_local, and would answer wrongly"
+    )
     assert said(right(masks=("mask_local", "mask_global"))) == (False, reason)
     made = right()
     del made["decode"][1]["logits"]
