@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgeverify.quality.model import MEGABYTE, Evaluation, Row
-from edgeverify.quality.statistics import Estimate, Figures
+from edgeverify.quality.statistics import BLOCK, ENOUGH_BLOCKS, Estimate, Figures
 
 HEAD = (
     "recipe",
@@ -108,6 +108,9 @@ def _remarks(result: Evaluation) -> list[str]:
         if row.reason:
             told.append(f"{row.recipe}: {row.outcome}, {row.reason}")
         told += [f"{row.recipe}: {judged}" for judged in row.gates]
+    wanted = ENOUGH_BLOCKS * BLOCK
+    if result.positions < wanted:
+        told.append(f"{result.positions} positions: below {wanted} the intervals are too narrow")
     if result.gates_source:
         told.append(f"gates from {result.gates_source}")
     return told

@@ -19,7 +19,7 @@ from edgeverify.errors import UsageError
 # 3,687 tokens of SmolLM2's tokenizer: prose, dialogue, code, numbers, four languages. Written for
 # this package and given to the public domain (CC0 1.0).
 SHIPPED = "text.txt"
-RANDOM_TOKENS = 1024
+RANDOM_TOKENS = 1025  # 16 blocks of the bootstrap
 
 
 @dataclass(frozen=True)

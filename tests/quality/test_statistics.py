@@ -193,3 +193,13 @@ def test_so_many_resamples_are_enough() -> None:
 def test_the_same_seed_gives_the_same_draws() -> None:
     one, two = (Resamples.of(windows_of(500, 128), seed=5) for _ in range(2))
     assert np.array_equal(one.drawn, two.drawn)
+
+
+def test_a_files_perplexity_is_that_of_its_likelihoods() -> None:
+    likelihoods = np.random.default_rng(2).lognormal(size=256)
+    resamples = Resamples.of(windows_of(256, 128))
+    own = positions(np.ones(256), likelihoods)
+    found = figures(own, positions(np.ones(256)), resamples)
+    assert found.perplexity.value == pytest.approx(math.exp(likelihoods.mean()), rel=1e-12)
+    assert (found.perplexity, found.perplexity_se) == statistics.perplexity(likelihoods, resamples)
+    assert found.log_perplexity_over_float.value == pytest.approx(likelihoods.mean() - 1)

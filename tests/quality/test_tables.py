@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from edgeverify.quality import tables
 from edgeverify.quality.gate import judge, parse
@@ -120,3 +121,9 @@ def test_json_holds_everything() -> None:
         "uncertain": True,
     }
     assert told["recipes"][3]["figures"] is None
+
+
+def test_intervals_of_a_short_text_are_said_to_be_too_narrow() -> None:
+    told = "1000 positions: below 1024 the intervals are too narrow"
+    assert told in tables.markdown(replace(RESULT, positions=1000))
+    assert "too narrow" not in tables.markdown(RESULT)
