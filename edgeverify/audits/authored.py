@@ -99,12 +99,11 @@ def _block_config(out: Readings, at: str, block: cfg.TransformerBlockConfig) -> 
     own = feed_forward.pre_ff_norm_config
     separate = own is not None and own.type != cfg.NormalizationType.NONE
     after = block.post_attention_norm_config
-    nothing = cfg.NormalizationConfig()
     for role, norm in {
         "attention norm": block.pre_attention_norm_config,
-        "attention output norm": after if separate else nothing,
+        "attention output norm": after if separate else None,
         # Side by side, the feed-forward takes the attention's normed input.
-        "feed-forward norm": own if separate else nothing if block.parallel_residual else after,
+        "feed-forward norm": own if separate else None if block.parallel_residual else after,
         "feed-forward output norm": feed_forward.post_ff_norm_config,
         "query norm": attention.query_norm_config,
         "key norm": attention.key_norm_config,

@@ -175,8 +175,6 @@ def cap_is_folded(weights: Weights) -> bool:
             while (made := graph.producer.get(before)) is not None and made.name == "RESHAPE":
                 before = made.inputs[0]
             return made is not None and made.name in ("FULLY_CONNECTED", "ADD")
-        if op.name == "FULLY_CONNECTED":
-            break
     return False
 
 

@@ -171,7 +171,8 @@ def test_a_head_without_a_cap_holds_no_division() -> None:
     # A TANH before the head is not the cap's.
     normed = made.sketch.operators[-1].inputs[0]
     assert cap_is_folded(made.weights()) is False
-    tanh = made.sketch.op("TANH", normed, shape=WIDE)
+    before = made.sketch.op("FULLY_CONNECTED", normed, made.sketch.weight(4, 4), shape=WIDE)
+    tanh = made.sketch.op("TANH", before, shape=WIDE)
     made.logits = made.sketch.op("FULLY_CONNECTED", tanh, made.sketch.weight(9, 4), shape=LOGITS)
     assert cap_is_folded(made.weights()) is False
     made.logits = made.sketch.op("TANH", made.sketch.tensor(1, 1, 9), shape=LOGITS)
@@ -278,8 +279,8 @@ def test_each_block_s_window_is_that_of_the_mask_it_takes(select: str) -> None:
     made = Decoder()
     x = made.start()
     masks = [made.sketch.constant(windowed(8, n)) for n in (3, 8)]
-    for mask in masks:
-        rows = made.sketch.op(select, mask, shape=(1, 1, 1, 8))
+    # Both are looked up before the first block.
+    for rows in [made.sketch.op(select, mask, shape=(1, 1, 1, 8)) for mask in masks]:
         attention = len(made.sketch.operators)
         x = made.block(x)
         for op in made.sketch.operators[attention:]:
