@@ -6,18 +6,20 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgeverify import load_port, verify
 from edgeverify.audits.constants import find_weights
 from edgeverify.faults.catalogue import FAULTS
 from edgeverify.flatbuffer import ModelFile, locate_taps
 from edgeverify.flatbuffer.instrument import write
 from edgeverify.quantize import quantized
 from edgeverify.recipes import NAMED, Recipe, load_recipe
-from edgeverify.report.model import FAIL, PASS
+from edgeverify.report.model import FAIL, PASS, UNCHECKED
 
 pytestmark = pytest.mark.slow
 Get = Callable[..., "object"]
@@ -103,6 +105,56 @@ def test_one_channel_s_scale_of_the_head_changed(made: Get, tmp_path: Path, fact
 
 def _tensor_of(file: ModelFile, signature: str, name: str) -> int:
     return find_weights(file, signature, locate_taps(file, signature)).tensors[name]
+
+
+def test_the_reference_kernels_are_wrong_for_weights_in_blocks_and_seen_to_be(made: Get) -> None:
+    """ai-edge-litert 2.3 takes such a file and gives wrong numbers without a word."""
+    port, rules = made("tinyllama"), load_recipe("dynamic_int4_block32")  # type: ignore[operator]
+    path = quantized(port.path, rules)
+    with_kernel = replace(port.run, case=replace(port.run.case, kernel="reference"))
+    leg = replace(port, run=with_kernel).leg(path, rules)
+    assert leg.outcome == FAIL
+    assert leg.first_divergence.tap == "prefill.0/blocks.0.attn.q"
+    assert leg.first_divergence.error_ratio > 100
+
+
+def test_blocks_of_128_where_the_widths_are_multiples_of_it() -> None:
+    port = load_port("tinyllama")
+    tiny = dict(port.hf_configs["tiny"])
+    tiny |= {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64}
+    wide = replace(port, hf_configs={**port.hf_configs, "tiny": tiny})
+    report = verify(wide, size="tiny", recipes=("dynamic_int4_block128",), decode_steps=2)
+    assert report.passed
+    assert "int4 in blocks of 128" in "".join(
+        report.audits["quantization:dynamic_int4_block128"].notes
+    )
+
+
+def test_a_width_that_is_no_multiple_of_the_block_is_unchecked_with_the_reason() -> None:
+    report = verify("tinyllama", recipes=("dynamic_int4_block128",))
+    leg = report.legs["quantization:dynamic_int4_block128"]
+    assert leg.outcome == UNCHECKED
+    assert "not divisible by block size 128" in leg.reason
+    assert report.outcome == UNCHECKED
+    assert report.to_dict()["legs"]["quantization"]["dynamic_int4_block128"]["outcome"] == UNCHECKED
+
+
+def test_a_mix_by_layer_of_the_generative_api_names_no_operator(made: Get, tmp_path: Path) -> None:
+    """litert-torch 0.10 looks for ``transformer_blocks[2]``; its own names have another form."""
+    path = tmp_path / "mix.py"
+    path.write_text(
+        "from litert_torch.generative.quantize import quant_recipe, quant_recipe_utils as u\n"
+        "MIX = quant_recipe.GenerativeQuantRecipe(\n"
+        "    default=u.create_layer_quant_dynamic(),\n"
+        "    feedforward={2: u.create_layer_quant_weight_only()},\n"
+        ")\n"
+    )
+    port, rules = made("tinyllama"), load_recipe(f"{path}:MIX")  # type: ignore[operator]
+    file = quantized(port.path, rules)
+    assert file.read_bytes() == quantized(port.path, load_recipe("dynamic_int8")).read_bytes()
+    told = _told(port.audit(file, rules))
+    assert "rule 2, 'transformer_blocks\\\\[2\\\\]/" in told
+    assert "so it changes nothing" in told
 
 
 def _int8(regex: str) -> dict[str, object]:
