@@ -48,6 +48,6 @@ def test_ci_runs_the_documented_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     assert "set -euo pipefail" in script
-    command = "-c constraints.txt -e '.[test,oracle,gguf]'"
+    command = "-c constraints.txt -e '.[test,oracle,gguf,litert-lm]'"
     assert command in script
     assert command in (ROOT / "CONTRIBUTING.md").read_text()
