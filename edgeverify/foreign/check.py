@@ -20,6 +20,7 @@ from edgeverify.audits.model import AuditResult
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.compare import Baseline, judge_leg, thresholds
 from edgeverify.errors import ArtifactError
+from edgeverify.findings import report_of
 from edgeverify.foreign import running
 from edgeverify.foreign.audits import audit
 from edgeverify.foreign.case import FileCase, case_of, wanted_tokens
@@ -37,7 +38,6 @@ from edgeverify.selectors import Selectors
 from edgeverify.stages import Run, fitting_threads, reference_baselines
 from edgeverify.sublayers import named_alone
 from edgeverify.trace import Trace
-from edgeverify.verify import report_of
 from models.port import Port
 
 LEG = "conversion"
