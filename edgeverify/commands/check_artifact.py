@@ -28,6 +28,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="weights of the reference: a file, a folder or a hub id",
     )
     add("--model", metavar="MODEL", help="the port (default: found by the checkpoint's config)")
+    add("--recipe", metavar="R", help="by which it was quantized, so that each layer is held to it")
     add("--size", metavar="S", help="size of the model, where the weights have no config.json")
     add("--kernel", metavar="K", default="xnnpack", help=f"LiteRT kernels: {', '.join(KERNELS)}")
     add(
@@ -84,6 +85,7 @@ def _verify(options: argparse.Namespace, progress: Progress) -> Report:
         options.file,
         checkpoint=options.checkpoint,
         port=options.model,
+        recipe=options.recipe,
         seconds=options.time_limit or SECONDS,
         verbose=options.verbose,
         progress=progress,

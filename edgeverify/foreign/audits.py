@@ -26,11 +26,13 @@ from edgeverify.audits.model import (
     merged,
     unchecked,
 )
+from edgeverify.audits.promised import Promises
 from edgeverify.audits.signatures import audit_signatures
 from edgeverify.audits.weights import State
 from edgeverify.flatbuffer import ModelFile, locate_taps
 from edgeverify.foreign.case import FileCase
 from edgeverify.foreign.facts import DECODE, SHAPES, Facts
+from edgeverify.recipes import Recipe
 from edgeverify.report.model import NOT_APPLICABLE, UNCHECKED
 
 LEFT_TO_THE_RUN = "a file does not say it; what it computes is judged by the leg conversion"
@@ -43,6 +45,7 @@ def audit(
     hf_config: Mapping[str, Any],
     config: Any,
     state: State,
+    recipe: Recipe | None = None,
 ) -> dict[str, AuditResult]:
     """The three audits. What cannot be read is ``unchecked``, with what was raised.
 
@@ -53,6 +56,7 @@ def audit(
         hf_config: of the checkpoint.
         config: the port's ``ModelConfig`` of it: how q, k and v are fused.
         state: the checkpoint, HF names → float32 tensors.
+        recipe: by which the file was made, if that is known.
     """
     file = ModelFile(path)
     said = declared(hf_config)
@@ -76,7 +80,10 @@ def audit(
         return _config(said, reading, hf_config, case, kinds)
 
     results[CONFIG] = _made(CONFIG, read)
-    results[WEIGHTS] = _made(WEIGHTS, lambda: audit_file(file, weights(), config, state, said))
+    promises = Promises(recipe) if recipe else None
+    results[WEIGHTS] = _made(
+        WEIGHTS, lambda: audit_file(file, weights(), config, state, said, promises)
+    )
     return results
 
 

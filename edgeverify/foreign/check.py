@@ -32,7 +32,7 @@ from edgeverify.progress import Progress
 from edgeverify.quantization.leg import LEG as QUANTIZATION
 from edgeverify.quantization.leg import judge_file
 from edgeverify.quantization.weights import read_weights
-from edgeverify.recipes import FLOAT32
+from edgeverify.recipes import FLOAT32, Recipe, expand, load_recipe
 from edgeverify.report.model import FAIL, UNCHECKED, LegResult, Report
 from edgeverify.selectors import Selectors
 from edgeverify.stages import Run, fitting_threads, reference_baselines
@@ -85,6 +85,7 @@ def verify_artifact(
     *,
     checkpoint: str | Path,
     port: Port | str | None = None,
+    recipe: str | None = None,
     seconds: float = SECONDS,
     verbose: bool = False,
     progress: Progress | None = None,
@@ -99,6 +100,7 @@ def verify_artifact(
         path: the file.
         checkpoint: a directory, file or hub id of the reference's weights.
         port: as in ``verify``; found by the checkpoint's ``model_type`` if left out.
+        recipe: by which the file was quantized; its layers are held against what it promises.
         seconds: after which the child that runs the file is ended.
         verbose: let the libraries write to the terminal.
         progress: told of each stage.
@@ -113,13 +115,14 @@ def verify_artifact(
             and one that crashes or hangs the child.
     """
     chosen = Selectors.of(checkpoint=str(checkpoint), **selectors)
+    promised = load_recipe(*expand([recipe])) if recipe else None
     told = progress or Progress()
     with _opened(Path(path), chosen, seconds, told) as file:
         found = port_for(str(checkpoint)) if port is None else port
         resolved = load_port(found) if isinstance(found, str) else found
         run, tokenizer = _prepare(resolved, chosen, file, verbose=verbose, progress=told)
         with fitting_threads(run):
-            legs, audits, traces = _judge(run, file)
+            legs, audits, traces = _judge(run, file, promised)
             report = report_of(run, legs, audits, tokenizer, traces)
     return replace(report, case=_described(report.case, file))
 
@@ -175,7 +178,7 @@ def _prepare(
 
 
 def _judge(
-    run: Run, file: _File
+    run: Run, file: _File, recipe: Recipe | None
 ) -> tuple[dict[str, LegResult], dict[str, AuditResult], dict[str, Trace]]:
     baseline = reference_baselines(run, with_file=True)[LEG]
     case = run.case
@@ -185,7 +188,8 @@ def _judge(
     name = LEG if is_float else QUANTIZATION
     with run.timed("audits"):
         config = run.port.model_config(run.hf_config)
-        audits = audit(file.path, case, file.facts, run.hf_config, config, run.state())
+        state = run.state()
+        audits = audit(file.path, case, file.facts, run.hf_config, config, state, recipe)
     try:
         if is_float:
             run.release()

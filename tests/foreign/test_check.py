@@ -177,6 +177,17 @@ def test_a_quantized_file_is_judged_with_the_weights_it_holds(
         or "not their weights'" in finding.message  # fmt: skip
 
 
+def test_a_file_is_held_to_the_recipe_that_is_named(converted: Get, checkpoint: Get) -> None:
+    path = quantized(converted("tinyllama", "default").path, load_recipe("dynamic_int8"))
+    arguments = {"checkpoint": checkpoint("tinyllama"), "decode_steps": 2}
+    assert verify_artifact(path, recipe="dynamic_int8", **arguments).passed
+    wrong = verify_artifact(path, recipe="dynamic_int4_block32", **arguments)
+    told = str(wrong.audits["weights"].odd[0])
+    assert "expected int4 in blocks of 32, found int8 by channel" in told
+    with pytest.raises(UsageError, match="there is no 'int9'"):
+        verify_artifact(path, recipe="int9", **arguments)
+
+
 def test_a_hang_of_the_file_is_an_error(converted: Get, checkpoint: Get) -> None:
     source = converted("tinyllama", "default").path
     with pytest.raises(ArtifactError, match=r"did not finish within 0\.01 s"):
