@@ -233,12 +233,12 @@ def selftest(
 
         jobs = matrix.plan(ports, catalogue.choose(faults, ports), quick=quick)
         count = 1 if len(jobs) == 1 else workers or matrix.WORKERS
-        return matrix.run(jobs, cache=cache, workers=count, prepare=_hush, progress=progress)
+        return matrix.run(jobs, cache=cache, workers=count, prepare=hush, progress=progress)
 
     return without_chatter(run, enabled=not verbose)
 
 
-def _hush() -> None:
+def hush() -> None:
     """Silences a worker process for good: what it has to say, it returns."""
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -124,6 +124,11 @@ class Run:
             self.timings[name] = round(self.timings.get(name, 0.0) + elapsed, 3)
 
 
+def is_large(run: Run) -> bool:
+    """Whether the model has so many parameters that a second core is of use."""
+    return sum(tensor.numel() for tensor in run.state().values()) >= SMALL_MODEL
+
+
 @contextmanager
 def fitting_threads(run: Run) -> Iterator[None]:
     """Runs a small model on one thread.
@@ -132,7 +137,7 @@ def fitting_threads(run: Run) -> Iterator[None]:
     on a busy machine a tiny Gemma 2 is 10 times faster on one thread than on two.
     """
     before = torch.get_num_threads()
-    if sum(tensor.numel() for tensor in run.state().values()) < SMALL_MODEL:
+    if not is_large(run):
         torch.set_num_threads(1)
     try:
         yield

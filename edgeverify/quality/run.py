@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from edgeverify.errors import CheckpointError, RecipeError
 from edgeverify.memory import peak_memory
 from edgeverify.progress import Progress
 from edgeverify.quality import statistics
+from edgeverify.quality.ahead import meanwhile, quantize
 from edgeverify.quality.gate import Condition, Gates, judge
 from edgeverify.quality.logits import Scored, read_reference, score_file, write_reference
 from edgeverify.quality.model import Evaluation, Row, gateable
@@ -31,6 +33,7 @@ from edgeverify.stages import (
     Run,
     converted,
     fitting_threads,
+    is_large,
 )
 from edgeverify.windowed import WINDOW, windowed_run
 
@@ -86,13 +89,27 @@ def evaluate(
     )
     cut = tuple(windows(stream, asked.window))
     with fitting_threads(run):
-        logits = _reference(run, cut)
-        path = converted(run)
+        # A port that is no name cannot be sent to another process.
+        large = is_large(run) and isinstance(port, str)
+        with meanwhile(reference_ahead, port, chosen, asked) if large else nullcontext():
+            path = converted(run)
+            logits = _reference(run, cut)
         run.release()
         subject = _subject(run, path, cut, logits)
         labels = {label(name) for name in chosen.recipes}
-        rows = _rows(subject, recipes, asked.gates, labels)
+        with meanwhile(quantize, path, recipes, run.cache) if large else nullcontext():
+            rows = _rows(subject, recipes, asked.gates, labels)
         return _evaluation(subject, chosen, asked, stream, rows)
+
+
+def reference_ahead(port: str, chosen: Selectors, asked: Asked) -> None:
+    """Puts the reference's logits into the cache; arguments as for ``evaluate``."""
+    run, tokenizer = windowed_run(port, chosen, asked.window, decode=False)
+    stream = load_stream(
+        tokenizer, run.hf_config, file=asked.text, limit=asked.tokens, seed=chosen.seed
+    )
+    with fitting_threads(run):
+        _reference(run, tuple(windows(stream, asked.window)))
 
 
 @dataclass(frozen=True)
