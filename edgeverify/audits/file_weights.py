@@ -86,7 +86,7 @@ def _check(
 ) -> None:
     """Adds what is found of one constant."""
     tensor = weights.tensors[name]
-    fold, note = _fold(name, weights, declared)
+    fold, note = fold_of(name, weights, declared)
     quantized = read(file, weights.graph, tensor)
     held = values(file, weights.graph, tensor)
     if spans is None:
@@ -131,7 +131,7 @@ def _weight(
     )
 
 
-def _fold(name: str, weights: Weights, declared: Readings) -> tuple[Fold | None, str]:
+def fold_of(name: str, weights: Weights, declared: Readings) -> tuple[Fold | None, str]:
     """What the converter has done to a weight, and how that is said."""
     one = np.float32(1.0)
     if "norm" in name and name.endswith(".weight"):

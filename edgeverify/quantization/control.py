@@ -66,7 +66,8 @@ def rounding(kernel: str, weight: Held) -> Rounding:
         kernel: ``xnnpack``, ``builtin`` or ``reference``.
         weight: kept as integers.
     """
-    if kernel == "xnnpack" or weight.quantized.granularity == BLOCK:
+    in_blocks = weight.quantized is not None and weight.quantized.granularity == BLOCK
+    if kernel == "xnnpack" or in_blocks:
         return asymmetric
     return symmetric
 

@@ -219,7 +219,7 @@ def attribution(
         "activations": _distance(rows["control"], rows["weights"]),
         "kernels": _distance(rows["file"], rows["control"]),
         "kl": {name: _kl(rows["oracle"], rows[name]) for name in ("weights", "control", "file")},
-        "quantized": len(weights.held),
+        "quantized": sum(weight.quantized is not None for weight in weights.held.values()),
     }
 
 

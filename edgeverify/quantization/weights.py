@@ -17,6 +17,7 @@ import torch
 from edgeverify.audits.constants import Weights, find_weights
 from edgeverify.audits.converted import cap_is_folded
 from edgeverify.audits.declared import NONE, declared
+from edgeverify.audits.file_weights import fold_of
 from edgeverify.audits.places import EMBEDDING, HEAD, Places, places
 from edgeverify.errors import ArtifactError
 from edgeverify.flatbuffer import ModelFile, locate_taps
@@ -29,18 +30,18 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Held:
-    """A weight of a file that is not kept in float32.
+    """A weight of a file.
 
     Attributes:
         parameter: of the Generative API, e.g. ``transformer_blocks.0.ff.w1.weight``.
-        quantized: how it is kept.
+        quantized: how it is kept; None for float32.
         values: float32, what it stands for: the declared factors of the converter are undone.
         in_integers: whether the kernel computes with the stored integers, and so rounds the
             activations that it multiplies them with.
     """
 
     parameter: str
-    quantized: Quantized
+    quantized: Quantized | None
     values: np.ndarray
     in_integers: bool
 
@@ -50,7 +51,8 @@ class FileWeights:
     """The weights of a file.
 
     Attributes:
-        held: parameter → weight, of those that are not float32.
+        held: parameter → weight; without those in float32 that hold a factor of the converter's,
+            which cannot be taken out again without rounding.
         places: parameter → what of the checkpoint belongs there.
         found: signature → where its weights are.
     """
@@ -71,9 +73,11 @@ class FileWeights:
         """
         state = dict(original)
         copied: set[str] = set()
+        unties = self.unties(original)
+        if unties:
+            state[HEAD] = torch.from_numpy(self._values(HEAD, original))
         for name, weight in self.held.items():
-            if name == HEAD and self.unties(original):
-                state[HEAD] = torch.from_numpy(weight.values)
+            if name == HEAD and unties:
                 continue
             for span in self.places.get(name, ()):
                 if span.tensor not in copied:
@@ -88,10 +92,14 @@ class FileWeights:
         """Whether the checkpoint's head is its embedding table, and the file's is not."""
         if HEAD in original or HEAD not in self.places:
             return False
-        head, table = self.held.get(HEAD), self.held.get(EMBEDDING)
-        if head is None or table is None:
-            return head is not table
-        return head.values.tobytes() != table.values.tobytes()
+        head, table = (self._values(name, original) for name in (HEAD, EMBEDDING))
+        return not np.array_equal(head, table)
+
+    def _values(self, name: str, original: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """The file's values, or the checkpoint's where the file's were not read."""
+        if name in self.held:
+            return self.held[name].values
+        return original[self.places[name][0].tensor].numpy()
 
     def modules(self, name: str) -> list[str]:
         """The HF modules that a parameter's rows belong to: ``model.layers.0.mlp.up_proj``."""
@@ -126,18 +134,21 @@ def read_weights(
     file = ModelFile(path)
     found = {name: find_weights(file, name, locate_taps(file, name)) for name in file.signatures}
     decode = found[DECODE if DECODE in found else next(reversed(found))]
-    cap = declared(hf_config).values["final softcap"]
+    said = declared(hf_config)
+    cap = said.values["final softcap"]
     held = {}
     for name, tensor in decode.tensors.items():
         quantized = read(file, decode.graph, tensor)
-        if quantized is None:
+        folded = fold_of(name, decode, said)[0] is not None
+        if quantized is None and (folded or tensor in decode.graph.producer):
             continue
         meant = values(file, decode.graph, tensor)
         if name.startswith("lm_head.") and cap != NONE and cap_is_folded(decode):
             meant = meant * cap
         # A table that is looked up in may be the head's, too: a look-up rounds nothing.
         users = decode.graph.consumers.get(tensor, ()) if name != EMBEDDING else ()
-        integers = any(op.name == "FULLY_CONNECTED" for op in users)
+        in_kernel = any(op.name == "FULLY_CONNECTED" for op in users)
+        integers = in_kernel and quantized is not None
         held[name] = Held(name, quantized, meant.astype(np.float32), integers)
     for tensor, why in decode.unknown.items():
         if read(file, decode.graph, tensor) is not None:
