@@ -71,6 +71,8 @@ class FileWeights:
         """
         state = dict(original)
         copied: set[str] = set()
+        if self.unties(original) and HEAD not in self.held:
+            state[HEAD] = original[self.places[HEAD][0].tensor]
         for name, weight in self.held.items():
             if name == HEAD and self.unties(original):
                 state[HEAD] = torch.from_numpy(weight.values)
