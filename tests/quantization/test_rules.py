@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,57 @@ def test_a_scale_that_is_wrong_in_one_signature_alone(
     assert DOWN_OF_HF in told
     assert f"{DOWN}, {signature}" in told or signature == "prefill_16"
     assert "row 5: scale" in told
+
+
+def test_a_zero_point_in_a_symmetric_file(made: Get, tmp_path: Path) -> None:
+    """The stored integers move with it, so that they stand for the same weights."""
+    port, rules = made("tinyllama"), load_recipe("dynamic_int8")  # type: ignore[operator]
+    moved = tmp_path / "moved.tflite"
+    _changed(quantized(port.path, rules), moved, lambda stored: stored - 1)  # -127 is the lowest
+    file = ModelFile(moved)
+    for name in file.signatures:
+        held = _held(file, name).quantization
+        held.zeroPoint = np.full(len(held.scale), -1, np.int64)
+    write(file, tmp_path / "x.tflite")
+    told = _told(port.audit(tmp_path / "x.tflite", rules))
+    assert re.search(
+        r"(\d+) of \1 zero points are not 0, as a symmetric recipe has it: row 0", told
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["OCTAV", "MSE"])
+def test_scales_that_cut_the_largest_weights_off(made: Get, tmp_path: Path, algorithm: str) -> None:
+    port = made("tinyllama")  # type: ignore[operator]
+    rules = _recipe(tmp_path, algorithm=algorithm, num_bits=4)
+    path = quantized(port.path, rules)
+    assert port.audit(path, rules).outcome == PASS
+
+    def off_by_one(data: np.ndarray) -> np.ndarray:
+        data[int(np.flatnonzero((data & 15) == 2)[0])] += 1
+        return data
+
+    _changed(path, tmp_path / "x.tflite", off_by_one)
+    told = _told(port.audit(tmp_path / "x.tflite", rules))
+    assert re.search(r": 1 of \d+ values are more than half a step", told)
+
+
+def test_weights_that_do_not_stand_around_zero(made: Get, tmp_path: Path) -> None:
+    port = made("tinyllama")  # type: ignore[operator]
+    widened = {"compute_precision": "FLOAT", "explicit_dequantize": True}
+    rules = _recipe(tmp_path, symmetric=False, **widened)
+    path = quantized(port.path, rules)
+    assert port.audit(path, rules).outcome == PASS
+    assert "zero points are not 0" in _told(port.audit(path, load_recipe("weight_only_int8")))
+
+
+def test_a_layer_too_small_for_the_recipe_is_meant_to_stay_in_float(
+    made: Get, tmp_path: Path
+) -> None:
+    port = made("tinyllama")  # type: ignore[operator]
+    rules = _recipe(tmp_path, min_weight_elements=20_000)
+    path = quantized(port.path, rules)
+    assert port.audit(path, rules).outcome == PASS
+    assert DOWN in _told(port.audit(path, load_recipe("dynamic_int8")))
 
 
 def test_a_tied_table_that_is_quantized_for_the_embedding_alone(made: Get, tmp_path: Path) -> None:
