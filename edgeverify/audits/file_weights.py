@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from edgeverify.audits.constants import Weights
 from edgeverify.audits.converted import cap_is_folded, is_mask, is_rope, values
 from edgeverify.audits.declared import NONE
-from edgeverify.audits.kept import kept_in_float, promise_of, tied_alike
+from edgeverify.audits.kept import kept_in_float, promise_of, taken_otherwise, tied_alike
 from edgeverify.audits.model import WEIGHTS, AuditResult, Check, Readings
 from edgeverify.audits.places import Span, block_of, places
 from edgeverify.audits.promised import Promises
@@ -56,22 +57,28 @@ def audit_file(
     apart = {int(match.group(1)) for name in names if (match := _APART.match(name))}
     planned = places({name: tuple(t.shape) for name, t in state.items()}, config, apart)
     audit = Audit(state, "file")
-    compared: set[tuple[str, int]] = set()
+    compared: set[tuple[object, ...]] = set()
     claimed: set[int] = set()
-    for weights in found.values():
+    for signature, weights in found.items():
         for name, tensor in weights.tensors.items():
             buffer = weights.graph.raw.tensors[tensor].buffer
             claimed.add(buffer)
-            if (name, buffer) not in compared:
-                compared.add((name, buffer))
-                spans = planned.get(name)
-                _check(audit, file, weights, name, spans, declared, promises)
+            key = (name, buffer, *_parameters(read(file, weights.graph, tensor)))
+            if key in compared:
+                continue
+            told = f", {signature}" if any(name == other[0] for other in compared) else ""
+            compared.add(key)
+            first = len(audit.checks)
+            _check(audit, file, weights, name, planned.get(name), declared, promises)
+            audit.checks[first:] = [replace(c, where=c.where + told) for c in audit.checks[first:]]
     audit.checks += _missing(planned, found)
     audit.checks += kept_in_float(file, found, promises)
+    if promises is not None:
+        audit.checks += taken_otherwise(file, found, promises)
     audit.checks += tied_alike(file, found, planned)
     kinds = _others(file, found.values(), claimed, audit)
-    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    note = f"the file's constants: {_kept_as(file, found)}" + (f", {told}" if told else "")
+    others = "".join(f", {count} {kind}" for kind, count in kinds.items())
+    note = f"the file's constants: {_kept_as(file, found)}{others}"
     return AuditResult(title, tuple(audit.checks), (note,))
 
 
@@ -101,6 +108,14 @@ def _check(
         audit.checks.append(Check(name, "file", UNCHECKED, reason="is computed from constants"))
     else:
         audit.compare(name, held, spans, fold, note)
+
+
+def _parameters(quantized: Quantized | None) -> tuple[object, ...]:
+    """What else than its bytes decides what a constant stands for: each signature has its own."""
+    if quantized is None:
+        return ()
+    tables = quantized.scales.tobytes(), quantized.zero_points.tobytes()
+    return quantized.dtype, quantized.granularity, quantized.axis, *tables
 
 
 def _weight(

@@ -19,6 +19,7 @@ from edgeverify.report.model import FAIL, UNCHECKED
 
 FLOAT32 = "float32"
 _COMPUTE = ("FULLY_CONNECTED", "EMBEDDING_LOOKUP", "GATHER")
+_TAKEN = {True: "integers taken as they are", False: "integers dequantized first"}
 _BLOCK = re.compile(r"^transformer_blocks\.\d+\.")
 
 
@@ -69,6 +70,25 @@ def kept_in_float(
                 yield Check(name, where, FAIL, str(promise), FLOAT32, "was left in float32")
             elif len(others[_role(name)]) > 1 and not (promise and promise.said):
                 yield _missed(name, signature, others[_role(name)], known=promise is not None)
+
+
+def taken_otherwise(
+    file: ModelFile, found: Mapping[str, Weights], promises: Promises
+) -> Iterator[Check]:
+    """Operators that compute with the integers where the recipe has them widened, or the reverse.
+
+    The same weights make a dynamic file and a weight-only one: what differs is the DEQUANTIZE
+    between the weight and its operator, which decides whether activations are rounded, too.
+    """
+    for signature, weights in found.items():
+        for name, tensor in weights.tensors.items():
+            if read(file, weights.graph, tensor) is None:
+                continue
+            for op in users(weights, tensor):
+                promise, as_stored = promises.of(weights.graph, op), tensor in op.inputs
+                if "int" in promise.dtype and promise.in_integers != as_stored:
+                    expected, taken = (_TAKEN[way] for way in (promise.in_integers, as_stored))
+                    yield Check(name, f"file, {name}, {signature}", FAIL, expected, taken)
 
 
 def _missed(name: str, signature: str, kinds: Counter[str], *, known: bool) -> Check:

@@ -6,6 +6,7 @@ operator's kind and its scope, which is the names of its outputs.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ class Promise:
         dtype: ``int8``, ``int4``, … ``float16``; ``float32`` where it is to be left alone.
         granularity: ``tensor``, ``channel`` or ``block``.
         block_size: elements of a block, or None.
-        in_integers: whether the operator is to compute with the stored integers.
+        symmetric: whether integers are to stand around zero.
+        in_integers: whether the operator is to take the integers as they are stored, and not what
+            a DEQUANTIZE makes of them.
         algorithm: ai-edge-quantizer's name of how scales are chosen.
         said: whether a rule says so; False where none fits and the weight is left alone.
     """
@@ -36,6 +39,7 @@ class Promise:
     dtype: str = "float32"
     granularity: str = TENSOR
     block_size: int | None = None
+    symmetric: bool = True
     in_integers: bool = False
     algorithm: str = _UNTOUCHED
     said: bool = False
@@ -63,11 +67,16 @@ class Promises:
             return Promise(said=self._says_no(graph, op))
         weight = config.weight_tensor_config
         kind = "float" if _value(weight.dtype) == "FLOAT" else "int"
+        # The quantizer has the limit for linear layers alone (_are_weights_too_small).
+        limit = config.min_weight_elements if kind == "int" and op.name == "FULLY_CONNECTED" else 0
+        if limit and math.prod(graph.shape(op.inputs[1])) < limit:
+            return Promise(said=True)
         granularity, block = _granularity(str(_value(weight.granularity)))
         return Promise(
             f"{kind}{weight.num_bits}",
             granularity if kind == "int" else TENSOR,
             block,
+            bool(weight.symmetric),
             kind == "int" and _value(config.compute_precision) == "INTEGER",
             name,
             said=True,

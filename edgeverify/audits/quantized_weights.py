@@ -76,7 +76,11 @@ def check_weight(
         return [Check(weight.tensors, weight.where, FAIL, *shapes)]
     if "float" in weight.quantized.dtype:
         return [_cast(weight, held)]
-    problem = _scales(weight, promise) or _values(weight, held)
+    problem = _unusable(weight, promise)
+    if not problem:
+        otherwise = _chosen_otherwise(weight, promise)
+        problem = "" if otherwise else _scales(weight, _symmetric(weight, promise))
+        problem = problem or _values(weight, held, cut_off=otherwise)
     if problem:
         return [Check(weight.tensors, weight.where, FAIL, "", "", problem)]
     return [Check(weight.tensors, weight.where, PASS, reason=kept)]
@@ -116,39 +120,94 @@ def _rows(weight: Weight) -> np.ndarray:
     return np.moveaxis(expected, quantized.axis, 0).reshape(quantized.scales.size, -1)
 
 
-def _scales(weight: Weight, promise: Promise | None) -> str:
-    """What is wrong with the scales, or nothing."""
-    quantized = weight.quantized
-    scales = quantized.scales.reshape(-1)
+def _unusable(weight: Weight, promise: Promise | None) -> str:
+    """Scales and zero points that no weight can have, or nothing."""
+    scales, points = weight.quantized.scales.reshape(-1), weight.quantized.zero_points.reshape(-1)
     bad = ~(np.isfinite(scales) & (scales > 0))
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         return f"{bad.sum()} of {scales.size} scales are zero, negative or not finite: " + _named(
             weight, first, f"{scales[first]:.6g}"
         )
-    if promise is not None and promise.algorithm != MIN_MAX:
-        return ""
-    largest = np.abs(_rows(weight)).max(1).astype(np.float64)
-    highest = 2 ** (BITS[quantized.dtype] - 1) - 1
-    right = np.maximum(largest, SMALLEST_BOUND) / highest
+    if promise is not None and promise.symmetric and points.any():
+        first = int(np.flatnonzero(points)[0])
+        return (
+            f"{np.count_nonzero(points)} of {points.size} zero points are not 0, as a symmetric "
+            "recipe has it: " + _named(weight, first, f"{points[first]}")
+        )
+    return ""
+
+
+def _odd_scales(weight: Weight, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Scales as the weights' range gives them, and which of the file's are others."""
+    quantized, rows = weight.quantized, _rows(weight)
+    if symmetric:
+        reach = np.abs(rows).max(1).astype(np.float64)
+    else:  # from the smallest to the largest, 0 included
+        reach = rows.max(1).clip(0).astype(np.float64) - rows.min(1).clip(max=0)
+    right = np.maximum(reach, SMALLEST_BOUND) / _integers(quantized, symmetric)
     slack = SCALE_SLACK.get(quantized.granularity, FLOAT_SCALE_SLACK)
     # Where blocks hold nearly nothing, their scale is a subnormal float16, in steps of 2^-24.
     allowed = slack * right + (2.0**-25 if quantized.granularity == BLOCK else 0)
-    odd = np.abs(scales - right) > allowed
-    if promise is None and odd.mean() > 0.5:
-        return ""  # scales that were chosen otherwise than by the largest magnitude
+    return right, np.abs(quantized.scales.reshape(-1) - right) > allowed
+
+
+def _integers(quantized: Quantized, symmetric: bool) -> int:
+    """How many steps the reach of a scale is divided into."""
+    bits = BITS[quantized.dtype]
+    return _highest(bits) if symmetric else 2**bits - 1
+
+
+def _symmetric(weight: Weight, promise: Promise | None) -> bool:
+    return not weight.quantized.zero_points.any() if promise is None else promise.symmetric
+
+
+def _scales(weight: Weight, symmetric: bool) -> str:
+    """Which scales are not those of the weights' range, or nothing."""
+    right, odd = _odd_scales(weight, symmetric)
     if not odd.any():
         return ""
     first = int(np.flatnonzero(odd)[0])
-    told = f"scale {scales[first]:.6g}, its largest magnitude over {highest} is {right[first]:.6g}"
-    factor = f" (× {scales[first] / right[first]:.3g})"
-    return f"{odd.sum()} of {scales.size} scales are not their weights': " + _named(
+    scale = weight.quantized.scales.reshape(-1)[first]
+    reach = "largest magnitude" if symmetric else "range"
+    steps = _integers(weight.quantized, symmetric)
+    told = f"scale {scale:.6g}, its {reach} over {steps} is {right[first]:.6g}"
+    factor = f" (× {scale / right[first]:.3g})"
+    return f"{odd.sum()} of {odd.size} scales are not their weights': " + _named(
         weight, first, told + factor
     )
 
 
-def _values(weight: Weight, held: np.ndarray) -> str:
-    """Which values are further off than half a step, or nothing."""
+def _chosen_otherwise(weight: Weight, promise: Promise | None) -> bool:
+    """Whether scales are not meant to reach the largest weight: OCTAV and MSE cut some off.
+
+    Without a recipe, it is taken for so where most of the scales are others.
+    """
+    if promise is not None:
+        return promise.algorithm != MIN_MAX
+    return bool(_odd_scales(weight, _symmetric(weight, None))[1].mean() > 0.5)
+
+
+def _within(weight: Weight, steps: np.ndarray) -> np.ndarray:
+    """What is expected, brought to the nearest that the integers reach."""
+    quantized = weight.quantized
+    bits, points = BITS[quantized.dtype], quantized.zero_points
+    if points.any():
+        return weight.expected  # algorithms that cut off are symmetric
+    # Of 8 bits and more the quantizer leaves the lowest integer out (uniform_quantize).
+    lowest = -_highest(bits) - (bits < 8)
+    return weight.expected.clip(lowest * steps, _highest(bits) * steps)
+
+
+def _highest(bits: int) -> int:
+    return int(2 ** (bits - 1) - 1)
+
+
+def _values(weight: Weight, held: np.ndarray, *, cut_off: bool) -> str:
+    """Which values are further off than half a step, or nothing.
+
+    With ``cut_off``, what lies beyond the reach of the integers is to be at its end.
+    """
     quantized = weight.quantized
     steps: np.ndarray
     if quantized.granularity == BLOCK:
@@ -160,7 +219,8 @@ def _values(weight: Weight, held: np.ndarray) -> str:
         along = [1] * held.ndim
         along[quantized.axis] = -1
         steps = quantized.scales.reshape(along)
-    off = np.abs(held - weight.expected) / steps
+    expected = _within(weight, steps) if cut_off else weight.expected
+    off = np.abs(held - expected) / steps
     wrong = off > 0.5 + SLACK
     if not wrong.any():
         return ""

@@ -1,0 +1,152 @@
+"""What rules of a user's own promise, and files that keep another promise than theirs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeverify.audits.constants import find_weights
+from edgeverify.flatbuffer import ModelFile, locate_taps
+from edgeverify.flatbuffer.instrument import write
+from edgeverify.quantize import quantized
+from edgeverify.recipes import Recipe, load_recipe
+from edgeverify.report.model import FAIL, PASS
+
+pytestmark = pytest.mark.slow
+Get = Callable[..., "object"]
+DOWN = "transformer_blocks.1.ff.w2.weight"
+DOWN_OF_HF = "model.layers.1.mlp.down_proj.weight"
+
+
+def _recipe(folder: Path, *, operation: str = "*", algorithm: str = "", **config: object) -> Recipe:
+    """One rule, for int8 by channel unless it is said otherwise."""
+    weight = {"num_bits": 8, "symmetric": True, "granularity": "CHANNELWISE", "dtype": "INT"}
+    weight |= {key: config.pop(key) for key in list(config) if key in weight}
+    given = {"compute_precision": "INTEGER", "explicit_dequantize": False, **config}
+    rule = {
+        "regex": ".*",
+        "operation": operation,
+        "algorithm_key": algorithm or "min_max_uniform_quantize",
+        "op_config": {"weight_tensor_config": weight, **given},
+    }
+    path = folder / "mine.json"
+    path.write_text(json.dumps([rule]))
+    return load_recipe(str(path))
+
+
+def _told(audit) -> str:  # type: ignore[no-untyped-def]
+    assert audit.outcome == FAIL
+    return "\n".join(str(check) for check in audit.odd)
+
+
+def _held(file: ModelFile, signature: str):  # type: ignore[no-untyped-def]
+    tensor = find_weights(file, signature, locate_taps(file, signature)).tensors[DOWN]
+    return file.graph(signature).raw.tensors[tensor]
+
+
+def _changed(source: Path, target: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """A copy in which the bytes of one weight are others."""
+    shutil.copyfile(source, target)
+    file = ModelFile(source)
+    first, count = file.buffer_span(_held(file, "decode").buffer)  # type: ignore[misc]
+    data = np.memmap(target, np.int8, "r+", offset=first, shape=(count,))
+    data[:] = change(np.array(data))
+    data.flush()
+
+
+@pytest.mark.parametrize(
+    ("named", "made_by"),
+    [("dynamic_int8", "weight_only_int8"), ("weight_only_int8", "dynamic_int8")],
+)
+def test_integers_that_are_dequantized_first_are_told_from_others(
+    made: Get, named: str, made_by: str
+) -> None:
+    """The weights of the two are the same, and so is what the leg holds each to."""
+    port = made("tinyllama")  # type: ignore[operator]
+    told = _told(port.audit(quantized(port.path, load_recipe(made_by)), load_recipe(named)))
+    ways = ["integers taken as they are", "integers dequantized first"]
+    expected, found = ways if named == "dynamic_int8" else reversed(ways)
+    assert f"{DOWN}, decode): expected {expected}, found {found}" in told
+
+
+@pytest.mark.parametrize("signature", ["prefill_16", "prefill_32", "decode"])
+def test_a_scale_that_is_wrong_in_one_signature_alone(
+    made: Get, tmp_path: Path, signature: str
+) -> None:
+    """Signatures share a weight's bytes, but each has scales of its own."""
+    port, rules = made("tinyllama"), load_recipe("weight_only_int8")  # type: ignore[operator]
+    file = ModelFile(quantized(port.path, rules))
+    held = _held(file, signature).quantization
+    scales = np.array(held.scale, np.float32)
+    scales[5] *= 2
+    held.scale = scales
+    write(file, tmp_path / "x.tflite")
+    told = _told(port.audit(tmp_path / "x.tflite", rules))
+    assert DOWN_OF_HF in told
+    assert f"{DOWN}, {signature}" in told or signature == "prefill_16"
+    assert "row 5: scale" in told
+
+
+def test_a_zero_point_in_a_symmetric_file(made: Get, tmp_path: Path) -> None:
+    """The stored integers move with it, so that they stand for the same weights."""
+    port, rules = made("tinyllama"), load_recipe("dynamic_int8")  # type: ignore[operator]
+    moved = tmp_path / "moved.tflite"
+    _changed(quantized(port.path, rules), moved, lambda stored: stored - 1)  # -127 is the lowest
+    file = ModelFile(moved)
+    for name in file.signatures:
+        held = _held(file, name).quantization
+        held.zeroPoint = np.full(len(held.scale), -1, np.int64)
+    write(file, tmp_path / "x.tflite")
+    told = _told(port.audit(tmp_path / "x.tflite", rules))
+    assert re.search(
+        r"(\d+) of \1 zero points are not 0, as a symmetric recipe has it: row 0", told
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["OCTAV", "MSE"])
+def test_scales_that_cut_the_largest_weights_off(made: Get, tmp_path: Path, algorithm: str) -> None:
+    port = made("tinyllama")  # type: ignore[operator]
+    rules = _recipe(tmp_path, algorithm=algorithm, num_bits=4)
+    path = quantized(port.path, rules)
+    assert port.audit(path, rules).outcome == PASS
+
+    def off_by_one(data: np.ndarray) -> np.ndarray:
+        data[int(np.flatnonzero((data & 15) == 2)[0])] += 1
+        return data
+
+    _changed(path, tmp_path / "x.tflite", off_by_one)
+    told = _told(port.audit(tmp_path / "x.tflite", rules))
+    assert re.search(r": 1 of \d+ values are more than half a step", told)
+
+
+def test_weights_that_do_not_stand_around_zero(made: Get, tmp_path: Path) -> None:
+    port = made("tinyllama")  # type: ignore[operator]
+    widened = {"compute_precision": "FLOAT", "explicit_dequantize": True}
+    rules = _recipe(tmp_path, symmetric=False, **widened)
+    path = quantized(port.path, rules)
+    assert port.audit(path, rules).outcome == PASS
+    assert "zero points are not 0" in _told(port.audit(path, load_recipe("weight_only_int8")))
+
+
+def test_a_layer_too_small_for_the_recipe_is_meant_to_stay_in_float(
+    made: Get, tmp_path: Path
+) -> None:
+    port = made("tinyllama")  # type: ignore[operator]
+    rules = _recipe(tmp_path, min_weight_elements=20_000)
+    path = quantized(port.path, rules)
+    assert port.audit(path, rules).outcome == PASS
+    assert DOWN in _told(port.audit(path, load_recipe("dynamic_int8")))
+
+
+def test_a_tied_table_that_is_quantized_for_the_embedding_alone(made: Get, tmp_path: Path) -> None:
+    port = made("openelm")  # type: ignore[operator]
+    rules = _recipe(tmp_path, operation="EMBEDDING_LOOKUP")
+    path = quantized(port.path, rules)
+    assert port.audit(path, rules).outcome == PASS
+    assert port.leg(path, rules).outcome == PASS
