@@ -53,14 +53,16 @@ def expand(given: Sequence[str], *, where: str = "--recipe") -> tuple[str, ...]:
         where: told in errors.
 
     Raises:
-        UsageError: none of the forms, or two with one name in the report.
+        UsageError: none of the forms, or two with one name in the report, or one with the name of
+            another that it is not.
     """
     chosen: dict[str, None] = {}
     for text in given:
         chosen.update(dict.fromkeys(RECIPES if text == ALL else (_checked(text, where),)))
     labels = [label(text) for text in chosen]
     for text in chosen:
-        if labels.count(label(text)) > 1:
+        reserved = text not in RECIPES and label(text) in (*RECIPES, ALL)
+        if reserved or labels.count(label(text)) > 1:
             raise UsageError(
                 f"two recipes are called {label(text)!r}",
                 where=f"{where} {text}",

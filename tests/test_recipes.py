@@ -96,3 +96,12 @@ def test_objects_of_the_generative_api_are_taken(tmp_path: Path) -> None:
         load_recipe(f"{path}:NUMBER")
     with pytest.raises(PortError, match="has no 'OTHER'"):
         load_recipe(f"{path}:OTHER")
+
+
+@pytest.mark.parametrize("name", ["float32", "dynamic_int8", "all"])
+def test_a_file_does_not_pass_for_a_named_recipe(tmp_path: Path, name: str) -> None:
+    """``float32.json`` was once the float file, whatever it said."""
+    path = tmp_path / f"{name}.json"
+    path.write_text("[]")
+    with pytest.raises(UsageError, match=f"two recipes are called '{name}'"):
+        expand([str(path)])

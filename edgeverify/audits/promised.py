@@ -92,11 +92,12 @@ class Promises:
         )
 
     def idle(self, graphs: Iterable[Graph]) -> Iterator[str]:
-        """The rules with a regular expression of their own that fits no operator's scope."""
-        scopes = [scope(graph, op) for graph in graphs for op in graph.ops]
+        """The rules with a regular expression of their own that fits none of their operators."""
+        scopes = [(op.name, scope(graph, op)) for graph in graphs for op in graph.ops]
         for index, rule in enumerate(self._recipe.rules):
-            regex = rule["regex"]
-            if regex not in _EVERYTHING and not any(re.search(regex, text) for text in scopes):
+            regex, kind = rule["regex"], rule["operation"]
+            fits = (re.search(regex, text) for name, text in scopes if kind in ("*", name))
+            if regex not in _EVERYTHING and not any(fits):
                 yield f"rule {index + 1}, {regex!r}"
 
 

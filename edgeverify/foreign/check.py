@@ -19,7 +19,7 @@ from edgeverify import artifacts, contained, inputs
 from edgeverify.audits.model import AuditResult
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.compare import Baseline, judge_leg, thresholds
-from edgeverify.errors import ArtifactError
+from edgeverify.errors import ArtifactError, UsageError
 from edgeverify.findings import report_of
 from edgeverify.foreign import running
 from edgeverify.foreign.audits import audit
@@ -32,7 +32,7 @@ from edgeverify.progress import Progress
 from edgeverify.quantization.leg import LEG as QUANTIZATION
 from edgeverify.quantization.leg import judge_file
 from edgeverify.quantization.weights import read_weights
-from edgeverify.recipes import FLOAT32, Recipe, expand, load_recipe
+from edgeverify.recipes import ALL, FLOAT32, Recipe, expand, load_recipe
 from edgeverify.report.model import FAIL, UNCHECKED, LegResult, Report
 from edgeverify.selectors import Selectors
 from edgeverify.stages import Run, fitting_threads, reference_baselines
@@ -115,7 +115,7 @@ def verify_artifact(
             and one that crashes or hangs the child.
     """
     chosen = Selectors.of(checkpoint=str(checkpoint), **selectors)
-    promised = load_recipe(*expand([recipe])) if recipe else None
+    promised = _promised(recipe) if recipe else None
     told = progress or Progress()
     with _opened(Path(path), chosen, seconds, told) as file:
         found = port_for(str(checkpoint)) if port is None else port
@@ -125,6 +125,17 @@ def verify_artifact(
             legs, audits, traces = _judge(run, file, promised)
             report = report_of(run, legs, audits, tokenizer, traces)
     return replace(report, case=_described(report.case, file))
+
+
+def _promised(recipe: str) -> Recipe:
+    if recipe == ALL:
+        raise UsageError(
+            "one file is made by one recipe",
+            where=f"--recipe {ALL}",
+            expected="the recipe that the file was made by",
+            fix="leave it out if it is not known",
+        )
+    return load_recipe(*expand([recipe]))
 
 
 @contextmanager

@@ -212,3 +212,8 @@ def test_the_port_is_found_by_the_config(checkpoint: Get, tmp_path: Path) -> Non
         port_for(str(tmp_path))
     with pytest.raises(UsageError, match="is neither a path nor a hub id"):
         port_for("somebody/something")
+
+
+def test_one_file_has_one_recipe() -> None:
+    with pytest.raises(UsageError, match="one file is made by one recipe"):
+        verify_artifact("any.tflite", checkpoint="anywhere", recipe="all")

@@ -150,3 +150,16 @@ def test_a_tied_table_that_is_quantized_for_the_embedding_alone(made: Get, tmp_p
     path = quantized(port.path, rules)
     assert port.audit(path, rules).outcome == PASS
     assert port.leg(path, rules).outcome == PASS
+
+
+def test_a_rule_for_operators_that_its_layers_do_not_have(made: Get, tmp_path: Path) -> None:
+    port = made("tinyllama")  # type: ignore[operator]
+    rules = [
+        {"regex": ".*", "operation": "*", "algorithm_key": "no_quantize"},
+        {"regex": "FeedForward", "operation": "CONV_2D", "algorithm_key": "no_quantize"},
+    ]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(rules))
+    told = _told(port.audit(port.path, load_recipe(str(path))))
+    assert "rule 2, 'FeedForward'" in told
+    assert "rule 1" not in told
