@@ -69,7 +69,10 @@ def _check(run: Run, recipe: Recipe, path: Path, baseline: Baseline, blocked: st
     if blocked or weights is None:
         reason = blocked or "its weights could not be read: see the audit"
         return Checked(_unchecked(label, reason), audit)
-    judged = judge_file(run, file, weights, label, baseline)
+    try:
+        judged = judge_file(run, file, weights, label, baseline)
+    except ArtifactError as error:  # the other recipes' verdicts must not be lost over one file
+        return Checked(_unchecked(label, str(error)), audit)
     return Checked(judged.leg, audit, judged)
 
 

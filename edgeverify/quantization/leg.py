@@ -1,9 +1,9 @@
 """The leg ``quantization``: a quantized file against the reference with the file's own weights.
 
 Whether the weights are the checkpoint's, rounded as the recipe says, is the audit's question
-(``edgeverify.audits.quantization``), answered exactly. Here the file's weights are taken as they
-are, so that what is left is what the kernels do: they round activations, where they compute with
-integers, and they err as float32 does. Both are predicted by the control.
+(``edgeverify.audits.quantized_weights``), answered exactly. Here the file's weights are taken as
+they are, so that what is left is what the kernels do: they round activations, where they compute
+with integers, and they err as float32 does. Both are predicted by the control.
 """
 
 from __future__ import annotations

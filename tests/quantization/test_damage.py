@@ -14,9 +14,11 @@ import pytest
 
 from edgeverify import load_port, verify
 from edgeverify.audits.constants import find_weights
+from edgeverify.errors import ArtifactError
 from edgeverify.faults.catalogue import FAULTS
 from edgeverify.flatbuffer import ModelFile, locate_taps
 from edgeverify.flatbuffer.instrument import write
+from edgeverify.quantization.leg import judge_file
 from edgeverify.quantize import quantized
 from edgeverify.recipes import NAMED, Recipe, load_recipe
 from edgeverify.report.model import FAIL, PASS, UNCHECKED
@@ -128,6 +130,22 @@ def test_blocks_of_128_where_the_widths_are_multiples_of_it() -> None:
     assert "int4 in blocks of 128" in "".join(
         report.audits["quantization:dynamic_int4_block128"].notes
     )
+
+
+def test_a_file_that_the_runtime_refuses_costs_no_other_recipe_its_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(run: object, path: Path, weights: object, label: str, *rest: object) -> object:
+        if label.endswith("fp16"):
+            raise ArtifactError("the runtime cannot open it", where=path)
+        return judge_file(run, path, weights, label, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("edgeverify.quantization.check.judge_file", refused)
+    report = verify("tinyllama", recipes=("fp16", "dynamic_int8"))
+    assert report.legs["quantization:fp16"].outcome == UNCHECKED
+    assert "the runtime cannot open it" in report.legs["quantization:fp16"].reason
+    assert report.legs["quantization:dynamic_int8"].outcome == PASS
+    assert report.outcome == UNCHECKED
 
 
 def test_a_width_that_is_no_multiple_of_the_block_is_unchecked_with_the_reason() -> None:
