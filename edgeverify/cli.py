@@ -14,9 +14,10 @@ from typing import Any, NoReturn
 from edgeverify import selectors
 from edgeverify.choices import one_of
 from edgeverify.commands import bench, check_artifact, evaluate, inspect
+from edgeverify.commands.shown import show
 from edgeverify.errors import EdgeVerifyError, UsageError
 from edgeverify.ports import catalogue, check_name
-from edgeverify.report.files import FORMATS, check_paths, write_atomically, write_reports
+from edgeverify.report.files import FORMATS, check_paths, write_atomically
 from edgeverify.report.model import FAIL, PASS, UNCHECKED
 
 EXIT_CODES = {PASS: 0, FAIL: 1, UNCHECKED: 3}
@@ -232,17 +233,7 @@ def _check(options: argparse.Namespace) -> int:
         verbose=options.verbose,
         progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
     )
-
-    from edgeverify.report.terminal import console_for, print_outcome, print_report
-
-    try:
-        write_reports(report, paths)
-    finally:  # a file that cannot be written must not cost the verdict of a long run
-        console = console_for(sys.stdout)
-        if options.quiet and report.passed:
-            print_outcome(report, console)
-        else:
-            print_report(report, console, verbose=options.verbose)
+    show(report, paths, quiet=options.quiet, verbose=options.verbose)
     return EXIT_CODES[report.outcome]
 
 

@@ -71,7 +71,9 @@ def runtime_leg(
     if leg.outcome == FAIL:
         with tflite.instrumented_copy(path, root=cache) as copy:
             tapped = runtimes.run(path, case, runtime, instrumented=copy, **options)
-        leg = judge_leg(name, tapped, None, baseline, expected, starts)
+        named = judge_leg(name, tapped, None, baseline, expected, starts)
+        # A second run may name the tap, but never take the first one's verdict back.
+        leg = named if named.outcome == FAIL else leg
     return replace(leg, notes=(*leg.notes, _compared(trace, interpreter, outer)))
 
 
@@ -99,6 +101,8 @@ def _compared(trace: Trace, interpreter: Trace, keys: Sequence[str]) -> str:
     """``bitwise what the LiteRT interpreter gives``, or how many outputs are not."""
     shared = [key for key in keys if key in trace and key in interpreter]
     other = sum(not _same(trace.arrays, interpreter.arrays, key) for key in shared)
+    if not shared:
+        return "it gave none of the LiteRT interpreter's outputs"
     if not other:
         return "bitwise what the LiteRT interpreter gives"
     return f"{other} of {len(shared)} outputs are not bitwise the LiteRT interpreter's"

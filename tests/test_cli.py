@@ -179,7 +179,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_the_verdict(
     def full(report: Report, paths: Any) -> None:
         raise UsageError("cannot be written", where="r.json")
 
-    monkeypatch.setattr("edgeverify.cli.write_reports", full)
+    monkeypatch.setattr("edgeverify.commands.shown.write_reports", full)
     assert main(["check", "tinyllama", "--json", str(tmp_path / "r.json")]) == 2
     out, err = capsys.readouterr()
     assert out.startswith("PASS")

@@ -14,7 +14,7 @@ from edgeverify.audits.promised import Promise, Promises
 from edgeverify.audits.quantized_weights import describe
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.flatbuffer.graph import Op
-from edgeverify.flatbuffer.quantization import constant_of, read, stored
+from edgeverify.flatbuffer.quantization import read, stored
 from edgeverify.report.model import FAIL, UNCHECKED
 
 FLOAT32 = "float32"
@@ -25,8 +25,10 @@ _BLOCK = re.compile(r"^transformer_blocks\.\d+\.")
 
 def users(weights: Weights, tensor: int) -> Iterator[Op]:
     """The operators that compute with a constant, behind its DEQUANTIZE if there is one."""
-    for op in weights.graph.ops:
-        if op.name in _COMPUTE and tensor in {constant_of(weights.graph, t) for t in op.inputs}:
+    for op in weights.graph.consumers.get(tensor, ()):
+        if op.name == "DEQUANTIZE":
+            yield from users(weights, op.outputs[0])
+        elif op.name in _COMPUTE:
             yield op
 
 
@@ -56,6 +58,8 @@ def kept_in_float(
             if name.endswith(".weight") and any(users(weights, tensor))
         }
         if set(kept.values()) <= {FLOAT32}:
+            if promises is not None:
+                yield from _untouched(weights, kept, signature, promises)
             continue
         others = {
             role: Counter(kind for name, kind in kept.items() if _role(name) == role)
@@ -70,6 +74,17 @@ def kept_in_float(
                 yield Check(name, where, FAIL, str(promise), FLOAT32, "was left in float32")
             elif len(others[_role(name)]) > 1 and not (promise and promise.said):
                 yield _missed(name, signature, others[_role(name)], known=promise is not None)
+
+
+def _untouched(
+    weights: Weights, kept: Mapping[str, str], signature: str, promises: Promises
+) -> Iterator[Check]:
+    """A recipe that has quantized nothing, unless its rules say so of every weight."""
+    asked = [promise_of(weights, weights.tensors[name], promises) for name in kept]
+    if all(p is not None and p.said and p.dtype == FLOAT32 for p in asked):
+        return
+    reason = "the recipe has quantized nothing: does a rule's operation name an operator?"
+    yield Check("weights", f"file, {signature}", FAIL, "quantized weights", FLOAT32, reason)
 
 
 def taken_otherwise(

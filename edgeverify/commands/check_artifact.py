@@ -9,10 +9,11 @@ from pathlib import Path
 from edgeverify.case import DEFAULT_DECODE_STEPS, KERNELS
 from edgeverify.choices import one_of
 from edgeverify.commands.inspect import check_file
+from edgeverify.commands.shown import show
 from edgeverify.errors import UsageError
 from edgeverify.ports import check_name
 from edgeverify.progress import Progress
-from edgeverify.report.files import FORMATS, check_paths, write_reports
+from edgeverify.report.files import FORMATS, check_paths
 from edgeverify.report.model import Report
 
 HELP = "compare a .tflite or .litertlm that was made elsewhere with the reference"
@@ -62,19 +63,11 @@ def run(options: argparse.Namespace) -> str:
 
     from edgeverify.launch import without_chatter
     from edgeverify.report.progress import progress_for
-    from edgeverify.report.terminal import console_for, print_outcome, print_report
 
     # It draws on the terminal, which is out of reach while chatter is silenced.
     progress = progress_for(sys.stderr, quiet=options.quiet or options.verbose)
     report = without_chatter(lambda: _verify(options, progress), enabled=not options.verbose)
-    try:
-        write_reports(report, paths)
-    finally:  # a file that cannot be written must not cost the verdict of a long run
-        console = console_for(sys.stdout)
-        if options.quiet and report.passed:
-            print_outcome(report, console)
-        else:
-            print_report(report, console, verbose=options.verbose)
+    show(report, paths, quiet=options.quiet, verbose=options.verbose)
     return report.outcome
 
 

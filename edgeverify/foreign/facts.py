@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from edgeverify import taps
@@ -66,18 +65,12 @@ class Facts:
         return cls(**{**data, "masks": tuple(data["masks"])})
 
 
-def read_facts(path: Path) -> Facts:
+def facts_of(file: ModelFile) -> Facts:
     """Reads a file's facts.
 
     Raises:
-        ArtifactError: it cannot be read, or is no language model of this form; the message says
-            what was found.
+        ArtifactError: it is no language model of this form; the message says what was found.
     """
-    return facts_of(ModelFile(path))
-
-
-def facts_of(file: ModelFile) -> Facts:
-    """The same, of an opened file."""
     usable, others = _usable(file)
     if DECODE not in usable or len(usable) < 2:
         found = [f"{name} ({', '.join(s.inputs)})" for name, s in file.signatures.items()]

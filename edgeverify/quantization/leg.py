@@ -92,7 +92,8 @@ def judge_file(
         worst = max((r.error_ratio for r in found.values() if r.error_ratio is not None), default=0)
         predicted = {"taps": len(found), "worst": worst}
     figures = attribution(original.oracle, expectation, whole, weights)
-    leg = replace(leg, attribution={**figures, "control": predicted})
+    if figures:
+        leg = replace(leg, attribution={**figures, "control": predicted})
     return FileRun(path, leg, whole, baseline)
 
 
@@ -200,11 +201,17 @@ def attribution(
         between the oracle, the oracle with the file's weights, the control and the file; of
         ``kl``, in nats, the mean Kullback-Leibler divergence of what ``weights`` alone, the
         ``control`` and the ``file`` predict from what the oracle does; ``quantized``: how many
-        weights are not float32.
+        weights are not float32. Nothing where the file gives no logits of the right shape.
     """
     with_weights = expectation.floating.oracle
     control = expectation.control or with_weights
-    keys = [key for key in original if taps.split(key)[1] == taps.LOGITS and key in whole]
+    keys = [
+        key
+        for key, logits in original.arrays.items()
+        if taps.split(key)[1] == taps.LOGITS and key in whole and whole[key].shape == logits.shape
+    ]
+    if not keys:
+        return {}
     rows = {
         name: np.concatenate([trace[key][0].astype(np.float64) for key in keys])
         for name, trace in (

@@ -47,6 +47,7 @@ class Constants:
         self.arrays: dict[int, np.ndarray | None] = {}
         self.raw = SimpleNamespace(tensors=[])
         self.producer: dict[int, Any] = {}
+        self.consumers: dict[int, list[Any]] = {}
         self.ops: tuple[Any, ...] = ()
 
     def name(self, tensor: int) -> str:

@@ -9,11 +9,16 @@ from typing import Any
 import pytest
 
 from edgeverify.errors import ArtifactError
-from edgeverify.foreign.facts import read_facts
+from edgeverify.flatbuffer import ModelFile
+from edgeverify.foreign.facts import Facts, facts_of
 from tests.flatbuffer import made
 from tests.foreign.edits import cache_writes_hidden, copied, edited, input_renamed, renamed
 
 Get = Callable[..., Any]
+
+
+def read_facts(path: Path) -> Facts:
+    return facts_of(ModelFile(path))
 
 
 @pytest.mark.slow

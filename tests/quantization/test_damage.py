@@ -19,9 +19,11 @@ from edgeverify.faults.catalogue import FAULTS
 from edgeverify.flatbuffer import ModelFile, locate_taps
 from edgeverify.flatbuffer.instrument import write
 from edgeverify.quantization.leg import judge_file
+from edgeverify.quantization.weights import read_weights
 from edgeverify.quantize import quantized
 from edgeverify.recipes import NAMED, Recipe, load_recipe
 from edgeverify.report.model import FAIL, PASS, UNCHECKED
+from edgeverify.trace import Trace
 
 pytestmark = pytest.mark.slow
 Get = Callable[..., "object"]
@@ -214,6 +216,40 @@ def test_a_layer_that_a_rule_leaves_in_float_is_meant(made: Get, tmp_path: Path)
     audit = port.audit(path, rules)
     assert audit.outcome == PASS
     assert port.leg(path, rules).outcome == PASS
+
+
+def test_a_recipe_that_quantizes_nothing_is_a_failure(made: Get, tmp_path: Path) -> None:
+    port = made("tinyllama")  # type: ignore[operator]
+    rules = _recipe(tmp_path, {**_int8(".*"), "operation": "CONV_2D"})
+    told = _told(port.audit(port.path, rules))
+    assert "expected quantized weights, found float32: the recipe has quantized nothing" in told
+    no = {"regex": ".*", "operation": "*", "algorithm_key": "no_quantize"}
+    assert port.audit(port.path, _recipe(tmp_path, no)).outcome == PASS
+
+
+def test_a_file_without_the_right_logits_fails_without_an_attribution(made: Get) -> None:
+    from edgeverify.quantization.leg import attribution
+
+    port, rules = made("tinyllama"), load_recipe("dynamic_int8")  # type: ignore[operator]
+    file = quantized(port.path, rules)
+    weights = read_weights(
+        file,
+        port.run.hf_config,
+        port.run.model().config,
+        {name: tuple(tensor.shape) for name, tensor in port.run.state().items()},
+    )
+
+    def cut(run: object, path: Path, oracle: Trace) -> tuple[Trace, None]:
+        arrays = {
+            key: array[..., :-1].astype(np.float32) if key.endswith("logits") else array
+            for key, array in oracle.arrays.items()
+        }
+        return Trace(arrays), None
+
+    leg = judge_file(port.run, file, weights, "quantization:x", port.baseline, cut).leg
+    assert leg.outcome == FAIL
+    assert leg.attribution == {}
+    assert attribution(Trace(), None, Trace(), weights) == {}  # type: ignore[arg-type]
 
 
 def test_a_rule_that_fits_nothing_is_a_failure(made: Get, tmp_path: Path) -> None:
