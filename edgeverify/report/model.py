@@ -151,6 +151,41 @@ class InvariantResult:
 
 
 @dataclass(frozen=True)
+class GoldenChange:
+    """One array of a golden that no longer holds.
+
+    Attributes:
+        key: ``prefill.0/blocks.3.attn.k``, or the name of a figure, e.g. ``ops.RESHAPE``.
+        what: what changed in words: values, shape, dtype, missing, extra.
+        ratio: the difference over what is allowed, or None where it is no matter of size.
+    """
+
+    key: str
+    what: str
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """A run held against one golden.
+
+    Attributes:
+        name: the golden's file name.
+        outcome: ``pass``, ``fail`` or ``unchecked``.
+        moved: who changed since the golden was made: of ``weights``, ``inputs``, ``reference``,
+            ``oracle``, ``reauthored``, ``converter``, ``quantizer``, ``kernels``.
+        lines: what was found and what to do, for a person; the first is the summary.
+        changes: what no longer holds, in forward order.
+    """
+
+    name: str
+    outcome: str
+    moved: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
+    changes: tuple[GoldenChange, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of a check. ``to_dict()`` is the JSON report, schema 1."""
 
@@ -161,14 +196,16 @@ class Report:
     timings: Mapping[str, float] = field(default_factory=dict)
     audits: Mapping[str, AuditResult] = field(default_factory=dict)
     invariants: tuple[InvariantResult, ...] = ()
+    goldens: tuple[GoldenResult, ...] = ()
 
     @property
     def outcome(self) -> str:
-        """The worst of legs, audits and invariants; a report without legs is ``unchecked``."""
+        """The worst of legs, audits, invariants and goldens; a report without legs is ``unchecked``."""
         legs = [leg.outcome for leg in self.legs.values()] or [UNCHECKED]
         audits = [audit.outcome for audit in self.audits.values()]
         asked = [result.outcome for result in self.invariants if result.outcome != NOT_APPLICABLE]
-        return worst_outcome([*legs, *audits, *asked])
+        goldens = [golden.outcome for golden in self.goldens]
+        return worst_outcome([*legs, *audits, *asked, *goldens])
 
     @property
     def passed(self) -> bool:
@@ -186,6 +223,7 @@ class Report:
                 "legs": legs,
                 "audits": _nested({n: audit.to_dict() for n, audit in self.audits.items()}),
                 "invariants": [asdict(result) for result in self.invariants],
+                **({"goldens": [asdict(g) for g in self.goldens]} if self.goldens else {}),
                 "findings": [asdict(finding) for finding in self.findings],
                 "timings": dict(self.timings),
             }
