@@ -23,12 +23,11 @@ from edgeverify.golden import Golden
 from edgeverify.quantize import quantized
 from edgeverify.recipes import FLOAT32, NAMED, load_recipe
 from edgeverify.report.model import FAIL, PASS, GoldenResult
-from edgeverify.selectors import Selectors
+from edgeverify.selectors import GOLDENS, Selectors
 from edgeverify.stages import Run, converted, is_large, reference_baselines, run_reauthored
 from edgeverify.trace import Trace
 
-REFERENCE, TFLITE = "reference", "tflite"
-KINDS = (REFERENCE, TFLITE)
+REFERENCE, TFLITE = GOLDENS
 # A signature that is filled, one that is filled, the larger padded, two decode steps: 25 positions,
 # past the 13 of the tiny Gemma 2's window. The seven ports' goldens then take 0.3 to 0.8 MB.
 PREFILL, DECODE_STEPS = (4, 12), 2
@@ -92,7 +91,7 @@ def check(
         TFLITE: _file_now(run, baselines, inputs),
     }
     files = names(run, chosen)
-    return tuple(_one(directory / files[kind], now[kind], again, update=update) for kind in KINDS)
+    return tuple(_one(directory / files[kind], now[kind], again, update=update) for kind in GOLDENS)
 
 
 def _one(path: Path, now: Now, again: str, *, update: bool) -> GoldenResult:
