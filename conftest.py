@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -172,6 +173,9 @@ class FakeVerify(ModuleType):
 
     def verify(self, port: Any, **selectors: Any) -> Any:
         return self._answer(port, selectors)
+
+    def verify_goldens(self, port: Any, chosen: Any, directory: Path, **options: Any) -> Any:
+        return self._answer(port, {"chosen": chosen, "directory": directory, **options})
 
     def convert_model(self, port: Any, **selectors: Any) -> Any:
         return self._answer(port, selectors)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edgeverify.errors import CheckpointError
-from edgeverify.report.model import Report
+from edgeverify.report.model import FAIL, PASS, GoldenChange, GoldenResult, Report
 
 STEPS = ("prefill.0", "prefill.1", "prefill.2", *(f"decode.{n}" for n in range(8)))
 
@@ -89,6 +89,58 @@ def test_a_project_s_own_parity_tests_run_too(project: Project) -> None:
     )
     result = project.run("-m", "parity", "--model", "tinyllama", "--strict-markers")
     result.assert_outcomes(passed=26, deselected=1)
+
+
+def golden_report(report: Callable[..., Report], outcome: str) -> Report:
+    moved = () if outcome == PASS else ("kernels",)
+    change = GoldenChange("decode.0/logits", "moved", 71.0)
+    kept = (
+        GoldenResult("m.reference.safetensors", PASS, (), ("bitwise",)),
+        GoldenResult("m.tflite.safetensors", outcome, moved, ("moved: kernels", "do"), (change,)),
+    )
+    return replace(report(), legs={}, goldens=kept)
+
+
+def test_goldens_are_one_test_each_and_carry_what_moved(
+    project: Project, report: Callable[..., Report]
+) -> None:
+    (project.pytester.path / "golden").mkdir()
+    project.verify.audits = {}
+    project.verify.result = golden_report(report, FAIL)
+    arguments = ("-m", "golden", "--model", "tinyllama", "-v", "--junitxml", "j.xml")
+    result = project.run(*arguments)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["golden::tinyllama[[]golden-reference[]] PASSED*"])
+    result.stdout.fnmatch_lines(["m.tflite.safetensors: moved: kernels", "do"])
+    call = project.verify.calls[0]
+    assert (call["directory"], call["update"]) == (project.pytester.path / "golden", False)
+    assert len(project.verify.calls) == 1
+    written = (project.pytester.path / "j.xml").read_text()
+    assert '<property name="largest_change" value="71.0"' in written
+    assert '<property name="moved" value="kernels"' in written
+
+
+def test_goldens_are_updated_where_that_is_asked_for(
+    project: Project, report: Callable[..., Report]
+) -> None:
+    (project.pytester.path / "kept").mkdir()
+    project.verify.audits = {}
+    project.verify.result = golden_report(report, PASS)
+    result = project.run("-m", "golden", "--golden-dir", "kept", "--update-golden")
+    result.assert_outcomes(passed=14)
+    assert {call["update"] for call in project.verify.calls} == {True}
+    assert {call["directory"] for call in project.verify.calls} == {project.pytester.path / "kept"}
+
+
+def test_a_project_without_goldens_is_told(project: Project) -> None:
+    result = project.run("-m", "golden", "--model", "tinyllama")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--golden-dir */golden: there is no such folder; expected*"])
+
+
+def test_a_mark_goes_with_others(project: Project) -> None:
+    result = project.run("-m", "parity and not slow", "--model", "tinyllama")
+    result.assert_outcomes(passed=25)
 
 
 def test_a_failure_is_in_the_report_s_words_without_a_traceback(
