@@ -129,6 +129,7 @@ def test_the_selectors_reach_verify(fake_verify: Any, tmp_path: Path) -> None:
     assert call == {
         "port": "tinyllama",
         "invariants": True,
+        "golden": None,
         "profile": "ci",
         "size": "1.1b",
         "checkpoint": "org/name",
