@@ -203,8 +203,6 @@ def attribution(
         ``control`` and the ``file`` predict from what the oracle does; ``quantized``: how many
         weights are not float32. Nothing where the file gives no logits of the right shape.
     """
-    with_weights = expectation.floating.oracle
-    control = expectation.control or with_weights
     keys = [
         key
         for key, logits in original.arrays.items()
@@ -212,6 +210,8 @@ def attribution(
     ]
     if not keys:
         return {}
+    with_weights = expectation.floating.oracle
+    control = expectation.control or with_weights
     rows = {
         name: np.concatenate([trace[key][0].astype(np.float64) for key in keys])
         for name, trace in (
