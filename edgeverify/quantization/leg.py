@@ -94,7 +94,8 @@ def judge_file(
     figures = attribution(original.oracle, expectation, whole, weights)
     if figures:
         leg = replace(leg, attribution={**figures, "control": predicted})
-    return FileRun(path, leg, whole, baseline)
+    floating = None if expectation.control is None else expectation.floating
+    return FileRun(path, leg, whole, baseline, floating=floating)
 
 
 def _with_weights(run: Run, path: Path, weights: FileWeights) -> Run:
