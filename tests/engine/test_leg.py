@@ -88,7 +88,7 @@ def tiny(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_port_passes(name: str, checkpoint: Callable[[str], Path]) -> None:
-    """In every recipe, on every runtime; blocks of 128 divide no tiny width, so there is no file."""
+    """In every recipe, on every runtime; blocks of 128 divide no tiny width."""
     report = verify(
         name,
         checkpoint=str(checkpoint(name)),
