@@ -26,5 +26,6 @@ def one_of(option: str, value: str, choices: Sequence[str]) -> str:
 
 def did_you_mean(value: str, choices: Sequence[str]) -> str | None:
     """``did you mean 'tinyllama'?``, or None where nothing is near."""
-    near = difflib.get_close_matches(value.lower(), choices, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(repr(name) for name in near)}?" if near else None
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(value.lower(), by_lower, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(repr(by_lower[name]) for name in near)}?" if near else None

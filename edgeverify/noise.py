@@ -31,10 +31,13 @@ class RowErrors:
     Attributes:
         error: L2 norm of candidate - oracle, over that of the oracle's row.
         floor: the same of what a float32 implementation is allowed.
+        mark: a number that rows of the oracle have in common if they are the same row; None where
+            all are taken for different ones.
     """
 
     error: np.ndarray
     floor: np.ndarray
+    mark: np.ndarray | None = None
 
     def ratios(self, typical_floor: float) -> np.ndarray:
         """error / floor per row; 0 where both are zero, inf where only the floor is.
@@ -43,6 +46,16 @@ class RowErrors:
             typical_floor: the rms floor of the tap's rows, below which no row's floor counts.
         """
         return _divide(self.error, np.maximum(self.floor, typical_floor))
+
+    @property
+    def draws(self) -> int:
+        """How many rows differ. The same token again gives the same row again, up to the first
+        attention, and with it the same luck: a greedy answer may be one token over and over."""
+        return len(self.error) if self.mark is None else len(np.unique(self.mark))
+
+    def __getitem__(self, rows: slice | np.ndarray) -> RowErrors:
+        mark = None if self.mark is None else self.mark[rows]
+        return RowErrors(self.error[rows], self.floor[rows], mark)
 
     @property
     def rms_error(self) -> float:
@@ -60,9 +73,11 @@ class RowErrors:
     @classmethod
     def join(cls, parts: Sequence[RowErrors]) -> RowErrors:
         """The rows of all parts together."""
+        marks = [part.mark for part in parts if part.mark is not None]
         return cls(
             np.concatenate([part.error for part in parts]),
             np.concatenate([part.floor for part in parts]),
+            np.concatenate(marks) if len(marks) == len(parts) else None,
         )
 
 
@@ -103,7 +118,8 @@ def measure(candidate: np.ndarray, oracle: np.ndarray, floor: np.ndarray) -> Row
         floor: (B·T,), from ``floor_of``.
     """
     exact = _rows(oracle)
-    return RowErrors(_norms(_rows(candidate) - exact) / _scale(exact), floor)
+    # Not the norm, which RoPE leaves alone: the same token further on is another row of K.
+    return RowErrors(_norms(_rows(candidate) - exact) / _scale(exact), floor, exact.sum(1))
 
 
 def greedy_mismatch(

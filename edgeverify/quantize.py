@@ -8,16 +8,18 @@ by byte (held by a test), at 2 s for SmolLM2-135M instead of 55 to 84 s.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 from edgeverify import artifacts
 from edgeverify.cast_once import weights_cast_once
 from edgeverify.errors import ArtifactError, RecipeError
+from edgeverify.flatbuffer import ModelFile
 from edgeverify.quiet import quiet
-from edgeverify.recipes import FLOAT32, Recipe
+from edgeverify.recipes import FLOAT32, NAMED, Recipe
 
 # A change to how files are quantized must change this.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 def quantized(path: Path, recipe: Recipe, *, cache: Path | None = None) -> Path:
@@ -30,7 +32,7 @@ def quantized(path: Path, recipe: Recipe, *, cache: Path | None = None) -> Path:
 
     Raises:
         RecipeError: the recipe cannot be applied to this file, e.g. because a width is no
-            multiple of its block, or it needs calibration data.
+            multiple of its block, or it needs calibration data, or it would change nothing.
         ArtifactError: the file cannot be read, or the disk is full.
     """
     if recipe.name == FLOAT32:
@@ -73,6 +75,27 @@ def _quantize(path: Path, recipe: Recipe, target: Path) -> None:
             fix="take another recipe, or leave the operators it names in float by a later rule",
         ) from error
     target.write_bytes(content)
+    if recipe.name not in NAMED and _same_dtypes(path, target) and not _asks_for_nothing(recipe):
+        raise RecipeError(
+            "quantizes nothing: none of its rules fits an operator of the file that it can be "
+            "applied to",
+            where=f"recipe {recipe.name}",
+            expected="rules for FULLY_CONNECTED or EMBEDDING_LOOKUP, which hold the weights, or *",
+            fix="correct the rules' operation and regex: edgeverify inspect shows the operators",
+        )
+
+
+def _same_dtypes(one: Path, other: Path) -> bool:
+    """Whether two files have the same number of tensors of each dtype in each subgraph."""
+    first, second = (
+        [Counter(t.type for t in graph.tensors) for graph in ModelFile(path).model.subgraphs]
+        for path in (one, other)
+    )
+    return first == second
+
+
+def _asks_for_nothing(recipe: Recipe) -> bool:
+    return all(rule.get("algorithm_key") == "no_quantize" for rule in recipe.rules)
 
 
 def _require_room(path: Path, target: Path) -> None:

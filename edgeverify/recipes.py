@@ -107,7 +107,8 @@ def load_recipe(recipe: str) -> Recipe:
         recipe: one of the forms of ``FORMS``, without ``all``.
 
     Raises:
-        RecipeError: the file or the object holds no recipe.
+        RecipeError: the file or the object holds no recipe, or a rule is for an operation that
+            ai-edge-quantizer does not know.
         PortError: the module cannot be imported.
     """
     if recipe == FLOAT32:
@@ -167,13 +168,32 @@ def _rules_of_file(path: Path) -> tuple[Mapping[str, Any], ...]:
 
 
 def _rules(where: object, found: Any) -> tuple[Mapping[str, Any], ...]:
-    """Rules as plain data; whether the quantizer knows what they say, it says itself."""
+    """Rules as plain data; what else they say, the quantizer takes or refuses itself.
+
+    Of an operation that it does not know it says nothing where the rule leaves it in float.
+    """
     if not isinstance(found, list | tuple) or not found:
         raise _no_recipe(where, "it is no list of rules")
     for rule in found:
         if not isinstance(rule, Mapping) or not {"regex", "operation"} <= rule.keys():
             raise _no_recipe(where, "a rule has no 'regex' or no 'operation'")
+    known = _operations()
+    for number, rule in enumerate(found, 1):
+        if rule["operation"] not in known:
+            raise RecipeError(
+                f"rule {number} is for an operation {rule['operation']!r}, which there is not",
+                where=where,
+                expected="one of ai-edge-quantizer's, e.g. FULLY_CONNECTED, or * for all",
+                fix=did_you_mean(str(rule["operation"]), known) or "see docs/quantization.md",
+            )
     return tuple(json.loads(json.dumps(list(found))))
+
+
+def _operations() -> tuple[str, ...]:
+    """What a rule may be for, by ai-edge-quantizer."""
+    from ai_edge_quantizer.qtyping import TFLOperationName
+
+    return tuple(operation.value for operation in TFLOperationName)
 
 
 def _no_recipe(where: object, reason: str) -> RecipeError:

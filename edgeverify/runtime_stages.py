@@ -21,6 +21,8 @@ from edgeverify.stages import Run
 from edgeverify.trace import Trace
 
 LITERT_LM = "litert_lm"
+# What LiteRT-LM computes with on the CPU. Other kernels round activations otherwise.
+ENGINE_KERNEL = "xnnpack"
 ASKED = f"--runtime {LITERT_LM}"
 
 
@@ -34,6 +36,8 @@ class FileRun:
         trace: what the LiteRT interpreter gave.
         baseline: what its leg was held against.
         sources: the operators that are to blame, where it failed.
+        floating: the same as ``baseline`` without what the rounding of activations costs; None
+            where the file rounds none.
     """
 
     path: Path
@@ -41,6 +45,7 @@ class FileRun:
     trace: Trace
     baseline: Baseline
     sources: tuple[Finding, ...] = ()
+    floating: Baseline | None = None
 
 
 def require_engine(runtimes: Sequence[str], tokenizer: Any) -> None:
@@ -129,18 +134,26 @@ def _engine_leg(
     threads = os.cpu_count() or 1
     with bundler(run, tokenizer, ASKED)(file.path) as bundled, run.timed(f"run in {LITERT_LM}"):
         answers = litert_lm.ask(bundled, wanted.questions(len(target)), num_threads=threads)
-    floor = of_interpreter(file.trace, file.baseline).floor
-    largest = max(float(floor[key].max()) for key in floor if key.endswith(taps.LOGITS))
+    floor = _largest(file, file.floating or file.baseline)
+    rounded = None if file.floating is None else _largest(file, file.baseline)
     with run.timed(f"run .tflite as {LITERT_LM} does"):
         session = TfliteSession(
             file.path,
             run.case,
-            run.case.kernel,
+            ENGINE_KERNEL,
             mask_kinds=run.port.mask_kinds,
             window=run.window,
             num_threads=threads,
         )
-        return engine.engine_leg(answers, wanted, session, largest, len(target), name)
+        return engine.engine_leg(
+            answers, wanted, session, floor, len(target), name, rounded=rounded
+        )
+
+
+def _largest(file: FileRun, baseline: Baseline) -> float:
+    """How far logits of two right runs of a file may be apart, relative, in any row."""
+    floor = of_interpreter(file.trace, baseline).floor
+    return max(float(floor[key].max()) for key in floor if key.endswith(taps.LOGITS))
 
 
 def bundler(run: Run, tokenizer: Any, what: str) -> Callable[[Path], AbstractContextManager[Path]]:

@@ -380,6 +380,15 @@ class TestShortSteps:
         reason = world.judge(candidate)["decode.0/blocks.1.out"].reason
         assert reason == "error ratio 2 (2 over all short steps), allowed 1.5"
 
+    def test_the_same_row_again_and_again_is_held_to_what_one_row_is(self) -> None:
+        """An answer that is one token over and over: before attention all its rows are one."""
+        world = World(seed=3)
+        for n in range(1, 10):
+            key = f"decode.{n}/blocks.1.out"
+            world.oracle.arrays[key] = world.oracle["decode.0/blocks.1.out"]
+        assert world.failed(world.candidate(**self.decode(*[2.0] * 10))) == set()
+        assert len(world.failed(world.candidate(**self.decode(*[5.0] * 10)))) == 10
+
     def test_a_step_that_is_fine_is_not_failed_for_the_others(self, world: World) -> None:
         ratios = [3.0] * 10
         ratios[4] = 0.9

@@ -111,6 +111,20 @@ def test_a_lucky_row_is_judged_by_the_typical_floor() -> None:
     np.testing.assert_allclose(errors.ratios(1e-12), [1.0, 1e6], rtol=1e-9)
 
 
+def test_the_same_row_again_is_one_draw() -> None:
+    row, other = np.array([[1.0, 2.0, -0.5]]), np.array([[2.0, 1.0, -0.7]])
+    exact = np.stack([row, row, other, row], axis=1)  # (1, 4, 1, 3)
+    errors = noise.measure(exact + 1e-6, exact, np.full(4, 1e-7))
+    assert errors.draws == 2
+    assert errors[1:3].draws == 2
+    assert errors[errors.error == errors.error[0]].draws == 1
+    assert RowErrors.join([errors, errors[2:]]).draws == 2
+    turned = row[:, [1, 0, 2]] * [-1, 1, 1]  # as RoPE turns a pair: its norm is the same
+    both = np.stack([row, turned], axis=1)
+    assert noise.measure(both, both, np.full(2, 1e-7)).draws == 2
+    assert RowErrors(np.ones(3), np.ones(3)).draws == 3
+
+
 def test_the_ratio_is_rms_over_rms() -> None:
     errors = RowErrors(np.array([3.0, 4.0]), np.array([1.0, 7.0]))
     assert errors.rms_error == pytest.approx(np.sqrt(12.5))

@@ -68,6 +68,18 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str, told: str) -> N
     assert str(path) in str(caught.value)
 
 
+def test_an_operation_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    """The quantizer takes such a rule without a word where it leaves its operators in float."""
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([RULE, {**RULE, "operation": "Fully_Conected"}]))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path))
+    assert str(caught.value) == (
+        f"{path}: rule 2 is for an operation 'Fully_Conected', which there is not; expected one of "
+        "ai-edge-quantizer's, e.g. FULLY_CONNECTED, or * for all; did you mean 'FULLY_CONNECTED'?"
+    )
+
+
 def test_the_named_ones_have_rules() -> None:
     for name in NAMED:
         (rule,) = load_recipe(name).rules

@@ -59,6 +59,17 @@ def of_file(file: ModelFile, weights: Weights, base: float | None) -> Readings:
     return out
 
 
+def of_composites(weights: Weights) -> Readings:
+    """Reads what the norms and attentions of one signature say, of those that are composites."""
+    out = Readings("file")
+    _norms(out, weights)
+    _attention(out, weights)
+    # A norm that was not found may be written out, or not be needed: this signature may return no
+    # logits.
+    out.values = {k: v for k, v in out.values.items() if v != NONE or k.endswith("softcap")}
+    return out
+
+
 def _block(out: Readings, weights: Weights, block: int, transposed: bool) -> None:
     at, name = f"blocks.{block}.", f"transformer_blocks.{block}."
     cache = weights.graph.shape(weights.signature.inputs[f"kv_cache_k_{block}"])

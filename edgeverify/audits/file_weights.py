@@ -19,7 +19,13 @@ import numpy as np
 from edgeverify.audits.constants import Weights
 from edgeverify.audits.converted import cap_is_folded, is_mask, is_rope, values
 from edgeverify.audits.declared import NONE
-from edgeverify.audits.kept import kept_in_float, promise_of, taken_otherwise, tied_alike
+from edgeverify.audits.kept import (
+    idle_rules,
+    kept_in_float,
+    promise_of,
+    taken_otherwise,
+    tied_alike,
+)
 from edgeverify.audits.model import WEIGHTS, AuditResult, Check, Readings
 from edgeverify.audits.places import Span, block_of, places
 from edgeverify.audits.promised import Promises
@@ -57,6 +63,8 @@ def audit_file(
     apart = {int(match.group(1)) for name in names if (match := _APART.match(name))}
     planned = places({name: tuple(t.shape) for name, t in state.items()}, config, apart)
     audit = Audit(state, "file")
+    if promises is not None:
+        audit.checks += idle_rules(file, promises)
     compared: set[tuple[object, ...]] = set()
     claimed: set[int] = set()
     for signature, weights in found.items():

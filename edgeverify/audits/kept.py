@@ -43,6 +43,13 @@ def promise_of(weights: Weights, tensor: int, promises: Promises | None) -> Prom
     return made[0] if made else None
 
 
+def idle_rules(file: ModelFile, promises: Promises) -> Iterator[Check]:
+    """Rules of the recipe that name no operator of the file."""
+    reason = "its regular expression fits the name of no operator, so it changes nothing"
+    for rule in promises.idle(file.graph(name) for name in file.signatures):
+        yield Check(rule, "recipe", FAIL, reason=reason)
+
+
 def kept_in_float(
     file: ModelFile, found: Mapping[str, Weights], promises: Promises | None
 ) -> Iterator[Check]:

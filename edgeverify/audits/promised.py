@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from edgeverify.errors import RecipeError
 from edgeverify.flatbuffer.graph import Graph, Op
 from edgeverify.flatbuffer.quantization import BLOCK, CHANNEL, TENSOR
 from edgeverify.recipes import Recipe
@@ -50,14 +51,26 @@ class Promise:
 
 
 class Promises:
-    """A recipe, asked operator by operator."""
+    """A recipe, asked operator by operator.
+
+    Raises:
+        RecipeError: ai-edge-quantizer refuses a rule.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         from ai_edge_quantizer.recipe_manager import RecipeManager
 
         self._recipe = recipe
         self._manager = RecipeManager()
-        self._manager.load_quantization_recipe([dict(rule) for rule in recipe.rules])
+        try:
+            self._manager.load_quantization_recipe([dict(rule) for rule in recipe.rules])
+        except Exception as error:
+            raise RecipeError(
+                f"holds a rule that cannot be applied ({type(error).__name__}: {error})",
+                where=f"recipe {recipe.name}",
+                expected="rules as ai-edge-quantizer writes them",
+                fix="see docs/quantization.md",
+            ) from error
 
     def of(self, graph: Graph, op: Op) -> Promise:
         """What is promised for an operator's weight."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from edgeverify.audits.attributes import odd_attributes
 from edgeverify.audits.authored import of_config, of_module
 from edgeverify.audits.config import audit_config, audit_mask_inputs
 from edgeverify.audits.constants import find_weights
@@ -120,7 +121,10 @@ class Auditor:
             for name, before in ((CONFIG, self.results[CONFIG]), (WEIGHTS, self._of_module)):
                 self.results[name] = merged(name, [before, _not_made(name, "file", error)])
             return
-        self.results[CONFIG] = self._config()
+        others = [name for name in found if name != DECODE]
+        family = str(self.hf_config.get("model_type"))
+        said = AuditResult(CONFIG, odd_attributes(self._declared, found, others, family))
+        self.results[CONFIG] = merged(CONFIG, [self._config(), said])
         of_constants = _made(WEIGHTS, audit_file, file, found, model.config, state, self._declared)
         self.results[WEIGHTS] = merged(WEIGHTS, [self._of_module, of_constants])
 

@@ -20,6 +20,8 @@ def engine_leg(
     floor: float,
     steps: int,
     name: str = LEG,
+    *,
+    rounded: float | None = None,
 ) -> tuple[LegResult, tuple[Finding, ...]]:
     """Judges what the engine said.
 
@@ -30,20 +32,24 @@ def engine_leg(
         floor: how far logits of two right runs of the file may be apart, relative, per row.
         steps: tokens of the continuation that was asked for.
         name: of the leg.
+        rounded: the same as ``floor`` with what the rounding of activations costs, of a file that
+            rounds them: a value on the edge may go either way, and all behind it follows. It is
+            taken only where float32 rounding does not explain what the engine says.
 
     Returns:
         The leg, one tap per check, and one finding for each that is no plain pass.
     """
     limits = thresholds(LEG)
     allowed = numbers.Allowed(floor, limits.row)
+    loosely = None if rounded is None else numbers.Allowed(rounded, limits.row)
     seen = [
         use.tokenizer(answers, wanted),
         use.cache_length(answers, wanted),
         use.start_token(answers, wanted),
         use.stop_tokens(answers, wanted),
         use.chat_template(answers, wanted),
-        numbers.greedy(answers, wanted, session, allowed, steps),
-        numbers.scores(answers, wanted, session, allowed),
+        numbers.greedy(answers, wanted, session, allowed, steps, loosely),
+        numbers.scores(answers, wanted, session, allowed, loosely),
     ]
     taps = tuple(TapResult(f"{STEP}/{s.name}", s.outcome, reason=s.reason) for s in seen)
     odd = [s for s in seen if s.outcome != PASS]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgeverify.audits.attributes import odd_attributes
 from edgeverify.audits.config import audit_config, audit_mask_inputs
 from edgeverify.audits.constants import Weights, find_weights
 from edgeverify.audits.converted import of_file
@@ -77,7 +78,10 @@ def audit(
 
     def read() -> AuditResult:
         reading = of_file(file, weights()[DECODE], said.values.get("rotary base"))
-        return _config(said, reading, hf_config, case, kinds)
+        others = [name for name in weights() if name != DECODE]
+        odd = odd_attributes(said, weights(), others, str(hf_config.get("model_type")))
+        read = _config(said, reading, hf_config, case, kinds)
+        return merged(CONFIG, [read, AuditResult(CONFIG, odd)])
 
     results[CONFIG] = _made(CONFIG, read)
     promises = Promises(recipe) if recipe else None

@@ -78,8 +78,8 @@ def judge(
                 continue
             end = known_from.rows(key, starts)
             if end > 0:
-                rows[key] = noise.RowErrors(found.error[:end], found.floor[:end])
-                predicted.append(noise.RowErrors(other.error[:end], other.floor[:end]))
+                rows[key] = found[:end]
+                predicted.append(other[:end])
         if rows and _flipped(noise.RowErrors.join(predicted), limits).mean() <= CHAOTIC:
             results.update(_judge(rows, limits))
     return results
@@ -121,7 +121,8 @@ def _judge(
 ) -> Iterator[tuple[str, TapResult]]:
     pooled = noise.RowErrors.join(list(known.values()))
     flipped = _flipped(pooled, limits)
-    ratio, rows = _ratio_of(pooled, ~flipped if not flipped.all() else flipped), len(flipped)
+    kept, rows = pooled[~flipped if not flipped.all() else flipped], len(flipped)
+    ratio = kept.error_ratio
     reason = ""
     if flipped.mean() > MOST_FLIPPED:
         middle = float(np.median(pooled.ratios(pooled.rms_floor)))
@@ -129,12 +130,12 @@ def _judge(
             f"{flipped.sum()} of {rows} rows are not what the rounding of activations gives: "
             f"error ratio {middle:.3g} in the middle, allowed {limits.row:g}"
         )
-    elif ratio > (allowed := limits.rms_over(rows - int(flipped.sum()))):
+    elif ratio > (allowed := limits.rms_over(kept.draws)):
         reason = f"against the control: error ratio {ratio:.3g}, allowed {allowed:.3g}"
     for key, own in known.items():
         ratios = own.ratios(pooled.rms_floor)
-        kept = ratios <= limits.row
-        shown = _ratio_of(own, kept) if kept.any() else None
+        near = ratios <= limits.row
+        shown = own[near].error_ratio if near.any() else None
         if flipped.mean() > MOST_FLIPPED:
             shown = float(np.median(ratios))
         outcome, worst = FAIL if reason else PASS, float(ratios.max())
@@ -144,11 +145,6 @@ def _judge(
 def _flipped(rows: noise.RowErrors, limits: Thresholds) -> np.ndarray:
     """The rows that are further off than float32 rounding explains."""
     return rows.ratios(rows.rms_floor) > limits.row
-
-
-def _ratio_of(rows: noise.RowErrors, kept: np.ndarray) -> float:
-    """rms error over rms floor of the rows that are kept."""
-    return noise.RowErrors(rows.error[kept], rows.floor[kept]).error_ratio
 
 
 def _pools(expected: Sequence[str]) -> list[list[str]]:

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeverify.audits.attributes import odd_attributes
 from edgeverify.audits.declared import declared
 from edgeverify.audits.file_weights import audit_file
-from edgeverify.audits.model import AuditResult, Check, merged, unchecked
+from edgeverify.audits.model import AuditResult, merged, unchecked
 from edgeverify.audits.promised import Promises
 from edgeverify.compare import Baseline, thresholds
 from edgeverify.errors import ArtifactError, RecipeError
@@ -17,7 +18,7 @@ from edgeverify.quantization.leg import LEG, judge_file
 from edgeverify.quantization.weights import FileWeights, read_weights
 from edgeverify.quantize import quantized
 from edgeverify.recipes import FLOAT32, Recipe, load_recipe
-from edgeverify.report.model import FAIL, UNCHECKED, LegResult
+from edgeverify.report.model import UNCHECKED, LegResult
 from edgeverify.runtime_stages import FileRun
 from edgeverify.stages import Run
 
@@ -96,20 +97,10 @@ def audit_quantized(run: Run, path: Path, recipe: Recipe) -> tuple[AuditResult, 
         except ArtifactError as error:
             return unchecked(title, "file", str(error)), None
         file = ModelFile(path)
-        promises = Promises(recipe)
-        audit = audit_file(
-            file, weights.found, config, state, declared(run.hf_config), promises, title
-        )
-        idle = _idle(file, promises, title)
-    return merged(title, [idle, audit]) if idle else audit, weights
-
-
-def _idle(file: ModelFile, promises: Promises, title: str) -> AuditResult | None:
-    """Rules of the recipe that name no operator of the file."""
-    idle = list(promises.idle(file.graph(name) for name in file.signatures))
-    reason = "its regular expression fits the name of no operator, so it changes nothing"
-    checks = tuple(Check(rule, "recipe", FAIL, reason=reason) for rule in idle)
-    return AuditResult(title, checks) if checks else None
+        said, found = declared(run.hf_config), weights.found
+        audit = audit_file(file, found, config, state, said, Promises(recipe), title)
+        odd = odd_attributes(said, found, found, str(run.hf_config.get("model_type")))
+    return merged(title, [AuditResult(title, odd), audit]), weights
 
 
 def _unchecked(label: str, reason: str) -> LegResult:

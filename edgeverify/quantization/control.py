@@ -25,8 +25,9 @@ LOWEST, HIGHEST = -128, 127
 def asymmetric(x: torch.Tensor) -> torch.Tensor:
     """Rounds each row (…, C) to int8 between its own smallest and largest value, 0 included.
 
-    As XNNPACK does before its ``qd8`` kernels, and LiteRT's own before blockwise ones: the zero
-    point is rounded to an integer, from whichever end it is then nearer to.
+    As XNNPACK does before its ``qd8`` kernels, and LiteRT's own before blockwise ones and where
+    the operator asks for it: the zero point is rounded to an integer, from whichever end it is
+    then nearer to.
     """
     low = x.amin(-1, keepdim=True).clamp(max=0)
     high = x.amax(-1, keepdim=True).clamp(min=0)
@@ -67,7 +68,7 @@ def rounding(kernel: str, weight: Held) -> Rounding:
         weight: kept as integers.
     """
     in_blocks = weight.quantized is not None and weight.quantized.granularity == BLOCK
-    if kernel == "xnnpack" or in_blocks:
+    if kernel == "xnnpack" or in_blocks or weight.asymmetric:
         return asymmetric
     return symmetric
 

@@ -21,6 +21,7 @@ from edgeverify.audits.file_weights import fold_of
 from edgeverify.audits.places import EMBEDDING, HEAD, Places, places
 from edgeverify.errors import ArtifactError
 from edgeverify.flatbuffer import ModelFile, locate_taps
+from edgeverify.flatbuffer.graph import Graph, Op
 from edgeverify.flatbuffer.quantization import Quantized, read, values
 
 DECODE = "decode"
@@ -38,12 +39,14 @@ class Held:
         values: float32, what it stands for: the declared factors of the converter are undone.
         in_integers: whether the kernel computes with the stored integers, and so rounds the
             activations that it multiplies them with.
+        asymmetric: whether the operator asks for activations that need not stand around zero.
     """
 
     parameter: str
     quantized: Quantized | None
     values: np.ndarray
     in_integers: bool
+    asymmetric: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,10 @@ def read_weights(
             meant = meant * cap
         # A table that is looked up in may be the head's, too: a look-up rounds nothing.
         users = decode.graph.consumers.get(tensor, ()) if name != EMBEDDING else ()
-        in_kernel = any(op.name == "FULLY_CONNECTED" for op in users)
-        integers = in_kernel and quantized is not None
-        held[name] = Held(name, quantized, meant.astype(np.float32), integers)
+        kernels = [op for op in users if op.name == "FULLY_CONNECTED"]
+        integers = bool(kernels) and quantized is not None
+        asymmetric = any(_asymmetric(decode.graph, op) for op in kernels)
+        held[name] = Held(name, quantized, meant.astype(np.float32), integers, asymmetric)
     for tensor, why in decode.unknown.items():
         if read(file, decode.graph, tensor) is not None:
             raise ArtifactError(
@@ -159,3 +163,9 @@ def read_weights(
                 fix="leave that operator in float by a later rule of the recipe",
             )
     return FileWeights(held, places(shapes, config), found)
+
+
+def _asymmetric(graph: Graph, op: Op) -> bool:
+    """An attribute that older converters set, and that LiteRT's own kernels heed."""
+    options = graph.raw.operators[op.index].builtinOptions
+    return bool(getattr(options, "asymmetricQuantizeInputs", False))

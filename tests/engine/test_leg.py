@@ -13,7 +13,9 @@ import pytest
 from edgeverify import bundle, engine, verify
 from edgeverify.backends import litert_lm
 from edgeverify.engine.drive import continuation
+from edgeverify.engine.numbers import LOOSELY
 from edgeverify.errors import ArtifactError
+from edgeverify.recipes import RECIPES
 from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, LegResult
 from edgeverify.selectors import Selectors
 from edgeverify.sessions.tflite import TfliteSession
@@ -27,6 +29,7 @@ pytestmark = [
     ),
 ]
 STEPS = 8
+RUNTIMES = ("compiled_model", "tf_lite", "litert_lm")
 FLOOR = 1e-6  # relative; the tiny ports' own is 4e-7 to 1e-6
 NAMES = {
     *("tokenizer", "cache_length", "start_token", "stop_tokens"),
@@ -85,12 +88,32 @@ def tiny(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_port_passes(name: str, checkpoint: Callable[[str], Path]) -> None:
+    """In every recipe, on every runtime; blocks of 128 divide no tiny width."""
     report = verify(
-        name, checkpoint=str(checkpoint(name)), kv_layout="transposed", runtimes=("litert_lm",)
+        name,
+        checkpoint=str(checkpoint(name)),
+        kv_layout="transposed",
+        recipes=RECIPES,
+        runtimes=RUNTIMES,
     )
-    leg = report.legs["runtime:litert_lm"]
-    assert (leg.outcome, report.outcome) == (PASS, PASS), leg
-    assert {tap.tap for tap in leg.taps} == {f"litert_lm/{name}" for name in NAMES}
+    applied = ("", *(f":{recipe}" for recipe in RECIPES[1:-1]))
+    outcomes = {name: leg.outcome for name, leg in report.legs.items()}
+    assert outcomes == {
+        "authoring": PASS,
+        "conversion": PASS,
+        **{f"quantization{recipe}": PASS for recipe in applied[1:]},
+        **{f"runtime:{r}{recipe}": PASS for r in RUNTIMES for recipe in applied},
+        f"quantization:{RECIPES[-1]}": UNCHECKED,
+        **{f"runtime:{r}:{RECIPES[-1]}": UNCHECKED for r in RUNTIMES},
+    }
+    assert "not divisible by block size 128" in report.legs[f"quantization:{RECIPES[-1]}"].reason
+    for recipe in applied:
+        taps = {tap.tap: tap.reason for tap in report.legs[f"runtime:litert_lm{recipe}"].taps}
+        assert set(taps) == {f"litert_lm/{check}" for check in NAMES}
+        # The engine runs the interpreter's kernels, so it is held to float32 rounding in int8, too,
+        # and its own fault in scoring is seen there.
+        assert "LiteRT-LM issue 3561" in taps["litert_lm/scores"]
+        assert LOOSELY not in "".join(taps.values())
 
 
 def test_a_right_use_passes_and_the_engines_own_fault_is_told(tiny: Tiny) -> None:
@@ -196,6 +219,35 @@ def test_a_near_tie_is_no_failure(tiny: Tiny) -> None:
         greedy = next(tap for tap in leg.taps if tap.tap == "litert_lm/greedy")
         assert greedy.outcome == outcome, greedy
     assert greedy.reason == "compared up to token 2, a near tie"
+
+
+def test_what_rounding_activations_costs_is_asked_for_last(tiny: Tiny) -> None:
+    """As wide as that is, it must not take a wrong feed for a right one."""
+    tokens, rows = continuation(tiny.session, tiny.wanted.fed, STEPS)
+    second = int(rows[2].argsort()[-2])
+    answers = litert_lm.ask(tiny.bundled(), tiny.wanted.questions(STEPS))
+    wide = 2.0  # everything is within it
+
+    def told(answers: litert_lm.Answers) -> dict[str, tuple[str, str]]:
+        leg, _ = engine.engine_leg(
+            answers, tiny.wanted, tiny.session, FLOOR, STEPS, rounded=wide
+        )  # fmt: skip
+        return {t.tap.split("/")[1]: (t.outcome, t.reason) for t in leg.taps}
+
+    found = told(answers)
+    assert found["greedy"] == (PASS, "")
+    assert "issue 3561" in found["scores"][1], "both are within it, and the right one is nearer"
+    other = replace(answers, text=tiny.wanted.decode([*tokens[:2], second]) + "and so on")
+    tie = "compared up to token 2, a near tie by what rounding activations costs"
+    assert told(other)["greedy"] == (PASS, tie)
+    off = replace(answers, scores=tuple(score + 1e-3 for score in answers.scores))
+    assert told(off)["scores"][0] == PASS
+    far = replace(answers, scores=tuple(score + 1e3 for score in answers.scores))
+    assert told(far)["scores"][0] == FAIL
+    wrong = litert_lm.ask(tiny.bundled(start=2), tiny.wanted.questions(STEPS))
+    outcome, reason = told(wrong)["greedy"]
+    assert outcome == FAIL
+    assert "it is the file's answer to what the engine says that it fed, [2, " in reason
 
 
 def test_the_default_layout_is_caught_before_the_engine_is_asked(

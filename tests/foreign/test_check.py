@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from flatbuffers import flexbuffers
 
 from edgeverify import verify_artifact
 from edgeverify.errors import ArtifactError, UsageError
+from edgeverify.flatbuffer import ModelFile
+from edgeverify.flatbuffer.instrument import write
 from edgeverify.foreign import running
 from edgeverify.foreign.ports import port_for
 from edgeverify.quantize import quantized
@@ -186,6 +191,41 @@ def test_a_file_is_held_to_the_recipe_that_is_named(converted: Get, checkpoint: 
     assert "expected int4 in blocks of 32, found int8 by channel" in told
     with pytest.raises(UsageError, match="there is no 'int9'"):
         verify_artifact(path, recipe="int9", **arguments)
+
+
+def test_a_rule_that_changes_nothing_in_the_file_is_told(
+    converted: Get, checkpoint: Get, tmp_path: Path
+) -> None:
+    path = quantized(converted("tinyllama", "default").path, load_recipe("dynamic_int8"))
+    no = {"regex": "TransformerBlock_9/", "operation": "*", "algorithm_key": "no_quantize"}
+    recipe = tmp_path / "mine.json"
+    recipe.write_text(json.dumps([*load_recipe("dynamic_int8").rules, no]))
+    arguments = {"checkpoint": checkpoint("tinyllama"), "decode_steps": 2}
+    report = verify_artifact(path, recipe=str(recipe), **arguments)
+    assert outcomes(report)["quantization"] == PASS
+    (check,) = report.audits["weights"].odd
+    assert str(check) == (
+        "rule 2, 'TransformerBlock_9/' (recipe): its regular expression fits the name of no "
+        "operator, so it changes nothing"
+    )
+
+
+def test_what_a_norm_of_a_prefill_says_is_held_against_the_config(
+    converted: Get, checkpoint: Get, tmp_path: Path
+) -> None:
+    """LiteRT's CPU kernels compute its body, and do not read its epsilon."""
+    file = ModelFile(converted("tinyllama", "default").path)
+    norm = [op for op in file.graph("prefill_4").ops if op.name == "odml.rms_norm"][-1]
+    stated = file.graph("prefill_4").raw.operators[norm.index].builtinOptions2
+    stated.compositeAttributes = np.frombuffer(flexbuffers.Dumps({"epsilon": 0.5}), np.uint8)
+    write(file, tmp_path / "x.tflite")
+    arguments = {"checkpoint": checkpoint("tinyllama"), "decode_steps": 2}
+    report = verify_artifact(tmp_path / "x.tflite", **arguments)
+    assert outcomes(report)["conversion"] == PASS
+    (check,) = report.audits["config"].odd
+    assert (check.item, check.where, check.found) == (
+        "final norm eps", "file, prefill_4", "0.5"
+    )  # fmt: skip
 
 
 def test_a_hang_of_the_file_is_an_error(converted: Get, checkpoint: Get) -> None:

@@ -49,17 +49,22 @@ def test_a_row_of_zeros_stays_zero_and_rows_do_not_share_a_scale(rounds: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("kernel", "granularity", "wanted"),
+    ("kernel", "granularity", "asked_for", "wanted"),
     [
-        ("xnnpack", "channel", asymmetric),
-        ("xnnpack", "block", asymmetric),
-        ("builtin", "channel", symmetric),
-        ("reference", "channel", symmetric),
-        ("builtin", "block", asymmetric),
+        ("xnnpack", "channel", False, asymmetric),
+        ("xnnpack", "block", False, asymmetric),
+        ("builtin", "channel", False, symmetric),
+        ("builtin", "channel", True, asymmetric),
+        ("reference", "channel", False, symmetric),
+        ("reference", "channel", True, asymmetric),
+        ("builtin", "block", False, asymmetric),
     ],
 )
-def test_each_kernel_has_its_rounding(kernel: str, granularity: str, wanted: Any) -> None:
-    weight: Any = SimpleNamespace(quantized=SimpleNamespace(granularity=granularity))
+def test_each_kernel_has_its_rounding(
+    kernel: str, granularity: str, asked_for: bool, wanted: Any
+) -> None:
+    kept = SimpleNamespace(granularity=granularity)
+    weight: Any = SimpleNamespace(quantized=kept, asymmetric=asked_for)
     assert rounding(kernel, weight) is wanted
 
 

@@ -103,7 +103,7 @@ def test_one_channel_s_scale_of_the_head_changed(made: Get, tmp_path: Path, fact
     write(file, path)
     told = _told(port.audit(path, rules))
     assert "lm_head.weight" in told
-    assert "row 17: scale" in told
+    assert re.search(rf"row 17: scale .* \(× {str(factor)[:4]}", told)
     assert "1 of " in told
 
 
@@ -228,8 +228,6 @@ def test_a_recipe_that_quantizes_nothing_is_a_failure(made: Get, tmp_path: Path)
 
 
 def test_a_file_without_the_right_logits_fails_without_an_attribution(made: Get) -> None:
-    from edgeverify.quantization.leg import attribution
-
     port, rules = made("tinyllama"), load_recipe("dynamic_int8")  # type: ignore[operator]
     file = quantized(port.path, rules)
     weights = read_weights(
@@ -249,7 +247,6 @@ def test_a_file_without_the_right_logits_fails_without_an_attribution(made: Get)
     leg = judge_file(port.run, file, weights, "quantization:x", port.baseline, cut).leg
     assert leg.outcome == FAIL
     assert leg.attribution == {}
-    assert attribution(Trace(), None, Trace(), weights) == {}  # type: ignore[arg-type]
 
 
 def test_a_rule_that_fits_nothing_is_a_failure(made: Get, tmp_path: Path) -> None:

@@ -6,12 +6,16 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flatbuffers import flexbuffers
 
 from edgeverify.audits.constants import find_weights
+from edgeverify.audits.promised import Promises
+from edgeverify.errors import RecipeError
 from edgeverify.flatbuffer import ModelFile, locate_taps
 from edgeverify.flatbuffer.instrument import write
 from edgeverify.quantize import quantized
@@ -150,6 +154,64 @@ def test_a_tied_table_that_is_quantized_for_the_embedding_alone(made: Get, tmp_p
     path = quantized(port.path, rules)
     assert port.audit(path, rules).outcome == PASS
     assert port.leg(path, rules).outcome == PASS
+
+
+def test_rules_that_change_nothing_are_refused(made: Get, tmp_path: Path) -> None:
+    """The quantizer writes the float file again."""
+    port = made("tinyllama")  # type: ignore[operator]
+    with pytest.raises(RecipeError) as caught:
+        quantized(port.path, _recipe(tmp_path, operation="CONV_2D"), cache=tmp_path)
+    assert str(caught.value) == (
+        "recipe mine: quantizes nothing: none of its rules fits an operator of the file that it "
+        "can be applied to; expected rules for FULLY_CONNECTED or EMBEDDING_LOOKUP, which hold the "
+        "weights, or *; correct the rules' operation and regex: edgeverify inspect shows the "
+        "operators"
+    )
+    no = {"regex": ".*", "operation": "*", "algorithm_key": "no_quantize"}
+    assert quantized(port.path, Recipe("in_float", (no,)), cache=tmp_path).exists()
+
+
+def test_a_rule_that_the_quantizer_refuses_is_told(tmp_path: Path) -> None:
+    """A file that is said to be made by it may be audited without ever being quantized here."""
+    with pytest.raises(RecipeError, match=r"recipe mine: holds a rule that cannot be applied \("):
+        Promises(_recipe(tmp_path, operation="FULLY_CONNECTED", num_bits=3))
+
+
+@pytest.mark.parametrize("kernel", ["builtin", "reference"])
+def test_a_file_may_ask_for_activations_that_do_not_stand_around_zero(
+    made: Get, tmp_path: Path, kernel: str
+) -> None:
+    """Older converters set that attribute; LiteRT's own kernels heed it, XNNPACK does not."""
+    port, rules = made("tinyllama"), load_recipe("dynamic_int8")  # type: ignore[operator]
+    file = ModelFile(quantized(port.path, rules))
+    for graph in file.model.subgraphs:
+        for op in graph.operators:
+            if hasattr(op.builtinOptions, "asymmetricQuantizeInputs"):
+                op.builtinOptions.asymmetricQuantizeInputs = True
+    write(file, tmp_path / "x.tflite")
+    run = replace(port.run, case=replace(port.run.case, kernel=kernel))
+    leg = replace(port, run=run).leg(tmp_path / "x.tflite", rules)
+    assert leg.outcome == PASS, leg
+
+
+@pytest.mark.parametrize("signature", ["prefill_16", "decode"])
+def test_an_epsilon_that_no_kernel_of_the_cpu_reads(
+    made: Get, tmp_path: Path, signature: str
+) -> None:
+    port, rules = made("tinyllama"), load_recipe("dynamic_int8")  # type: ignore[operator]
+    file = ModelFile(quantized(port.path, rules))
+    norm = [op for op in file.graph(signature).ops if op.name == "odml.rms_norm"][2]
+    stated = file.graph(signature).raw.operators[norm.index].builtinOptions2
+    said = dict(flexbuffers.Loads(bytes(bytearray(stated.compositeAttributes))))
+    stated.compositeAttributes = np.frombuffer(
+        flexbuffers.Dumps({**said, "epsilon": 2 * said["epsilon"]}), np.uint8
+    )
+    write(file, tmp_path / "x.tflite")
+    assert port.leg(tmp_path / "x.tflite", rules).outcome == PASS, "a kernel reads it now"
+    audit = port.audit(tmp_path / "x.tflite", rules)
+    assert audit.outcome == FAIL
+    (check,) = audit.odd
+    assert (check.item, check.where) == ("attention norm eps", f"file, {signature}, block 1")
 
 
 def test_a_rule_for_operators_that_its_layers_do_not_have(made: Get, tmp_path: Path) -> None:

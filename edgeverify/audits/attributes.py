@@ -1,0 +1,37 @@
+"""What the composites of every signature say: norms and attentions.
+
+LiteRT's CPU kernels compute the body of a norm and do not read its composite's epsilon; a backend
+with a kernel of its own does. So no run on this machine shows it, in a signature or in a quantized
+file that the audit of the config did not read. Only what differs is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from edgeverify.audits.config import FILE, audit_config
+from edgeverify.audits.constants import Weights
+from edgeverify.audits.converted import of_composites
+from edgeverify.audits.model import Check, Readings
+from edgeverify.report.model import FAIL
+
+
+def odd_attributes(
+    declared: Readings, found: Mapping[str, Weights], signatures: Iterable[str], family: str
+) -> tuple[Check, ...]:
+    """What the composites of some signatures say otherwise than the HF config.
+
+    Args:
+        declared: of the HF config.
+        found: signature → its weights.
+        signatures: which of them are read.
+        family: the config's ``model_type``.
+    """
+    checks: list[Check] = []
+    for name in signatures:
+        reading = of_composites(found[name])
+        read = audit_config(declared, [reading], family=family).checks
+        told = (c for c in read if c.outcome == FAIL and c.where)
+        checks += [replace(c, where=c.where.replace(FILE, f"{FILE}, {name}", 1)) for c in told]
+    return tuple(checks)
