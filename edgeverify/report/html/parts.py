@@ -14,7 +14,8 @@ STYLE = """
 * { box-sizing: border-box; }
 body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 70rem;
        color: #1b1b1b; background: #fff; overflow-wrap: anywhere; }
-h1 { font-size: 1.15rem; margin: 0 0 .75rem; font-weight: 600; }
+td code { white-space: nowrap; }
+h1 { font-size: 1rem; margin: .75rem 0; font-weight: 600; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-top: 1px solid #ddd; padding-top: 1rem; }
 h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
 .outcome { border-left: .5rem solid; border-radius: .3rem; padding: .75rem 1rem; }
@@ -48,7 +49,9 @@ figure { margin: .5rem 0; } svg { width: 100%; height: auto; display: block; max
 svg text { font: 11px system-ui, sans-serif; fill: #333; }
 @media (max-width: 480px) {
   body { padding: .6rem; } table { font-size: .75rem; } table.map { font-size: .68rem; }
-  td.heat, table.map th { padding: .15rem .2rem; }
+  td.heat, table.map th { padding: .1rem .15rem; }
+  table.map td.heat { white-space: normal; overflow-wrap: normal; font-size: .6rem; }
+  table.map thead th { writing-mode: vertical-rl; }
   th, td { padding: .2rem .3rem; }
 }
 """
