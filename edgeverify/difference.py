@@ -50,12 +50,13 @@ def difference(before: Entry, after: Entry) -> tuple[Change, ...]:
         before, after: two reports; two single ones are compared whatever they are of.
     """
     found = list(_facts("", "version", before.environment, after.environment))
+    pairs: dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]
     if NIGHTLY in (before.kind, after.kind):
         pairs = {name: (before.cases.get(name), after.cases.get(name))
                  for name in (*before.cases, *after.cases)}  # fmt: skip
     else:
-        (name, old), (other, new) = *before.cases.items(), *after.cases.items()
-        pairs = {name: (old, new)}
+        (name, first), (other, second) = *before.cases.items(), *after.cases.items()
+        pairs = {name: (first, second)}  # the two are compared, whatever their names
         if name != other:
             found.append(Change("", "subject", name, other))
     for name, (old, new) in pairs.items():
@@ -150,8 +151,8 @@ def _recipes(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Itera
                 f"{name} {recipe}", figure, f"{x['value']:.4g}", f"{y['value']:.4g}",
                 _apart(x, y, up_is_worse=up_is_worse),
             )  # fmt: skip
-        yield from _facts(f"{name} {recipe}", "", *(
-            {"size_bytes": side[recipe].get("size_bytes")} for side in (before, after)))  # fmt: skip
+        sizes = ({"size_bytes": side[recipe].get("size_bytes")} for side in (before, after))
+        yield from _facts(f"{name} {recipe}", "", *sizes)
 
 
 def _apart(x: Mapping[str, Any], y: Mapping[str, Any], *, up_is_worse: bool) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from edgeverify import taps
+from edgeverify.flatbuffer.graph import KV_INPUT as KV_OUTPUT
 from edgeverify.flatbuffer.graph import ModelFile
 from edgeverify.flatbuffer.locate import locate_taps
 from edgeverify.report.model import FileFacts
@@ -28,9 +30,9 @@ def file_facts(path: Path) -> FileFacts:
         located = locate_taps(file, name).taps if "tokens" in signature.inputs else {}
         tensors = {tap: ref.tensor for tap, ref in located.items()}
         for output, tensor in signature.outputs.items():
-            kind, _, rest = output.rpartition("kv_cache_")
-            which, _, block = rest.partition("_")
-            tensors[output if not rest or kind else f"kv.{block}.{which}"] = tensor
+            cache = KV_OUTPUT.match(output)
+            tap = taps.kv(int(cache.group(2)), cache.group(1)) if cache else output
+            tensors[tap] = tensor
         nodes[name] = {
             tap: graph.producer[tensor].index
             for tap, tensor in tensors.items()

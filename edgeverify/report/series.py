@@ -1,7 +1,7 @@
 """Reports read back from their files: one, or the series in a folder.
 
-A file holds a report of ``check`` or ``check-artifact``, an evaluation (``eval``), or a nightly run,
-which has several reports.
+A file holds a report of ``check`` or ``check-artifact``, an evaluation (``eval``), or a nightly
+run, which has several reports.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def _legs_table(report: Report) -> str:
             f'<td class="n">{number(leg.threshold.get("rms"))}</td>'
             f'<td class="n">{number(worst.row_ratio)}</td>'
             f'<td class="n">{number(leg.threshold.get("row"))}</td>'
-            f"<td><code>{escape(first)}</code></td><td>{escape(counts(leg.taps))}</td></tr>"
+            f'<td><code>{escape(first)}</code></td><td class="wide">{escape(counts(leg.taps))}</td></tr>'
         )
     heads = ("leg", "outcome", "worst error ratio", "allowed", "its worst row", "allowed",
              "first diverging tap", "taps")  # fmt: skip
@@ -208,7 +208,8 @@ def _goldens(report: Report) -> str:
         moved = ", ".join(golden.moved) or "–"
         lines = "<br>".join(escape(line) for line in golden.lines)
         changes = "".join(
-            f"<li><code>{escape(change.key)}</code> {escape(change.what)} {number(change.ratio)}</li>"
+            f"<li><code>{escape(change.key)}</code> {escape(change.what)}"
+            f" {number(change.ratio)}</li>"
             for change in golden.changes[:SHOWN_TAPS]
         )
         listed = folded(plural(len(golden.changes), "change"), f"<ul>{changes}</ul>")

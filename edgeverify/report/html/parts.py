@@ -47,7 +47,7 @@ pre { overflow-x: auto; font-size: .8rem; background: #f6f6f6; padding: .5rem; }
 dl.next dt { font-weight: 600; margin-top: .6rem; } dl.next dd { margin: 0 0 0 1rem; }
 figure { margin: .5rem 0; } svg { width: 100%; height: auto; display: block; max-width: 52rem; }
 svg text { font: 11px system-ui, sans-serif; fill: #333; }
-@media (max-width: 480px) {
+@media (max-width: 560px) {
   body { padding: .6rem; } table { font-size: .75rem; } table.map { font-size: .68rem; }
   td.heat, table.map th { padding: .1rem .15rem; }
   table.map td.heat { white-space: normal; overflow-wrap: normal; font-size: .6rem; }
