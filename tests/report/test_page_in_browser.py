@@ -15,8 +15,15 @@ from edgeverify.report.html import render
 from edgeverify.report.model import Report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 # The page is in a frame of a phone's width: Chromium's own windows are never narrower than 500.
 FRAME = """<!doctype html><body><iframe width="390" height="800" srcdoc="{}"></iframe><p id="m"></p>
 <script>onload = () => {{ const d = document.querySelector("iframe").contentDocument;

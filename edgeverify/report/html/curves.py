@@ -87,7 +87,7 @@ def chart(
         )
     parts += [_path(line, axis) for line in lines]
     count = len(labels)
-    shown = sorted({round(n * (count - 1) / min(7, count - 1 or 1)) for n in range(8)} & set(
+    shown = sorted({round(n * (count - 1) / min(4, count - 1 or 1)) for n in range(5)} & set(
         range(count)))  # fmt: skip
     for place in shown:
         anchor = "start" if place == 0 else "end" if place == count - 1 and count > 1 else "middle"

@@ -131,6 +131,8 @@ def _cell(cell: Cell | None, allowed: float | None, *, source: bool) -> str:
     shade = UNMEASURED if cell.outcome == UNCHECKED else colour(cell.ratio, allowed)
     if cell.outcome == FAIL and cell.ratio is None:
         shade = SCALE[-1][1]  # missing, misshapen or not finite: further off than any ratio
+    if cell.outcome == PASS:
+        shade = SCALE[0][1]  # few rows are allowed more than the leg's limit: the verdict colours
     # A worst row alone may fail a tap whose rms is within what is allowed.
     if cell.outcome == FAIL and shade == SCALE[0][1]:
         shade = SCALE[1][1]

@@ -113,7 +113,8 @@ def _legs_table(report: Report) -> str:
             f'<td class="n">{number(leg.threshold.get("rms"))}</td>'
             f'<td class="n">{number(worst.row_ratio)}</td>'
             f'<td class="n">{number(leg.threshold.get("row"))}</td>'
-            f'<td><code>{escape(first)}</code></td><td class="wide">{escape(counts(leg.taps))}</td></tr>'
+            f"<td><code>{escape(first)}</code></td>"
+            f'<td class="wide">{escape(counts(leg.taps))}</td></tr>'
         )
     heads = ("leg", "outcome", "worst error ratio", "allowed", "its worst row", "allowed",
              "first diverging tap", "taps")  # fmt: skip
