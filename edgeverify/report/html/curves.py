@@ -30,6 +30,7 @@ class Line:
         colour: CSS.
         width: of the stroke.
         dots: outcomes, one per value, for a curve whose points are judged; or empty.
+        radius: of the dots.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Line:
     colour: str = GREY
     width: float = 1.0
     dots: tuple[str, ...] = ()
+    radius: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def _path(line: Line, axis: Axis) -> str:
         drawn.append(f"{pen}{point[0]:.1f} {point[1]:.1f}")
         pen = "L"
     dots = "".join(
-        f'<circle cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="4"'
+        f'<circle cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="{line.radius:g}"'
         f' fill="{DOTS.get(outcome, "#f9a825")}"/>'
         for point, outcome in zip(points, line.dots, strict=False)
         if point is not None
@@ -197,7 +199,7 @@ def _name(place: str) -> str:
 
 def sparkline(values: Sequence[float | None], outcomes: Sequence[str], alt: str) -> str:
     """A small curve of earlier runs, oldest first, a dot for each outcome."""
-    line = Line(alt, tuple(values), BLUE, 1.0, tuple(outcomes))
+    line = Line(alt, tuple(values), BLUE, 5.0, tuple(outcomes), 14.0)
     axis = _axis([line], None)
     # Drawn small: only the height of the curve matters.
     return (

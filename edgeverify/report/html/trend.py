@@ -10,6 +10,7 @@ from typing import Any
 from edgeverify.report.html.curves import sparkline
 from edgeverify.report.html.parts import badge, document, table
 from edgeverify.report.model import worst_outcome
+from edgeverify.report.read import flat
 from edgeverify.report.series import Entry, earlier_of, measured, subject
 from edgeverify.report.words import number, plural
 
@@ -36,9 +37,10 @@ def _rows(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     rows = []
     for name in names:
         values = [measured(told).get(name) for _, told in runs]
+        own = [str(flat(told.get("legs", {})).get(name, {}).get("outcome", "")) for _, told in runs]
         alt = f"{name}, ratio over allowed: " + ", ".join(number(value) for value in values)
         rows.append(
-            f"<tr><th>{escape(name)}</th><td>{sparkline(values, outcomes, alt)}</td>"
+            f"<tr><th>{escape(name)}</th><td>{sparkline(values, own, alt)}</td>"
             f'<td class="n">{number(values[-1])}</td></tr>'
         )
     span = f"{plural(len(runs), 'run')} from {runs[0][0]} to {runs[-1][0]}"
