@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from edgeverify import selectors
 from edgeverify.choices import one_of
-from edgeverify.commands import bench, check_artifact, evaluate, golden, inspect
+from edgeverify.commands import bench, check_artifact, diff, evaluate, golden, history, inspect
 from edgeverify.commands.shown import show
 from edgeverify.errors import EdgeVerifyError, UsageError
 from edgeverify.ports import catalogue, check_name
@@ -129,6 +129,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name in FORMATS:
         check.add_argument(f"--{name}", metavar="FILE", type=Path, help=f"write a {name} report")
+    check.add_argument(
+        "--model-explorer", metavar="FILE", type=Path, help="write node data for Model Explorer"
+    )
+    check.add_argument(
+        "--history", metavar="DIR", type=Path, help="earlier JSON reports, for the HTML report"
+    )
     check.set_defaults(run=_check)
 
     convert = _command(commands, "convert", "write the .tflite files that check would run")
@@ -150,6 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_verb(commands, "eval", evaluate)
     _add_verb(commands, "bench", bench)
     _add_verb(commands, "golden", golden)
+    _add_verb(commands, "diff", diff)
+    _add_verb(commands, "history", history)
 
     selftest = _command(commands, "selftest", "try the checks on faults that they must find")
     _add_selftest_options(selftest)
@@ -224,14 +232,18 @@ def _list(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     chosen = selectors.parse(options)
     paths = {name: getattr(options, name) for name in FORMATS if getattr(options, name)}
-    check_paths({f"--{name}": path for name, path in paths.items()})
+    if options.model_explorer:
+        paths["model_explorer"] = options.model_explorer
+    check_paths({f"--{name.replace('_', '-')}": path for name, path in paths.items()})
     check_name(options.model, chosen.size)
     if options.golden:
         golden.check_directory("--golden", options.golden)
 
     from edgeverify import launch
     from edgeverify.report.progress import progress_for
+    from edgeverify.report.series import read_folder
 
+    earlier = read_folder(options.history) if options.history else ()
     report = launch.check(
         options.model,
         chosen,
@@ -240,7 +252,7 @@ def _check(options: argparse.Namespace) -> int:
         verbose=options.verbose,
         progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
     )
-    show(report, paths, quiet=options.quiet, verbose=options.verbose)
+    show(report, paths, quiet=options.quiet, verbose=options.verbose, earlier=earlier)
     return EXIT_CODES[report.outcome]
 
 

@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from edgeverify import noise, taps
+from edgeverify import noise, positions, taps
 from edgeverify.equivalence import excuse
 from edgeverify.errors import TraceError
 from edgeverify.report.model import (
@@ -95,6 +95,7 @@ def compare(
     limits: Thresholds,
     expected: Sequence[str],
     starts: Mapping[str, int] = NOWHERE,
+    rows_out: dict[str, np.ndarray] | None = None,
 ) -> tuple[TapResult, ...]:
     """Judges every expected tap of every step.
 
@@ -105,6 +106,7 @@ def compare(
         limits: allowed ratios.
         expected: the ``step/tap`` keys that must be there, in forward order.
         starts: step → position of its first token, so that rows are told by their position.
+        rows_out: given the ratio of every row of each tap that was measured.
 
     Returns:
         One result per expected key, in order, then one failure per extra key.
@@ -129,6 +131,8 @@ def compare(
     for key, rows, pooled in _pools(measured):
         first = _first_position(key, starts)
         results[key] = _judge(key, rows, pooled, limits, first)
+        if rows_out is not None:
+            rows_out[key] = rows.ratios(pooled.rms_floor)
         if results[key].outcome == PASS and taps.split(key)[1] == taps.LOGITS:
             results[key] = _judge_greedy(results[key], candidate, oracle, floor, limits, first)
     wanted = set(expected)
@@ -268,7 +272,9 @@ def judge_leg(
         notes: carried into the result.
     """
     limits, block_limits = thresholds(name), thresholds("isolated")
-    results = list(compare(candidate, baseline.oracle, baseline.floor, limits, expected, starts))
+    rows: dict[str, np.ndarray] = {}
+    whole = compare(candidate, baseline.oracle, baseline.floor, limits, expected, starts, rows)
+    results = list(whole)
     if isolated is not None:
         alone = compare(
             isolated, baseline.oracle, baseline.isolated_floor, block_limits, expected, starts
@@ -277,7 +283,8 @@ def judge_leg(
         results = [_with_isolated(result, by_key.pop(result.tap, None)) for result in results]
         results += by_key.values()  # what only the block-by-block run has: extra taps
     results, note = excuse(results, candidate, starts)
-    return leg_of(name, results, (*notes, note) if note else notes)
+    leg = leg_of(name, results, (*notes, note) if note else notes)
+    return replace(leg, along=positions.along(rows, starts))
 
 
 def leg_of(name: str, results: Sequence[TapResult], notes: tuple[str, ...] = ()) -> LegResult:

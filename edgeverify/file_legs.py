@@ -7,6 +7,7 @@ from typing import Any
 
 from edgeverify.audits.run import Auditor
 from edgeverify.compare import Baseline
+from edgeverify.file_facts import file_facts
 from edgeverify.quantization.check import check_recipes
 from edgeverify.quantization.leg import LEG
 from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult
@@ -68,5 +69,6 @@ def file_legs(
             out.legs |= {other: without_taps(other, UNCHECKED, reason) for other in others}
             continue
         out.traces[name] = checked.file.trace
+        run.files[name] = file_facts(checked.file.path)
         out.add(*run_runtimes(run, chosen.runtimes, checked.file, tokenizer, refusal, suffix))
     return out

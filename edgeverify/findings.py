@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ def report_of(
             "python": platform.python_version(),
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         legs=legs,
         findings=(
@@ -49,6 +51,7 @@ def report_of(
         ),
         timings=run.timings,
         audits=audits,
+        files=run.files,
     )
 
 

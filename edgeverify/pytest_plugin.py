@@ -66,8 +66,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     selectors.add_options(group.addoption)
     for name in FORMATS:
         # Not --html and --json: pytest-html and others have them.
+        alias = ["--html-report"] if name == "html" else []
         group.addoption(
             f"--parity-{name}",
+            *alias,
             dest=f"edgeverify_report_{name}",
             metavar="FILE",
             help=f"write a {name} report; of several models, to FILE with the model in its name",

@@ -29,7 +29,7 @@ from edgeverify.errors import PortError
 from edgeverify.noise import Floor, floor_of, widest
 from edgeverify.ops import op_findings
 from edgeverify.progress import Progress
-from edgeverify.report.model import Finding, LegResult
+from edgeverify.report.model import FileFacts, Finding, LegResult
 from edgeverify.trace import Trace
 from models.port import LoadError, Port, build_model
 
@@ -62,6 +62,7 @@ class Run:
     verbose: bool = False
     progress: Progress = field(default_factory=Progress)
     timings: dict[str, float] = field(default_factory=dict)
+    files: dict[str, FileFacts] = field(default_factory=dict)
     _state: dict[str, torch.Tensor] | None = None
     _model: nn.Module | None = None
 

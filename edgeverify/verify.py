@@ -16,6 +16,7 @@ from edgeverify.audits.run import Auditor
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.compare import Baseline, judge_leg, thresholds
 from edgeverify.errors import PortError
+from edgeverify.file_facts import file_facts
 from edgeverify.file_legs import file_legs
 from edgeverify.findings import report_of
 from edgeverify.ports import load_port
@@ -146,6 +147,7 @@ def _judge_legs(
         return legs, traces, causes
     try:
         path = converted(run)
+        run.files["conversion"] = file_facts(path)
         file = _conversion_leg(
             run, path, auditor, whole, baselines["conversion"], authoring_passed=passed
         )

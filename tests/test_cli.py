@@ -177,7 +177,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_the_verdict(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def full(report: Report, paths: Any) -> None:
+    def full(report: Report, paths: Any, earlier: Any) -> None:
         raise UsageError("cannot be written", where="r.json")
 
     monkeypatch.setattr("edgeverify.commands.shown.write_reports", full)

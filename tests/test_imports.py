@@ -131,7 +131,7 @@ def test_nothing_imports_the_front_ends() -> None:
     assert offences(files(*EVERYTHING, "benchmarks/**/*.py"), fronts) == []
 
 
-PLAIN = ("compare.py", "trace.py", "taps.py", "golden.py", "noise.py", "report/*.py")
+PLAIN = ("compare.py", "trace.py", "taps.py", "golden.py", "noise.py", "report/**/*.py")
 # The two that draw on a terminal use rich, which is a core dependency.
 DRAWING = ("terminal.py", "progress.py")
 
@@ -152,7 +152,7 @@ def test_comparison_and_reports_use_the_standard_library_numpy_and_safetensors()
 def test_reports_compute_no_verdict() -> None:
     """They know neither the comparison nor the thresholds' source."""
     judging = ("edgeverify.compare", "edgeverify.noise", "edgeverify.verify", "numpy")
-    assert offences(files("edgeverify/report/*.py"), judging) == []
+    assert offences(files("edgeverify/report/**/*.py"), judging) == []
 
 
 def test_the_rules_see_a_breach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from edgeverify.report import summary
 from edgeverify.report.files import write_reports
 from edgeverify.report.model import Report
+from edgeverify.report.series import Entry, subject
 
 
-def show(report: Report, paths: Mapping[str, Path], *, quiet: bool, verbose: bool) -> None:
+def show(
+    report: Report,
+    paths: Mapping[str, Path],
+    *,
+    quiet: bool,
+    verbose: bool,
+    earlier: Sequence[Entry] = (),
+) -> None:
     """Writes a report's files and prints it.
 
     Args:
@@ -18,11 +27,14 @@ def show(report: Report, paths: Mapping[str, Path], *, quiet: bool, verbose: boo
         paths: format → file.
         quiet: print the outcome alone, if all passed.
         verbose: print every tap, too.
+        earlier: reports of earlier runs, for the page.
     """
     from edgeverify.report.terminal import console_for, print_outcome, print_report
 
     try:
-        write_reports(report, paths)
+        write_reports(report, paths, earlier)
+        told = report.to_dict()
+        summary.append({subject(told): told})
     finally:  # a file that cannot be written must not cost the verdict of a long run
         console = console_for(sys.stdout)
         if quiet and report.passed:

@@ -152,6 +152,11 @@ class ModelFile:
             )
         return self.signatures[name]
 
+    def subgraph_name(self, signature: str) -> str:
+        """The name of the signature's subgraph; its own name where that has none."""
+        raw = self.model.subgraphs[self.signature(signature).subgraph].name
+        return raw.decode(errors="replace") if raw else signature
+
     def graph(self, signature: str) -> Graph:
         """The graph that computes ``signature``."""
         return Graph(self.model, self.signature(signature).subgraph)

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,7 @@ def _evaluation(
             **artifacts.versions(),
             "python": platform.python_version(),
             "machine": platform.machine(),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         timings=dict(run.timings),
         peak_memory=peak_memory(),

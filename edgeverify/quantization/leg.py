@@ -88,7 +88,8 @@ def judge_file(
                 f"{len(unpredicted)} taps are held to what rounding activations costs, not to "
                 "float32 rounding: the control's own float32 run rounds too many rows otherwise",
             )
-        leg = leg_of(leg.name, [_with_control(r, found.get(r.tap)) for r in leg.taps], notes)
+        results = [_with_control(r, found.get(r.tap)) for r in leg.taps]
+        leg = replace(leg_of(leg.name, results, notes), along=leg.along)
         worst = max((r.error_ratio for r in found.values() if r.error_ratio is not None), default=0)
         predicted = {"taps": len(found), "worst": worst}
     figures = attribution(original.oracle, expectation, whole, weights)

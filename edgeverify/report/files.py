@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeverify.errors import UsageError
 from edgeverify.report.model import Report
+
+if TYPE_CHECKING:
+    from edgeverify.report.series import Entry
 
 FORMATS = ("json", "html", "junit")
 
@@ -42,18 +46,20 @@ def check_paths(paths: Mapping[str, Path]) -> None:
             raise UsageError(f"{other} names the same file", where=where, expected="two files")
 
 
-def write_reports(report: Report, paths: Mapping[str, Path]) -> None:
+def write_reports(report: Report, paths: Mapping[str, Path], earlier: Sequence[Entry] = ()) -> None:
     """Writes the report in each format asked for.
 
     Args:
         report: what came of the run.
         paths: format (of ``FORMATS``) → the file.
+        earlier: reports of earlier runs, for the page.
 
     Raises:
         UsageError: a file could not be written.
     """
     for name, path in paths.items():
-        text = import_module(f"edgeverify.report.{name}").render(report)
+        given = (earlier,) if name == "html" else ()
+        text = import_module(f"edgeverify.report.{name}").render(report, *given)
         try:
             write_atomically(path, text)
         except OSError as error:

@@ -84,6 +84,9 @@ class LegResult:
     Attributes:
         attribution: of a quantized file: who moved the logits, and how far
             (``edgeverify.quantization.leg.attribution``).
+        along: place (``embed``, a block's number, ``head``) → the largest row ratio of its taps
+            at each position of the conversation; None where nothing was measured
+            (``edgeverify.positions.along``).
     """
 
     name: str
@@ -95,6 +98,24 @@ class LegResult:
     reason: str = ""
     notes: tuple[str, ...] = ()
     attribution: Mapping[str, Any] = field(default_factory=dict)
+    along: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a converted file is made of.
+
+    Attributes:
+        bytes: its size.
+        ops: signature → operator → how many there are.
+        graphs: signature → the name of its subgraph.
+        nodes: signature → tap → the place, in execution order, of the operator that makes it.
+    """
+
+    bytes: int
+    ops: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    graphs: Mapping[str, str] = field(default_factory=dict)
+    nodes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -199,6 +220,7 @@ class Report:
     audits: Mapping[str, AuditResult] = field(default_factory=dict)
     invariants: tuple[InvariantResult, ...] = ()
     goldens: tuple[GoldenResult, ...] = ()
+    files: Mapping[str, FileFacts] = field(default_factory=dict)
 
     @property
     def outcome(self) -> str:
@@ -230,6 +252,7 @@ class Report:
                 **({"goldens": [asdict(g) for g in self.goldens]} if self.goldens else {}),
                 "findings": [asdict(finding) for finding in self.findings],
                 "timings": dict(self.timings),
+                **({"files": {n: asdict(f) for n, f in self.files.items()}} if self.files else {}),
             }
         )
 
@@ -259,6 +282,7 @@ def _leg_dict(leg: LegResult) -> dict[str, Any]:
         "taps": [asdict(tap) for tap in leg.taps],
         "notes": list(leg.notes),
         **({"attribution": dict(leg.attribution)} if leg.attribution else {}),
+        **({"along": {place: list(row) for place, row in leg.along.items()}} if leg.along else {}),
     }
 
 

@@ -78,7 +78,7 @@ def test_junit_has_one_testcase_for_each(failed: Report) -> None:
 
 def test_html_has_a_row_for_each(failed: Report) -> None:
     page = html.render(failed)
-    badge = '<span class="badge fail">fail</span>'
+    badge = '<span class="badge fail">✗ fail</span>'
     assert f"<tr><th>config</th><td>{badge}</td>" in page
     assert page.count(WRONG) == 1
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 
+from edgeverify.report import json as json_report
 from edgeverify.report.html import render
+from edgeverify.report.html.heat import SCALE, colour
 from edgeverify.report.model import Report
+from edgeverify.report.read import report_from
 
 VOID = {"meta", "br"}
 
@@ -54,18 +58,31 @@ def test_outcome_legs_and_environment_are_shown(report: Callable[..., Report]) -
         assert part in text
 
 
-def test_the_heat_map_has_a_cell_for_each_block_and_tap(report: Callable[..., Report]) -> None:
+def test_the_outcome_comes_first_with_leg_block_and_sublayer(
+    report: Callable[..., Report],
+) -> None:
+    text = [part for part in Page(render(report("fail"))).text if part.strip()]
+    assert "authoring fails in block 1, attn.k: error ratio 71.0" in " ".join(text[2:8])
+
+
+def test_the_faulty_cell_is_marked_in_text_and_framed(report: Callable[..., Report]) -> None:
     page = render(report("fail"))
-    tables = re.findall(r"<table>.*?</table>", page)
-    heat = [table for table in tables if 'class="heat' in table]
-    assert len(heat) == 4  # blocks and model, for each of two legs
-    assert "<th>block</th><th>attn.k</th><th>out</th><th>kv.k</th>" in heat[0]
-    assert (
-        '<tr><th>1</th><td class="heat fail" title="prefill.0/blocks.1.attn.k: fail">71.0</td>'
-        "<td></td><td></td></tr>"
-    ) in heat[0]
-    assert re.search(r'<th>0</th><td class="heat pass" style="[^"]*rgba', heat[0])
-    assert "<th>embed</th><th>logits</th>" in heat[1]
+    assert re.search(r'class="heat fail"[^>]*>✗ 71.0<', page)
+    assert re.search(r'class="heat pass source"[^>]*>0.98<', page)
+    assert "Look at the key projection" in page
+
+
+def test_each_decade_over_what_is_allowed_has_its_colour() -> None:
+    shades = [colour(ratio, 1.5) for ratio in (1.5, 4.0, 14.0, 140.0, 1400.0, 1e6)]
+    assert shades == [shade for _, shade in SCALE]
+    assert colour(float("nan"), 1.5) == colour(None, 1.5) == "#ffe082"
+
+
+def test_a_page_of_a_report_read_back_is_the_same(report: Callable[..., Report]) -> None:
+    made = report("fail")
+    again = report_from(json.loads(json_report.render(made)))
+    assert again.to_dict() == made.to_dict()
+    assert render(again) == render(made)
 
 
 def test_everything_foreign_is_escaped(report: Callable[..., Report]) -> None:
