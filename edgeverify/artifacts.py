@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify.errors import ArtifactError
+from edgeverify.errors import ArtifactError, DiskFullError
 
 try:
     import fcntl
@@ -176,9 +176,9 @@ def cached(
     entry = folder / f"{key}{suffix}"
     if entry.exists():
         return entry
-    with _full_disk_told(folder):
+    with full_disk_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f".{key}{suffix}.lock"):
+        with locked(folder / f".{key}{suffix}.lock"):
             if entry.exists():  # another process made it while this one waited
                 return entry
             _remove_abandoned(folder)
@@ -206,7 +206,7 @@ def place(source: Path, target: Path) -> None:
         ArtifactError: the folder cannot be written, or the disk is full.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    with _full_disk_told(target.parent):
+    with full_disk_told(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(source, temporary)
@@ -216,17 +216,19 @@ def place(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _full_disk_told(folder: Path) -> Iterator[None]:
-    """Turns a full disk into an ArtifactError, however the library that wrote reported it."""
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """Turns a full disk into a DiskFullError, however the library that wrote reported it."""
     try:
         yield
+    except DiskFullError:
+        raise
     except ArtifactError as error:
-        if _tells_full_disk(error.__cause__) or _tells_full_disk(error):
-            raise _full_disk(folder) from error
+        if tells_full_disk(error.__cause__) or tells_full_disk(error):
+            raise full_disk(folder) from error
         raise
     except Exception as error:
-        if _tells_full_disk(error):
-            raise _full_disk(folder) from error
+        if tells_full_disk(error):
+            raise full_disk(folder) from error
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
             raise ArtifactError(
                 f"cannot be written ({error.strerror})",
@@ -237,15 +239,15 @@ def _full_disk_told(folder: Path) -> Iterator[None]:
         raise
 
 
-def _tells_full_disk(error: BaseException | None) -> bool:
+def tells_full_disk(error: BaseException | None) -> bool:
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     # Native writers (safetensors, the converter) carry the reason in their text only.
     return error is not None and "no space left on device" in str(error).lower()
 
 
-def _full_disk(folder: Path) -> ArtifactError:
-    return ArtifactError(
+def full_disk(folder: Path) -> DiskFullError:
+    return DiskFullError(
         "the disk is full",
         where=folder,
         expected="room for a converted model (about its float32 size) and its instrumented copies",
@@ -254,7 +256,7 @@ def _full_disk(folder: Path) -> ArtifactError:
 
 
 @contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Holds a lock file; yields whether it is held. A lock dies with its process."""
     if fcntl is None:
         yield wait
@@ -293,7 +295,7 @@ def _remove_abandoned(folder: Path) -> None:
         lock = folder / f".{entry}.lock"
         if lock.exists():
             # A killed process leaves its lock file, but not its lock.
-            with _locked(lock, wait=False) as free:
+            with locked(lock, wait=False) as free:
                 if free:
                     shutil.rmtree(staging, ignore_errors=True)
         else:
