@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from edgeverify import selectors
 from edgeverify.choices import one_of
-from edgeverify.commands import bench, check_artifact, evaluate, inspect, nightly
+from edgeverify.commands import bench, cache, check_artifact, evaluate, inspect, nightly
 from edgeverify.commands.shown import show
 from edgeverify.errors import EdgeVerifyError, UsageError
 from edgeverify.ports import catalogue, check_name
@@ -147,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verb(commands, "eval", evaluate)
     _add_verb(commands, "bench", bench)
     _add_verb(commands, "nightly", nightly)
+    _add_verb(commands, "cache", cache)
 
     selftest = _command(commands, "selftest", "try the checks on faults that they must find")
     _add_selftest_options(selftest)

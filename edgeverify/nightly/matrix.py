@@ -176,7 +176,8 @@ def _cells(table: Mapping[str, Any], path: Path, where: str) -> Iterator[Nightly
     models = list(catalogue()) if models == ["all"] else [_beside(m, path) for m in models]
     if "checkpoints" in table and "sizes" in table:
         raise UsageError("has both sizes and checkpoints", where=where, expected="one of them")
-    checkpoints = [_beside(text, path) for text in table.get("checkpoints", [])] or [None]
+    named: list[str] = [_beside(text, path) for text in table.get("checkpoints", [])]
+    checkpoints: list[str | None] = [*named] or [None]
     layouts = [one_of(f"{where} layouts", x, KV_LAYOUTS) for x in table.get("layouts", ["default"])]
     recipes = expand(
         [_beside(text, path) for text in table.get("recipes", ["float32"])],
@@ -189,8 +190,9 @@ def _cells(table: Mapping[str, Any], path: Path, where: str) -> Iterator[Nightly
         axes = itertools.product(sizes, checkpoints, layouts, recipes)
         for size, checkpoint, layout, recipe in axes:
             check_name(model, size)
-            named = [_short(model), table.get("name"), size, checkpoint and _short(checkpoint)]
-            parts = [*(part for part in named if part), layout, label(recipe)]
+            place = checkpoint and _short(checkpoint)
+            told = [_short(model), table.get("name"), size, place, layout, label(recipe)]
+            parts = [part for part in told if part]
             case = NightlyCase(
                 id=".".join(re.sub(r"[^A-Za-z0-9_-]+", "-", part) for part in parts),
                 model=model,

@@ -17,6 +17,7 @@ from typing import Any
 
 from edgeverify import artifacts
 from edgeverify.errors import UsageError
+from edgeverify.locks import locked
 from edgeverify.report.files import write_atomically
 
 PLAN, DOCUMENT, CASES = "plan.json", "nightly.json", "cases"
@@ -34,7 +35,7 @@ def opened(folder: Path) -> Iterator[None]:
     with artifacts.full_disk_told(folder):
         (folder / CASES).mkdir(parents=True, exist_ok=True)
         lock = folder / _LOCK
-        with artifacts.locked(lock, wait=False) as held:
+        with locked(lock, wait=False) as held:
             if not held:
                 raise UsageError(
                     "another run works in it",
