@@ -200,7 +200,7 @@ class Report:
 
     @property
     def outcome(self) -> str:
-        """The worst of legs, audits, invariants and goldens; a report without legs is ``unchecked``."""
+        """The worst of all that was asked; a report without legs is ``unchecked``."""
         legs = [leg.outcome for leg in self.legs.values()] or [UNCHECKED]
         audits = [audit.outcome for audit in self.audits.values()]
         asked = [result.outcome for result in self.invariants if result.outcome != NOT_APPLICABLE]
