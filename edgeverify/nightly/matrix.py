@@ -10,6 +10,7 @@ import itertools
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,9 @@ def of_tables(found: Mapping[str, Any], path: Path) -> Matrix:
         other = {"checkpoints": "sizes", "sizes": "checkpoints"}
         hidden = {other[axis] for axis in other if axis in table}
         taken = {name: value for name, value in defaults.items() if name not in hidden}
-        for case in _cells({**taken, **table}, path, at):
+        with _told(at):
+            found_here = list(_cells({**taken, **table}, path))
+        for case in found_here:
             if case.id in cells:
                 raise UsageError(
                     f"{case.id!r} is there twice",
@@ -169,27 +172,26 @@ def of_tables(found: Mapping[str, Any], path: Path) -> Matrix:
     return Matrix(cases, tuple(excluded.values()))
 
 
-def _cells(table: Mapping[str, Any], path: Path, where: str) -> Iterator[NightlyCase]:
+def _cells(table: Mapping[str, Any], path: Path) -> Iterator[NightlyCase]:
     if "models" not in table:
-        raise UsageError("has no models", where=where, expected='models = ["gemma2", …] or ["all"]')
+        raise UsageError("has no models", expected='models = ["gemma2", …] or ["all"]')
     models = table["models"]
     models = list(catalogue()) if models == ["all"] else [_beside(m, path) for m in models]
     if "checkpoints" in table and "sizes" in table:
-        raise UsageError("has both sizes and checkpoints", where=where, expected="one of them")
+        raise UsageError("has both sizes and checkpoints", expected="one of them")
     named: list[str] = [_beside(text, path) for text in table.get("checkpoints", [])]
     checkpoints: list[str | None] = [*named] or [None]
-    layouts = [one_of(f"{where} layouts", x, KV_LAYOUTS) for x in table.get("layouts", ["default"])]
+    layouts = [one_of("layouts", x, KV_LAYOUTS) for x in table.get("layouts", ["default"])]
     recipes = expand(
         [_beside(text, path) for text in table.get("recipes", ["float32"])],
-        where=f"{where} recipes",
+        where="recipes",
     )
-    runtimes = [one_of(f"{where} runtimes", x, RUNTIMES) for x in table.get("runtimes", [])]
+    runtimes = [one_of("runtimes", x, RUNTIMES) for x in table.get("runtimes", [])]
     memory = table.get("memory")
     for model in models:
         sizes = table.get("sizes") or [None if checkpoints[0] else _default_size(model)]
         axes = itertools.product(sizes, checkpoints, layouts, recipes)
         for size, checkpoint, layout, recipe in axes:
-            check_name(model, size)
             place = checkpoint and _short(checkpoint)
             told = [_short(model), table.get("name"), size, place, layout, label(recipe)]
             parts = [part for part in told if part]
@@ -202,31 +204,38 @@ def _cells(table: Mapping[str, Any], path: Path, where: str) -> Iterator[Nightly
                 recipe=recipe,
                 runtimes=tuple(runtimes),
                 options={name: table[name] for name in SHARED if name in table},
-                memory=None if memory is None else bytes_of(f"{where} memory", memory),
+                memory=None if memory is None else bytes_of("memory", memory),
                 time_limit=float(table.get("time_limit", TIME_LIMIT)),
             )
-            selectors_of(case, where)
+            _check(case)
             yield case
 
 
-def selectors_of(case: NightlyCase, where: str = "the matrix") -> Selectors:
-    """The case's selectors, checked.
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Says of bad values in which table they are."""
+    try:
+        yield
+    except EdgeVerifyError as error:
+        at = where if error.where is None else f"{where}: {error.where}"
+        raise UsageError(error.what, where=at, expected=error.expected, fix=error.fix) from error
+
+
+def _check(case: NightlyCase) -> None:
+    """Refuses selectors that no run could take.
 
     Raises:
-        UsageError: a value that no run could take.
+        EdgeVerifyError: what ``edgeverify check`` would say.
     """
+    check_name(case.model, case.size)
     given = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in case.selectors().items()
     }
     try:
-        return Selectors.of(**given)
+        Selectors.of(**given)
     except TypeError as error:
-        raise UsageError(f"{case.id}: {error}", where=where) from error
-    except EdgeVerifyError as error:
-        raise UsageError(
-            error.what, where=f"{where}: {error.where}", expected=error.expected, fix=error.fix
-        ) from error
+        raise UsageError(f"{case.options} cannot be selectors ({error})") from error
 
 
 def _default_size(model: str) -> str | None:
