@@ -24,8 +24,8 @@ GIB = 2**30
 # Peak of a check, measured: 1.2 GiB for a tiny model, 4.4 GiB for 135M parameters, 17.8 for 1.1B.
 BASE_MEMORY = 2 * GIB
 BYTES_A_PARAMETER = 18.0  # 4.5 times float32
-# Of a file's weights in float32: bfloat16 and float16 are the usual forms.
-WIDENED = 2.0
+# Bits of a weight in a file: bfloat16 and float16 are the usual forms; a GGUF's name tells its own.
+USUAL_BITS, GGUF_BITS = 16, 8
 
 
 def share(cases: Sequence[NightlyCase], shard: tuple[int, int] | None) -> list[NightlyCase]:
@@ -117,15 +117,20 @@ def need_of(case: NightlyCase) -> int:
 
 def _parameters(case: NightlyCase) -> float:
     if case.checkpoint is not None and Path(case.checkpoint).exists():
-        total = sum(size for path, size, _ in _stated(Path(case.checkpoint)) if _is_weights(path))
-        return WIDENED * total / 4
+        return sum(8 * size / _bits(name) for name, size, _ in _stated(Path(case.checkpoint)))
     text = case.size or case.checkpoint or ""
     found = re.search(r"(\d+(?:\.\d+)?)([mb])\b", text.lower())
     return float(found[1]) * {"m": 1e6, "b": 1e9}[found[2]] if found else 0.0
 
 
-def _is_weights(path: str) -> bool:
-    return path.endswith((".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+def _bits(name: str) -> float:
+    """Of one parameter in a file; infinite where a file has none."""
+    if name.endswith((".safetensors", ".bin", ".pt", ".pth")):
+        return USUAL_BITS
+    if not name.endswith(".gguf"):
+        return float("inf")
+    found = re.search(r"(?:[fq]|iq)(\d+)", Path(name).stem.lower().replace("gguf", ""))
+    return float(found[1]) if found else GGUF_BITS
 
 
 def _files_of(case: NightlyCase) -> list[Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from edgeverify.amounts import shown
 from edgeverify.contained.child import Child, EndedError
 from edgeverify.errors import DiskFullError, EdgeVerifyError, PortError
+from edgeverify.memory import tells_out_of_memory
 from edgeverify.nightly import store
 from edgeverify.nightly.matrix import NightlyCase
 from edgeverify.report.model import FAIL, SCHEMA, UNCHECKED
@@ -151,8 +152,8 @@ def _work(
                 if queue.stopped:  # its process was ended along with the run
                     return
                 _finish(folder, job, report, facts, tell)
-            if facts.get("held", 0) > HELD_BYTES:
-                child.close()
+            if facts.get("held", 0) > HELD_BYTES or "ended" in facts:
+                child.close()  # what it has imported, or changed, may be half done
         except BaseException as error:
             _stop(queue, error)
             return
@@ -192,7 +193,7 @@ def _call(
         return report, answer
     kind, what = answer["ended"], answer["what"]
     if kind == "memory":
-        what = f"needs more memory than the {shown(job.need)} that it may take"
+        what = _too_much(job.need)
     outcome = UNCHECKED if kind == "memory" else FAIL
     return without_verdict(case, outcome, kind, what), answer
 
@@ -202,12 +203,21 @@ def _told(error: EndedError, case: NightlyCase, need: int) -> tuple[str, str, st
     if error.how == "hang":
         return "timeout", UNCHECKED, f"did not finish within {case.time_limit:g} s and was ended"
     said = error.what.removeprefix("crashed the process that opened it ")
+    if error.how == "crash" and tells_out_of_memory(said):
+        return "memory", UNCHECKED, _too_much(need)
     if error.how == "crash" and error.status != signal.SIGKILL:
         return "crash", FAIL, f"crashed its process {said}; it was allowed {shown(need)} of memory"
     if error.how == "crash":
         what = "its process was killed (SIGKILL), as the system does when memory runs out"
         return "killed", UNCHECKED, what
     return "exit", UNCHECKED, f"its process ended with status {error.status}"
+
+
+def _too_much(need: int) -> str:
+    return (
+        f"needs more memory than the {shown(need)} that it may take; give its table in the matrix "
+        "another memory"
+    )
 
 
 def without_verdict(case: NightlyCase, outcome: str, kind: str, what: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from edgeverify import artifacts
 from edgeverify.errors import EdgeVerifyError
-from edgeverify.memory import peak_memory
+from edgeverify.memory import peak_memory, tells_out_of_memory
 from edgeverify.selectors import Selectors
 
 try:
@@ -52,32 +52,15 @@ def check_case(
     """
     _end_with_host()
     _bound(memory)
-    from edgeverify.report import html
-    from edgeverify.report.files import write_atomically
-    from edgeverify.verify import verify
-
-    # See edgeverify.launch.check.
-    gc.freeze()
     start, cpu = time.perf_counter(), time.process_time()
     given = {n: tuple(v) if isinstance(v, list) else v for n, v in selectors.items()}
     chosen = Selectors.of(**given, cache=Path(cache) if cache else None)
-    answer: dict[str, Any] = {}
     try:
-        report = verify(model, **chosen.arguments())
+        answer = {"report": _checked(page, model, chosen)}
     except EdgeVerifyError:
         raise
-    except MemoryError:
-        answer = {"ended": "memory", "what": ""}
     except (Exception, SystemExit) as error:
-        if artifacts.tells_full_disk(error):
-            raise artifacts.full_disk(Path(tempfile.gettempdir())) from error
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        at = f"{Path(frame.filename).name}:{frame.lineno}"
-        answer = {"ended": "error", "what": f"raised {type(error).__name__}: {error} ({at})"}
-    else:
-        answer = {"report": report.to_dict()}
-        with artifacts.full_disk_told(page.parent):
-            write_atomically(page, html.render(report))
+        answer = _raised(error)
     return {
         **answer,
         "seconds": round(time.perf_counter() - start, 3),
@@ -85,6 +68,30 @@ def check_case(
         "peak_memory": peak_memory(),
         "held": _held(),
     }
+
+
+def _checked(page: Path, model: str, chosen: Selectors) -> dict[str, Any]:
+    from edgeverify.report import html
+    from edgeverify.report.files import write_atomically
+    from edgeverify.verify import verify
+
+    # See edgeverify.launch.check.
+    gc.freeze()
+    report = verify(model, **chosen.arguments())
+    with artifacts.full_disk_told(page.parent):
+        write_atomically(page, html.render(report))
+    return report.to_dict()
+
+
+def _raised(error: BaseException) -> dict[str, Any]:
+    """What to answer for a check that raised what is no ``EdgeVerifyError``."""
+    if artifacts.tells_full_disk(error):
+        raise artifacts.full_disk(Path(tempfile.gettempdir())) from error
+    if isinstance(error, MemoryError) or tells_out_of_memory(str(error)):
+        return {"ended": "memory", "what": ""}
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    at = f"{Path(frame.filename).name}:{frame.lineno}"
+    return {"ended": "error", "what": f"raised {type(error).__name__}: {error} ({at})"}
 
 
 def _bound(memory: int) -> None:

@@ -70,6 +70,9 @@ def answers(model: str) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGSEGV)
     if model == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if model == "native":
+        os.write(2, b"  what():  std::bad_alloc\n")
+        os.abort()
     if model == "exit":
         os._exit(7)
     if model == "hang":

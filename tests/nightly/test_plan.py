@@ -115,8 +115,20 @@ def test_the_memory_of_a_case(fields: dict[str, object], need: float) -> None:
     assert plan.need_of(case("a", **fields)) / 2**30 == pytest.approx(need)
 
 
-def test_the_memory_of_a_checkpoint_is_by_its_files(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"x" * 4_000_000)
-    (tmp_path / "README.md").write_bytes(b"x" * 4_000_000)
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("model.safetensors", 2_000_000),
+        ("model-Q4_K_M.gguf", 8_000_000),
+        ("model.q8_0.gguf", 4_000_000),
+        ("model-F16.gguf", 2_000_000),
+        ("model.gguf", 4_000_000),
+        ("tokenizer.json", 0),
+    ],
+)
+def test_the_memory_of_a_checkpoint_is_by_its_files(
+    name: str, parameters: int, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"x" * 4_000_000)
     need = plan.need_of(case("a", checkpoint=str(tmp_path)))
-    assert need - 2 * 2**30 == 18 * 2_000_000
+    assert need - 2 * 2**30 == 18 * parameters
