@@ -17,6 +17,7 @@ from edgeverify.errors import UsageError
 from edgeverify.memory import available_memory
 from edgeverify.nightly import changed, document, store
 from edgeverify.nightly.matrix import Matrix, NightlyCase, load_matrix
+from edgeverify.nightly.merge import check_shards, merge
 from edgeverify.nightly.plan import chosen, code_digest, key_of, need_of, parse_shard, share
 from edgeverify.nightly.run import Job
 from edgeverify.nightly.run import run as run_jobs
@@ -61,9 +62,10 @@ def run(options: argparse.Namespace) -> str:
     check_paths({f"--{name}": path for name, path in paths.items()})
     if options.merge:
         _alone(options)
-        found = document.merged(options.merge)
+        check_shards(options.merge)
         with store.opened(options.output):
-            return _show(found, options, paths)
+            plan = merge(options.merge, options.output)
+            return _show(document.of_run(options.output, plan), options, paths)
     shard = parse_shard(options.shard)
     jobs = whole_number("--jobs", options.jobs, os.cpu_count() or 1, highest=1024) or 1
     budget = _budget(options.memory_budget)
@@ -155,8 +157,7 @@ def _show(found: dict[str, Any], options: argparse.Namespace, paths: Mapping[str
 
     folder = options.output
     store.write_json(folder / store.DOCUMENT, found)
-    linked = not options.merge
-    page = nightly_html.render(found, pages=store.CASES if linked else None)
+    page = nightly_html.render(found, pages=store.CASES)
     junit = nightly_junit.render(found)
     with artifacts.full_disk_told(folder):
         write_atomically(folder / "index.html", page)

@@ -1,4 +1,4 @@
-"""One report of many: of a run, or of the shards of one."""
+"""One report of many."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeverify.errors import UsageError
 from edgeverify.nightly import store
 from edgeverify.report.model import SCHEMA, UNCHECKED, worst_outcome
 
@@ -20,7 +19,7 @@ def of_run(
 
     Args:
         folder: of the run.
-        plan: as ``plan.json`` holds it.
+        plan: as ``plan.json`` holds it. A case without a key was planned by no shard.
         seconds: that this run took.
     """
     reports = {name: store.read_case(folder, name) for name in plan["cases"]}
@@ -34,44 +33,6 @@ def of_run(
         started=plan["started"],
         seconds=seconds,
         shard=plan["shard"],
-        excluded=plan["excluded"],
-    )
-
-
-def merged(folders: Sequence[Path]) -> dict[str, Any]:
-    """The document of all shards of one run.
-
-    A case of the matrix that no shard has is ``unchecked`` and listed under ``missing``.
-
-    Raises:
-        UsageError: a folder is none of a nightly run, they are shards of different matrices, or
-            a case is in two of them.
-    """
-    plans = {folder: store.read_plan(folder) for folder in folders}
-    first, plan = next(iter(plans.items()))
-    found: dict[str, tuple[Path, Mapping[str, Any]]] = {}
-    for folder, other in plans.items():
-        if other["matrix"] != plan["matrix"] or other["excluded"] != plan["excluded"]:
-            raise UsageError(
-                f"is of another matrix than {first}",
-                where=f"--merge {folder}",
-                expected="shards of one run",
-            )
-        for name, report in of_run(folder, other)["cases"].items():
-            if name in found:
-                raise UsageError(
-                    f"{name!r} is in {found[name][0]}, too",
-                    where=f"--merge {folder}",
-                    expected="every case in one shard",
-                    fix="name each shard once",
-                )
-            found[name] = (folder, report)
-    reports = {name: found[name][1] if name in found else None for name in plan["matrix"]}
-    return _document(
-        reports,
-        started=min(other["started"] for other in plans.values()),
-        seconds=None,
-        shard=None,
         excluded=plan["excluded"],
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,26 +19,12 @@ from edgeverify.amounts import bytes_of
 from edgeverify.case import KV_LAYOUTS
 from edgeverify.choices import one_of
 from edgeverify.errors import EdgeVerifyError, UsageError
+from edgeverify.nightly.tables import AXES, OPTIONS, SHARED, checked, known, tables_of
 from edgeverify.ports import catalogue, check_name
 from edgeverify.recipes import RECIPES, expand, label
 from edgeverify.selectors import RUNTIMES, Selectors
 
 DEFAULT = Path(__file__).with_name("default.toml")
-# Axes of the product, in the order of a case's id.
-AXES = ("models", "sizes", "checkpoints", "layouts", "recipes")
-# Selectors that a whole table shares.
-SHARED = (
-    "kernel",
-    "prefill",
-    "decode_steps",
-    "seed",
-    "mask_as_input",
-    "prefill_logits",
-    "prompt",
-    "kv_cache_len",
-    "trust_remote_code",
-)
-OPTIONS = ("runtimes", "memory", "time_limit", "name", *SHARED)
 TIME_LIMIT = 3600.0  # seconds; a converted 1.1B model with all recipes takes 10 minutes
 
 
@@ -123,20 +109,20 @@ def load_matrix(path: Path | None = None) -> Matrix:
         raise UsageError(
             f"is no TOML ({error})", where=f"--matrix {path}", fix="see docs/nightly.md"
         ) from error
-    return of_tables(found, path)
+    return oftables_of(found, path)
 
 
-def of_tables(found: Mapping[str, Any], path: Path) -> Matrix:
+def oftables_of(found: Mapping[str, Any], path: Path) -> Matrix:
     """The matrix of a file's tables; ``path`` is told in errors and the root of relative paths."""
     where = f"--matrix {path}"
-    _known(found, ("schema", "defaults", "include", "exclude"), where)
+    known(found, ("schema", "defaults", "include", "exclude"), where)
     if found.get("schema") != 1:
         raise UsageError(f"has schema {found.get('schema')!r}", where=where, expected="schema = 1")
-    defaults = _table(found.get("defaults", {}), (*AXES[1:], *OPTIONS), f"{where} [defaults]")
+    defaults = checked(found.get("defaults", {}), (*AXES[1:], *OPTIONS), f"{where} [defaults]")
     cells: dict[str, NightlyCase] = {}
-    for number, table in enumerate(_tables(found, "include", where), start=1):
+    for number, table in enumerate(tables_of(found, "include", where), start=1):
         at = f"{where} [[include]] {number}"
-        table = _table(table, (*AXES, *OPTIONS), at)
+        table = checked(table, (*AXES, *OPTIONS), at)
         # A table with checkpoints has no use for the sizes that others default to.
         other = {"checkpoints": "sizes", "sizes": "checkpoints"}
         hidden = {other[axis] for axis in other if axis in table}
@@ -155,9 +141,9 @@ def of_tables(found: Mapping[str, Any], path: Path) -> Matrix:
     if not cells:
         raise UsageError("has no case", where=where, expected="an [[include]] with models")
     excluded: dict[str, Excluded] = {}
-    for number, table in enumerate(_tables(found, "exclude", where), start=1):
+    for number, table in enumerate(tables_of(found, "exclude", where), start=1):
         at = f"{where} [[exclude]] {number}"
-        table = _table(table, (*AXES, "reason"), at)
+        table = checked(table, (*AXES, "reason"), at)
         if not isinstance(table.get("reason"), str) or not table["reason"].strip():
             raise UsageError("has no reason", where=at, expected='reason = "…"')
         taken_out = [case for case in cells.values() if _matches(case, table)]
@@ -267,31 +253,3 @@ def _matches(case: NightlyCase, rule: Mapping[str, Any]) -> bool:
         "recipes": (case.recipe, label(case.recipe)),
     }
     return all(any(fact in rule[axis] for fact in facts[axis]) for axis in AXES if axis in rule)
-
-
-def _tables(found: Mapping[str, Any], name: str, where: str) -> Sequence[Any]:
-    tables = found.get(name, [])
-    if not isinstance(tables, list):
-        raise UsageError(f"{name} is no list of tables", where=where, expected=f"[[{name}]]")
-    return tables
-
-
-def _table(table: Any, keys: Sequence[str], where: str) -> dict[str, Any]:
-    if not isinstance(table, dict):
-        raise UsageError("is no table", where=where, expected="keys and values")
-    _known(table, keys, where)
-    for name, value in table.items():
-        of_text = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        if name in (*AXES, "runtimes") and not (of_text and (value or name == "runtimes")):
-            raise UsageError(f"{name} is {value!r}", where=where, expected="a list of text")
-        if name in ("memory", "name") and not isinstance(value, str):
-            raise UsageError(f"{name} is {value!r}", where=where, expected="text")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name == "time_limit" and not (number and value > 0):
-            raise UsageError(f"{name} is {value!r}", where=where, expected="seconds above 0")
-    return table
-
-
-def _known(table: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
-    for name in table:
-        one_of(where, name, keys)

@@ -15,7 +15,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from edgeverify.nightly import document, store
+from edgeverify.nightly import store
 from tests.nightly import fake
 
 ROOT = Path(__file__).parents[2]
@@ -189,7 +189,12 @@ def test_shards_merge_into_the_whole(nightly: Nightly, tmp_path: Path) -> None:
 
     assert plain(merged) == plain(whole)
     # The order of the folders is none of the document's.
-    assert list(document.merged(parts[::-1])["cases"]) == IDS
+    assert nightly.run("--merge", *parts[::-1], "--output", merged)[0] == 0
+    assert plain(merged) == plain(whole)
+    # The folder is as the whole run's: with every page, and merged once more without a change.
+    assert len(list((merged / "cases").iterdir())) == 24
+    assert nightly.run("--merge", merged, "--output", tmp_path / "again")[0] == 0
+    assert plain(tmp_path / "again") == plain(whole)
 
 
 def test_a_merge_without_a_shard_is_not_green(nightly: Nightly, tmp_path: Path) -> None:
@@ -220,6 +225,11 @@ def test_what_cannot_be_merged_is_refused(nightly: Nightly, tmp_path: Path) -> N
         status, _, err = nightly.run(*arguments, *target)
         assert status == 2
         assert words in err
+    status, _, err = nightly.run("--merge", part, "--output", part)
+    assert (status, err) == (
+        2,
+        f"edgeverify: error: --merge {part}: is --output, too; expected a folder for the report\n",
+    )
     assert nightly.run("--output", other, "--case", "phi2.*")[0] == 0
     status, _, err = nightly.run("--merge", part, other, *target)
     assert status == 2
