@@ -32,6 +32,7 @@ ALL = tuple(catalogue())
         (["golden/gemma2.tiny.safetensors"], ("gemma2",)),
         (["golden/smollm2-tiny.safetensors"], ("smollm2",)),
         (["golden/other.json"], ALL),
+        (["golden/gemma22.tiny.safetensors"], ALL),
         (["golden/README.md"], ()),
         ([], ()),
     ],
