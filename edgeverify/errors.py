@@ -70,3 +70,7 @@ class RecipeError(EdgeVerifyError):
 
 class CacheFullError(EdgeVerifyError):
     """A step that would end past the KV cache's last row. The runtime was not called."""
+
+
+class GoldenError(EdgeVerifyError):
+    """A golden that is damaged, edited, too large, or of another format."""

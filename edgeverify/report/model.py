@@ -157,7 +157,8 @@ class GoldenChange:
     Attributes:
         key: ``prefill.0/blocks.3.attn.k``, or the name of a figure, e.g. ``ops.RESHAPE``.
         what: what changed in words: values, shape, dtype, missing, extra.
-        ratio: the difference over what is allowed, or None where it is no matter of size.
+        ratio: the difference in units of the noise floor, rms over the rows, or None where it is
+            no matter of size.
     """
 
     key: str
@@ -172,8 +173,9 @@ class GoldenResult:
     Attributes:
         name: the golden's file name.
         outcome: ``pass``, ``fail`` or ``unchecked``.
-        moved: who changed since the golden was made: of ``weights``, ``inputs``, ``reference``,
-            ``oracle``, ``reauthored``, ``converter``, ``quantizer``, ``kernels``.
+        moved: who changed since the golden was made: of ``config``, ``weights``, ``inputs``,
+            ``reference``, ``oracle``, ``reauthored``, ``converter``, ``file`` (what it gives has
+            followed one of these), ``quantizer``, ``kernels``.
         lines: what was found and what to do, for a person; the first is the summary.
         changes: what no longer holds, in forward order.
     """
@@ -201,10 +203,12 @@ class Report:
     @property
     def outcome(self) -> str:
         """The worst of all that was asked; a report without legs is ``unchecked``."""
-        legs = [leg.outcome for leg in self.legs.values()] or [UNCHECKED]
+        legs = [leg.outcome for leg in self.legs.values()]
         audits = [audit.outcome for audit in self.audits.values()]
         asked = [result.outcome for result in self.invariants if result.outcome != NOT_APPLICABLE]
         goldens = [golden.outcome for golden in self.goldens]
+        if not legs and not goldens:
+            legs = [UNCHECKED]
         return worst_outcome([*legs, *audits, *asked, *goldens])
 
     @property

@@ -1,0 +1,339 @@
+"""Holds a run against a golden, and says who has moved since.
+
+Values are compared in units of the noise floor. Two right float32 runs are each within the floor
+of the truth, so a golden holds as long as the two differ by no more than that; in another
+environment (instruction set, kernels, threads) by no more than was measured between such
+environments (``golden_limits.json``, from ``python -m edgeverify.golden_limits``).
+
+What moved is told by elimination, in the order in which one thing is made from another: config,
+weights and inputs; reference and oracle; the re-authored model; the converted file's graph; the
+quantized files; the kernels that run it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from edgeverify import golden as goldens
+from edgeverify import noise, taps
+from edgeverify.compare import Thresholds
+from edgeverify.golden import Golden
+from edgeverify.report.model import FAIL, PASS, GoldenChange, GoldenResult
+from edgeverify.trace import Trace
+
+ORACLE, REAUTHORED = "oracle/", "reauthored/"
+# What decides how a float32 sum is taken, besides the libraries' versions.
+PLACE = ("machine", "instruction_set", "kernel", "threads")
+# The oracle's own rounding is 1e-9 of the floor; what moves it by more is another computation.
+ORACLE_LIMIT = 1e-3
+LISTED = 3
+Ops = Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class Now:
+    """What the same case gives today.
+
+    Attributes:
+        facts: as a golden's.
+        environment: as a golden's.
+        traces: prefix of a golden's keys → trace: ``""`` is the one that the golden is of,
+            ``oracle/`` and ``reauthored/`` the others whose logits it holds.
+        floors: the same prefixes → floor.
+    """
+
+    facts: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    traces: Mapping[str, Trace]
+    floors: Mapping[str, noise.Floor]
+
+
+@dataclass
+class Moved:
+    """What of one golden no longer holds.
+
+    Attributes:
+        changes: by prefix, in forward order.
+        worst: by prefix, the largest rms ratio and where.
+        bitwise: whether every array is what it was.
+    """
+
+    changes: dict[str, list[GoldenChange]] = field(default_factory=dict)
+    worst: tuple[float, str] = (0.0, "")
+    bitwise: bool = True
+
+    def of(self, prefix: str) -> list[GoldenChange]:
+        return self.changes.get(prefix, [])
+
+
+@cache
+def limits(place: str) -> Thresholds:
+    """Allowed of ``same`` and of ``other`` environments, in units of the floor."""
+    text = resources.files("edgeverify").joinpath("golden_limits.json").read_text()
+    entry = json.loads(text)[place]
+    return Thresholds(float(entry["rms"]), float(entry["row"]))
+
+
+def judge(name: str, golden: Golden, now: Now, update: str) -> GoldenResult:
+    """Says whether a golden holds and, if not, who has moved.
+
+    Args:
+        name: of the golden's file.
+        golden: as it was kept.
+        now: the same case today.
+        update: the command that accepts what has changed.
+    """
+    elsewhere = differences(golden.environment, now.environment, PLACE)
+    allowed = limits("other" if elsewhere else "same")
+    parts, lines = [], []
+    for part, told in _givens(golden.facts, now.facts):
+        parts.append(part)
+        lines.append(told)
+    found = _compare(golden, now, allowed) if not parts else Moved()
+    if not parts:
+        for part, told in _moved(golden, now, found):
+            parts.append(part)
+            lines.append(told)
+    changes = [change for listed in found.changes.values() for change in listed]
+    if not parts and changes:  # e.g. an array that is no part of any run
+        parts.append("contents")
+        lines.append(_listed(changes))
+    outcome = FAIL if parts else PASS
+    head = _summary(golden, found, elsewhere, allowed, parts)
+    versions = differences(golden.environment, now.environment)
+    if outcome == FAIL:
+        told = "; ".join(versions) if versions else "nothing: the code or the data has changed"
+        lines.append(f"changed in the environment: {told}")
+        lines.append(f"if the change is meant: {update}")
+    elif versions:
+        lines.append(f"although changed: {'; '.join(versions)}")
+    return GoldenResult(name, outcome, tuple(parts), (head, *lines), tuple(changes))
+
+
+def rewritten(name: str, golden: Golden, now: Now) -> GoldenResult:
+    """What is told of a golden that is rewritten: everything that has changed, and by how much."""
+    found = _compare(golden, now, Thresholds(0.0, 0.0))
+    changes = [change for listed in found.changes.values() for change in listed]
+    lines = [f"rewritten: {len(changes)} of {len(golden.arrays)} arrays are others; run again"]
+    for prefix, listed in found.changes.items():
+        lines.append(f"{prefix.rstrip('/') or 'arrays'}: {_listed(listed)}")
+    before, after = golden.facts, now.facts
+    for fact in [*before, *(key for key in after if key not in before)]:
+        if before.get(fact) == after.get(fact):
+            continue
+        told = ops_changed(before.get(fact, {}), after.get(fact, {})) if fact == "ops" else ""
+        lines.append(f"{fact}: {told or 'is another one'}")
+    lines += differences(golden.environment, now.environment)
+    return GoldenResult(name, FAIL, (), tuple(lines), tuple(changes))
+
+
+def differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], names: Sequence[str] | None = None
+) -> list[str]:
+    """``transformers 5.23.0 → 5.24.0`` of each name that differs."""
+    keys = names or [*before, *(key for key in after if key not in before)]
+    return [
+        f"{key} {before.get(key, 'none')} → {after.get(key, 'none')}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _summary(
+    golden: Golden, found: Moved, elsewhere: list[str], allowed: Thresholds, parts: list[str]
+) -> str:
+    widened = f" (widened for another environment: {'; '.join(elsewhere)})" if elsewhere else ""
+    if parts:
+        return f"moved: {', '.join(parts)}{widened}"
+    if found.bitwise:
+        return f"{len(golden.arrays)} arrays, bitwise as they were{widened}"
+    worst, key = found.worst
+    return (
+        f"{len(golden.arrays)} arrays within the floor: largest change {worst:.2g} at {key}, "
+        f"allowed {allowed.rms:.3g}{widened}"
+    )
+
+
+def _givens(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the models are made from; where it differs, their numbers say nothing about drift."""
+    for part, told in (
+        ("config", "the Hugging Face config is another one"),
+        ("weights", "the checkpoint holds other weights"),
+        ("inputs", "other tokens are run"),
+    ):
+        if before.get(part) != after.get(part):
+            yield part, f"{part}: {told}, so nothing further was compared"
+
+
+def _moved(golden: Golden, now: Now, found: Moved) -> Iterator[tuple[str, str]]:
+    before, after = golden.facts, now.facts
+    for prefix, part in ((ORACLE, "oracle"), (REAUTHORED, "reauthored")):
+        if found.of(prefix):
+            yield part, f"{part}: {_blame(part, before, after)}; {_listed(found.of(prefix))}"
+    if "ops" not in before:
+        if found.of(""):
+            yield "reference", f"reference: {_listed(found.of(''))}"
+        return
+    same_model = not found.of(REAUTHORED) and before.get("code") == after.get("code")
+    changed = ops_changed(before["ops"], after["ops"])
+    if changed and same_model:
+        yield "converter", f"converter: it made another graph: {changed}"
+    elif changed:
+        yield "converter", f"converter: the graph follows the re-authored model: {changed}"
+    same_file = before["file"] == after["file"]
+    if found.of("") and same_file:
+        yield "kernels", f"kernels: the same file gives something else; {_listed(found.of(''))}"
+    elif found.of("") and not changed and same_model:
+        told = "the same operators, with other constants or attributes"
+        yield "converter", f"converter: {told}; {_listed(found.of(''))}"
+    elif found.of(""):
+        yield "file", f"file: what it gives has moved with it; {_listed(found.of(''))}"
+    yield from _quantizer(before, after, same_file)
+
+
+def _blame(part: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    if part == "oracle":
+        return "the Hugging Face model computes something else, in float64, too"
+    if before.get("code") != after.get("code"):
+        return "the port's config or code has changed, and what it gives with it"
+    return "the port's own code is the same, but it gives something else (litert-torch, torch)"
+
+
+def _quantizer(
+    before: Mapping[str, Any], after: Mapping[str, Any], same_file: bool
+) -> Iterator[tuple[str, str]]:
+    """Quantized files, by recipe. They follow a float file that has changed."""
+    for recipe, kept in before.get("recipes", {}).items():
+        made = after.get("recipes", {}).get(recipe)
+        if made is None or kept == made or not same_file:
+            continue
+        changed = ops_changed(kept.get("ops", {}), made.get("ops", {}))
+        told = f"operators: {changed}" if changed else "the same operators with other contents"
+        if "unchecked" in kept or "unchecked" in made:
+            told = f"{kept.get('unchecked', 'it applied')} → {made.get('unchecked', 'it applies')}"
+        size = f"{kept.get('bytes', 0)} → {made.get('bytes', 0)} bytes"
+        yield (
+            "quantizer",
+            f"quantizer: {recipe} from the same float file is another file: {told}; {size}",
+        )
+
+
+def ops_changed(before: Ops, after: Ops) -> str:
+    """``decode: RESHAPE 12 → 14, CAST 0 → 1``; empty where nothing has changed."""
+    told = []
+    for signature in [*before, *(name for name in after if name not in before)]:
+        old, new = before.get(signature, {}), after.get(signature, {})
+        names = [n for n in sorted({*old, *new}) if old.get(n, 0) != new.get(n, 0)]
+        if names:
+            counts = ", ".join(f"{n} {old.get(n, 0)} → {new.get(n, 0)}" for n in names)
+            told.append(f"{signature}: {counts}")
+    return "; ".join(told)
+
+
+def _listed(changes: Sequence[GoldenChange]) -> str:
+    told = "; ".join(f"{change.key}: {change.what}" for change in changes[:LISTED])
+    more = f"; and {len(changes) - LISTED} more" if len(changes) > LISTED else ""
+    return told + more
+
+
+def _compare(golden: Golden, now: Now, allowed: Thresholds) -> Moved:
+    found = Moved()
+    for key, kept in golden.arrays.items():
+        prefix = next((p for p in now.traces if p and key.startswith(p)), "")
+        change = _change(key, kept, golden, now, prefix, allowed, found)
+        if change is not None:
+            found.changes.setdefault(prefix, []).append(change)
+    for prefix, trace in now.traces.items():
+        for key in _kept_of(trace, golden, prefix):
+            if prefix + key not in golden.arrays:
+                change = GoldenChange(prefix + key, "is new: the golden has no such array")
+                found.changes.setdefault(prefix, []).append(change)
+    return found
+
+
+def _kept_of(trace: Trace, golden: Golden, prefix: str) -> list[str]:
+    """The keys that a golden made today would have of a trace."""
+    if prefix:
+        return [key for key in trace if taps.split(key)[1] == taps.LOGITS]
+    if golden.facts.get("condensed"):
+        return list(goldens.condensed(trace))
+    return list(goldens.whole(trace))
+
+
+def _change(
+    key: str,
+    kept: np.ndarray,
+    golden: Golden,
+    now: Now,
+    prefix: str,
+    allowed: Thresholds,
+    found: Moved,
+) -> GoldenChange | None:
+    """What has changed of one array, if it is more than is allowed."""
+    base, _, kind = key.removeprefix(prefix).partition(":")
+    trace, floor = now.traces[prefix], now.floors[prefix]
+    if base not in trace:
+        return GoldenChange(key, "is gone: the run no longer gives it")
+    given = trace[base]
+    if not kind and (given.shape != kept.shape or given.dtype != kept.dtype):
+        was, now_is = f"{kept.dtype} {kept.shape}", f"{given.dtype} {given.shape}"
+        return GoldenChange(key, f"was {was}, is {now_is}")
+    if base not in floor:
+        return GoldenChange(key, "cannot be judged: there is no floor for it")
+    if not np.isfinite(given).all():
+        return GoldenChange(key, "is NaN or Inf")
+    if kind == goldens.TOP_TOKENS[1:]:
+        return None  # judged by the values at these tokens
+    error = _row_errors(key, kind, kept, given, golden)
+    if error is None:
+        return GoldenChange(key, f"has other rows or columns: was {kept.shape}")
+    found.bitwise &= not error.any()
+    rows = noise.RowErrors(error, np.asarray(floor[base]))
+    if prefix == ORACLE:
+        allowed = Thresholds(ORACLE_LIMIT, ORACLE_LIMIT)
+    ratio, row_ratios = rows.error_ratio, rows.ratios(rows.rms_floor)
+    worst = int(row_ratios.argmax())
+    if ratio > found.worst[0]:
+        found.worst = (ratio, key)
+    if ratio <= allowed.rms_over(len(error)) and row_ratios[worst] <= allowed.row:
+        return None
+    told = f"moved by {ratio:.3g} of the noise floor, row {worst} by {row_ratios[worst]:.3g}"
+    if allowed.row:
+        told += f" (allowed {allowed.rms_over(len(error)):.3g} and {allowed.row:.3g})"
+    return GoldenChange(key, told, ratio)
+
+
+def _row_errors(
+    key: str, kind: str, kept: np.ndarray, given: np.ndarray, golden: Golden
+) -> np.ndarray | None:
+    """Relative change of each row, (T,) float64; of kept entries, scaled to the whole row."""
+    rows = goldens.rows_of(given).astype(np.float64)
+    if not kind:
+        before = goldens.rows_of(kept).astype(np.float64)
+        return _over(np.linalg.norm(rows - before, axis=1), np.linalg.norm(before, axis=1))
+    norms = golden.arrays[key.partition(":")[0] + goldens.NORMS].astype(np.float64)
+    if len(norms) != len(rows):
+        return None
+    if kind == goldens.NORMS[1:]:
+        # As it is kept: in float32.
+        today = np.linalg.norm(rows, axis=1).astype(np.float32).astype(np.float64)
+        return _over(np.abs(today - norms), norms)
+    if kind == goldens.SAMPLE[1:]:
+        columns = np.tile(goldens.sampled(rows.shape[1]), (len(rows), 1))
+    else:
+        columns = golden.arrays[key.partition(":")[0] + goldens.TOP_TOKENS]
+    if columns.shape != kept.shape or columns.max(initial=0) >= rows.shape[1]:
+        return None
+    moved = np.linalg.norm(np.take_along_axis(rows, columns, 1) - kept.astype(np.float64), axis=1)
+    return _over(moved * np.sqrt(rows.shape[1] / columns.shape[1]), norms)
+
+
+def _over(error: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return np.divide(error, scale, out=np.where(error > 0, np.inf, 0.0), where=scale > 0)

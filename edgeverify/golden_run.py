@@ -1,0 +1,215 @@
+"""Runs a golden's case, and holds what it gives against the goldens on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgeverify import artifacts, drift, fingerprint, golden, taps
+from edgeverify.backends import tflite
+from edgeverify.compare import Baseline
+from edgeverify.drift import Now
+from edgeverify.errors import GoldenError, RecipeError
+from edgeverify.flatbuffer import ModelFile
+from edgeverify.golden import Golden
+from edgeverify.quantize import quantized
+from edgeverify.recipes import FLOAT32, NAMED, load_recipe
+from edgeverify.report.model import FAIL, PASS, GoldenResult
+from edgeverify.selectors import Selectors
+from edgeverify.stages import Run, converted, is_large, reference_baselines, run_reauthored
+from edgeverify.trace import Trace
+
+REFERENCE, TFLITE = "reference", "tflite"
+KINDS = (REFERENCE, TFLITE)
+# A signature that is filled, one that is filled, the larger padded, two decode steps: 25 positions,
+# past the 13 of the tiny Gemma 2's window. The seven ports' goldens then take 0.3 to 0.8 MB.
+PREFILL, DECODE_STEPS = (4, 12), 2
+
+
+def selectors(chosen: Selectors) -> Selectors:
+    """The case of a golden: the user's, with the golden's own short steps."""
+    return replace(chosen, prefill=PREFILL, decode_steps=DECODE_STEPS).checked()
+
+
+def names(run: Run, chosen: Selectors) -> dict[str, str]:
+    """Kind → file name, e.g. ``gemma2-tiny.tflite.safetensors``."""
+    parts = [run.case.model, run.case.size]
+    if chosen.checkpoint is not None:
+        parts.append(re.sub(r"[^\w.]+", "_", Path(chosen.checkpoint).name))
+    elif chosen.seed:
+        parts.append(f"seed{chosen.seed}")
+    reference = "-".join(parts)
+    parts += [run.case.kv_layout] if run.case.kv_layout != "default" else []
+    parts += [run.case.kernel] if run.case.kernel != "xnnpack" else []
+    file = "-".join(parts)
+    return {
+        REFERENCE: f"{reference}.{REFERENCE}{golden.SUFFIX}",
+        TFLITE: f"{file}.{TFLITE}{golden.SUFFIX}",
+    }
+
+
+def command(model: str, chosen: Selectors, directory: Path) -> str:
+    """Makes the goldens of a model anew."""
+    options = {"--size": chosen.size, "--checkpoint": chosen.checkpoint}
+    if chosen.seed:
+        options["--seed"] = str(chosen.seed)
+    if chosen.kv_layout != "default":
+        options["--kv-layout"] = chosen.kv_layout
+    if chosen.kernel != "xnnpack":
+        options["--kernel"] = chosen.kernel
+    told = "".join(f" {name} {value}" for name, value in options.items() if value)
+    return f"edgeverify golden {model}{told} --golden-dir {directory.name} --update-golden"
+
+
+def check(
+    run: Run, model: str, chosen: Selectors, directory: Path, *, update: bool = False
+) -> tuple[GoldenResult, ...]:
+    """Holds a model against its goldens.
+
+    A golden that is missing is written, and fails; so does one that is rewritten.
+
+    Args:
+        run: prepared with ``selectors(chosen)``.
+        model: as the user named it, for messages.
+        chosen: the user's own.
+        directory: of the goldens.
+        update: write today's numbers in their place.
+    """
+    # What makes it must not name a folder of the machine that it was made on.
+    again = command(model, chosen, directory)
+    inputs = artifacts.digest([asdict(step) for step in run.case.steps])
+    baselines = reference_baselines(run, with_file=True)
+    now = {
+        REFERENCE: _reference_now(run, baselines["authoring"], inputs),
+        TFLITE: _file_now(run, baselines, inputs),
+    }
+    files = names(run, chosen)
+    return tuple(_one(directory / files[kind], now[kind], again, update=update) for kind in KINDS)
+
+
+def _one(path: Path, now: Now, again: str, *, update: bool) -> GoldenResult:
+    made = _golden(now, again)
+    if not path.exists():
+        golden.save(made, path)
+        told = (
+            "there was no such golden: it has been written from this run",
+            f"look at it, add {path} to version control, and run again",
+        )
+        return GoldenResult(path.name, FAIL, (), told)
+    try:
+        kept = golden.load(path, again)
+    except GoldenError as error:
+        if not update:
+            return GoldenResult(path.name, FAIL, (), (str(error),))
+        golden.save(made, path)
+        told = (f"rewritten; what was there {error.what}", "look at it, and run again")
+        return GoldenResult(path.name, FAIL, (), told)
+    if not update:
+        return drift.judge(path.name, kept, now, again)
+    if golden.digest_of(kept) == golden.digest_of(made):
+        return GoldenResult(path.name, PASS, (), ("nothing has changed: left as it is",))
+    result = drift.rewritten(path.name, kept, now)
+    golden.save(made, path)
+    return result
+
+
+def _golden(now: Now, again: str) -> Golden:
+    arrays = (golden.condensed if now.facts["condensed"] else golden.whole)(now.traces[""])
+    for prefix, trace in now.traces.items():
+        if prefix:
+            logits = [key for key in trace if taps.split(key)[1] == taps.LOGITS]
+            kept = Trace({key: trace[key] for key in logits})
+            held = golden.condensed(kept) if now.facts["condensed"] else kept.arrays
+            arrays |= {prefix + key: array for key, array in held.items()}
+    return Golden(arrays, now.facts, now.environment, again)
+
+
+def _givens(run: Run, inputs: str) -> dict[str, Any]:
+    sha = hashlib.sha256()
+    for name, tensor in run.state().items():
+        sha.update(f"{name} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.contiguous().numpy().tobytes())
+    return {
+        "config": artifacts.digest(dict(run.hf_config)),
+        "weights": sha.hexdigest(),
+        "inputs": inputs,
+        "condensed": is_large(run),
+    }
+
+
+def _environment(run: Run, *, kernel: str | None = None) -> dict[str, Any]:
+    """Versions, and what decides how sums are taken."""
+    place: dict[str, Any] = {
+        **artifacts.versions(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+    return place if kernel is None else {**place, "kernel": kernel}
+
+
+def _reference_now(run: Run, baseline: Baseline, inputs: str) -> Now:
+    traces = {"": baseline.own, drift.ORACLE: baseline.oracle}
+    floors = {"": baseline.floor, drift.ORACLE: baseline.floor}
+    return Now(_givens(run, inputs), _environment(run), traces, floors)
+
+
+def _file_now(run: Run, baselines: Mapping[str, Baseline], inputs: str) -> Now:
+    givens, environment = _givens(run, inputs), _environment(run, kernel=run.case.kernel)
+    code = fingerprint.of_module(run.model())
+    reauthored, _ = run_reauthored(run, None)
+    path = converted(run)
+    facts = {**givens, "code": code, **_file_facts(path, run.cache)}
+    facts["recipes"] = {
+        name: _recipe_facts(path, name, run.cache) for name in NAMED if name != FLOAT32
+    }
+    with run.timed("run .tflite"):
+        trace, _ = tflite.run_file(
+            path,
+            run.case,
+            mask_kinds=run.port.mask_kinds,
+            window=run.window,
+            cache=run.cache,
+        )
+    traces = {"": trace, drift.REAUTHORED: reauthored}
+    floors = {"": baselines["conversion"].floor, drift.REAUTHORED: baselines["authoring"].floor}
+    return Now(facts, environment, traces, floors)
+
+
+def _file_facts(path: Path, cache: Path | None) -> dict[str, Any]:
+    file = ModelFile(path)
+    return {
+        "file": artifacts.file_digest(path, root=cache),
+        "bytes": path.stat().st_size,
+        "ops": {n: dict(Counter(op.name for op in file.graph(n).ops)) for n in file.signatures},
+    }
+
+
+def _recipe_facts(path: Path, name: str, cache: Path | None) -> dict[str, Any]:
+    try:
+        return _file_facts(quantized(path, load_recipe(name), cache=cache), cache)
+    except RecipeError as error:
+        return {"unchecked": error.what}
+
+
+def keep_traces(run: Run, folder: Path) -> None:
+    """Writes the traces that goldens are made from, with their floors, to be compared elsewhere."""
+    inputs = artifacts.digest([asdict(step) for step in run.case.steps])
+    baselines = reference_baselines(run, with_file=True)
+    file = _file_now(run, baselines, inputs)
+    for name, trace, floor in (
+        ("reference", baselines["authoring"].own, baselines["authoring"].floor),
+        ("reauthored", file.traces[drift.REAUTHORED], file.floors[drift.REAUTHORED]),
+        ("file", file.traces[""], file.floors[""]),
+    ):
+        trace.save(folder / f"{name}.safetensors")
+        Trace(dict(floor)).save(folder / f"{name}-floor.safetensors")
