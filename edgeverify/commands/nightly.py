@@ -18,7 +18,15 @@ from edgeverify.memory import available_memory
 from edgeverify.nightly import changed, document, store
 from edgeverify.nightly.matrix import Matrix, NightlyCase, load_matrix
 from edgeverify.nightly.merge import check_shards, merge
-from edgeverify.nightly.plan import chosen, code_digest, key_of, need_of, parse_shard, share
+from edgeverify.nightly.plan import (
+    chosen,
+    code_digest,
+    key_of,
+    need_of,
+    parse_shard,
+    share,
+    with_goldens,
+)
 from edgeverify.nightly.run import Job
 from edgeverify.nightly.run import run as run_jobs
 from edgeverify.report import nightly_text
@@ -44,6 +52,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add(
         "--memory-budget", metavar="M", help="of all processes together, e.g. 8GiB (default: 75 %%)"
     )
+    add("--golden", metavar="DIR", type=Path, help="hold float32 cases against goldens, too")
     add("--fresh", action="store_true", help="run finished cases again, too")
     add("--dry-run", action="store_true", help="show the cases and run none")
     add("--merge", metavar="DIR", type=Path, nargs="+", help="make one report of shards, run none")
@@ -71,6 +80,9 @@ def run(options: argparse.Namespace) -> str:
     budget = _budget(options.memory_budget)
     matrix = load_matrix(options.matrix)
     cases = chosen(matrix.cases, options.case)
+    if options.golden is not None and not options.golden.is_dir():
+        raise UsageError("there is no such folder", where=f"--golden {options.golden}")
+    cases = with_goldens(cases, options.golden)
     if options.changed_since is not None:
         cases = _touched(cases, options.changed_since)
     mine = share(cases, shard)
@@ -191,7 +203,16 @@ def _touched(cases: Sequence[NightlyCase], ref: str) -> list[NightlyCase]:
 
 def _alone(options: argparse.Namespace) -> None:
     """Refuses options that have no meaning to ``--merge``."""
-    for name in ("matrix", "case", "changed_since", "shard", "jobs", "memory_budget", "fresh"):
+    for name in (
+        "matrix",
+        "case",
+        "changed_since",
+        "shard",
+        "jobs",
+        "memory_budget",
+        "golden",
+        "fresh",
+    ):
         if getattr(options, name):
             raise UsageError(
                 "has no meaning here: nothing is run",

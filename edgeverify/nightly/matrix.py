@@ -43,6 +43,7 @@ class NightlyCase:
         options: further selectors.
         memory: bytes that it may take, where the matrix says so.
         time_limit: seconds after which it is ended.
+        golden: a folder whose goldens it is held against, too.
     """
 
     id: str
@@ -55,6 +56,7 @@ class NightlyCase:
     options: Mapping[str, Any] = field(default_factory=dict)
     memory: int | None = None
     time_limit: float = TIME_LIMIT
+    golden: str | None = None
 
     @property
     def group(self) -> tuple[Any, ...]:

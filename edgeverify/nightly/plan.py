@@ -7,6 +7,7 @@ import importlib.util
 import platform
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from edgeverify import artifacts
 from edgeverify.errors import UsageError
 from edgeverify.nightly.matrix import NightlyCase
 from edgeverify.ports import is_file, split
-from edgeverify.recipes import RECIPES
+from edgeverify.recipes import FLOAT32, RECIPES
 
 KEY_VERSION = 1
 GIB = 2**30
@@ -79,6 +80,12 @@ def chosen(cases: Sequence[NightlyCase], patterns: Sequence[str]) -> list[Nightl
     return [c for c in cases if not patterns or any(fnmatchcase(c.id, p) for p in patterns)]
 
 
+def with_goldens(cases: Sequence[NightlyCase], folder: Path | None) -> list[NightlyCase]:
+    """The float32 cases held against goldens, too: these have every recipe's facts in them."""
+    held = None if folder is None else str(folder.resolve())
+    return [replace(c, golden=held) if c.recipe == FLOAT32 else c for c in cases]
+
+
 def code_digest() -> str:
     """Digest of edgeverify's and the ports' own code and data."""
     total = hashlib.sha256()
@@ -137,6 +144,8 @@ def _files_of(case: NightlyCase) -> list[Any]:
     facts: list[Any] = []
     if case.checkpoint is not None and Path(case.checkpoint).exists():
         facts += _stated(Path(case.checkpoint))
+    if case.golden is not None:
+        facts.append([(p.name, artifacts.file_digest(p)) for p in _files(Path(case.golden))])
     if ":" in case.model:
         place, _ = split(case.model)
         facts += _code_beside(place)
@@ -147,8 +156,11 @@ def _files_of(case: NightlyCase) -> list[Any]:
 
 
 def _stated(path: Path) -> list[tuple[str, int, int]]:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _files(path)]
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
 
 def _code_beside(place: str) -> list[tuple[str, str]]:

@@ -178,6 +178,7 @@ def _call(
             selectors=case.selectors(),
             cache=None if cache is None else str(cache.resolve()),
             memory=job.need,
+            golden=case.golden,
         )
     except DiskFullError:
         raise

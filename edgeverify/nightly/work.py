@@ -31,7 +31,13 @@ _watched = threading.Event()
 
 
 def check_case(
-    page: Path, *, model: str, selectors: Mapping[str, Any], cache: str | None, memory: int
+    page: Path,
+    *,
+    model: str,
+    selectors: Mapping[str, Any],
+    cache: str | None,
+    memory: int,
+    golden: str | None = None,
 ) -> dict[str, Any]:
     """Checks one case.
 
@@ -41,6 +47,7 @@ def check_case(
         selectors: of the case, as JSON holds them.
         cache: another cache than the default one.
         memory: bytes that this process may allocate until the next case.
+        golden: a folder of goldens, or None.
 
     Returns:
         ``report``: its dict; or ``ended`` and ``what``, of a check that raised what it should not
@@ -56,7 +63,7 @@ def check_case(
     given = {n: tuple(v) if isinstance(v, list) else v for n, v in selectors.items()}
     chosen = Selectors.of(**given, cache=Path(cache) if cache else None)
     try:
-        answer = {"report": _checked(page, model, chosen)}
+        answer = {"report": _checked(page, model, chosen, golden)}
     except EdgeVerifyError:
         raise
     except (Exception, SystemExit) as error:
@@ -70,14 +77,15 @@ def check_case(
     }
 
 
-def _checked(page: Path, model: str, chosen: Selectors) -> dict[str, Any]:
+def _checked(page: Path, model: str, chosen: Selectors, golden: str | None) -> dict[str, Any]:
     from edgeverify.report import html
     from edgeverify.report.files import write_atomically
     from edgeverify.verify import verify
 
     # See edgeverify.launch.check.
     gc.freeze()
-    report = verify(model, **chosen.arguments())
+    held: dict[str, Any] = {} if golden is None else {"golden": Path(golden)}
+    report = verify(model, **chosen.arguments(), **held)
     with artifacts.full_disk_told(page.parent):
         write_atomically(page, html.render(report))
     return report.to_dict()

@@ -72,6 +72,7 @@ def _add(
         message=_clean(reason(report)),
     )
     said = [case_line(name, report), *(finding["message"] for finding in report["findings"])]
+    said += [line for golden in report.get("goldens", ()) for line in golden["lines"]]
     told.text = _clean("\n".join(said))
     return "failures" if failed else "errors"
 

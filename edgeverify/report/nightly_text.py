@@ -30,6 +30,9 @@ def reason(report: Mapping[str, Any]) -> str:
         if facts["outcome"] == report["outcome"]:
             told = [f for f in report["findings"] if f["leg"] == leg]
             return f"{leg}: {' '.join((told[0]['message'] if told else facts['reason']).split())}"
+    for golden in report.get("goldens", ()):
+        if golden["outcome"] == report["outcome"]:
+            return f"golden {golden['name']}: {' '.join(golden['lines'][0].split())}"
     return " ".join(report["findings"][0]["message"].split()) if report["findings"] else "no reason"
 
 

@@ -54,7 +54,13 @@ def report(outcome: str = "pass", text: str = "") -> dict[str, Any]:
 
 
 def check_case(
-    page: Path, *, model: str, selectors: Mapping[str, Any], cache: str | None, memory: int
+    page: Path,
+    *,
+    model: str,
+    selectors: Mapping[str, Any],
+    cache: str | None,
+    memory: int,
+    golden: str | None,
 ) -> dict[str, Any]:
     """As ``edgeverify.nightly.work.check_case``."""
     note("begin", page.stem)

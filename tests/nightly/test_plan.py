@@ -84,6 +84,18 @@ def test_a_key_depends_on_the_files_of_the_case(tmp_path: Path) -> None:
     assert len(set(keys)) == 4
 
 
+def test_goldens_are_held_against_by_float32_cases_and_count(tmp_path: Path) -> None:
+    one, other = plan.with_goldens([case("a"), case("b", recipe="fp16")], tmp_path)
+    assert (one.golden, other.golden) == (str(tmp_path.resolve()), None)
+    keys = {plan.key_of(case("a"), ""), plan.key_of(one, "")}
+    (tmp_path / "x.safetensors").write_text("1")
+    keys.add(plan.key_of(one, ""))
+    (tmp_path / "x.safetensors").write_text("2")
+    keys.add(plan.key_of(one, ""))
+    assert len(keys) == 4
+    assert plan.with_goldens([case("a")], None) == [case("a")]
+
+
 def test_the_code_is_that_of_edgeverify_and_of_the_ports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

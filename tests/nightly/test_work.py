@@ -29,10 +29,15 @@ def unbounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def check(
-    page: Path, outcome: Any, monkeypatch: pytest.MonkeyPatch, memory: int = BOUND
+    page: Path,
+    outcome: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    memory: int = BOUND,
+    golden: str | None = None,
 ) -> dict[str, Any]:
     def verify(model: str, **selectors: Any) -> Report:
         assert (model, selectors["recipes"]) == ("gemma2", ("fp16",))
+        assert selectors.get("golden") == (Path(golden) if golden else None)
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -40,7 +45,9 @@ def check(
     # In place of the module, which imports torch.
     monkeypatch.setitem(sys.modules, "edgeverify.verify", SimpleNamespace(verify=verify))
     selectors = {"recipes": ["fp16"], "size": "tiny", "checkpoint": None}
-    return work.check_case(page, model="gemma2", selectors=selectors, cache=None, memory=memory)
+    return work.check_case(
+        page, model="gemma2", selectors=selectors, cache=None, memory=memory, golden=golden
+    )
 
 
 def test_a_report_and_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +58,7 @@ def test_a_report_and_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert answer["seconds"] >= 0
     assert answer["peak_memory"] > 0
     assert page.read_text().startswith("<!doctype html>")
+    check(page, Report({}, {}, legs), monkeypatch, golden="kept")
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,18 @@ def test_a_finding_tells_more_than_a_leg() -> None:
     assert nightly_text.reason(found) == "not this"
 
 
+def test_a_golden_that_no_longer_holds_is_the_reason() -> None:
+    found = report("pass")
+    found["outcome"] = "fail"
+    found["goldens"] = [
+        {"name": "a.safetensors", "outcome": "pass", "lines": ["holds"]},
+        {"name": "b.safetensors", "outcome": "fail", "lines": ["the reference moved", "redo it"]},
+    ]
+    assert nightly_text.reason(found) == "golden b.safetensors: the reference moved"
+    one = {**document(), "cases": {"x.float32": found}}
+    assert "redo it" in nightly_junit.render(one)
+
+
 def test_the_summary_escapes_what_is_no_markup(failed: dict[str, Any]) -> None:
     text = nightly_text.markdown(failed)
     assert text.startswith("### ❌ FAIL nightly · 3 cases")
