@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from edgeverify import selectors
 from edgeverify.choices import one_of
-from edgeverify.commands import bench, cache, check_artifact, evaluate, inspect, nightly
+from edgeverify.commands import bench, cache, check_artifact, evaluate, golden, inspect, nightly
 from edgeverify.commands.shown import show
 from edgeverify.errors import EdgeVerifyError, UsageError
 from edgeverify.ports import catalogue, check_name
@@ -124,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="ask for the contracts of cache, RoPE, mask, padding and batch, too",
     )
+    check.add_argument(
+        "--golden", metavar="DIR", type=Path, help="compare with the goldens of a folder, too"
+    )
     for name in FORMATS:
         check.add_argument(f"--{name}", metavar="FILE", type=Path, help=f"write a {name} report")
     check.set_defaults(run=_check)
@@ -148,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verb(commands, "bench", bench)
     _add_verb(commands, "nightly", nightly)
     _add_verb(commands, "cache", cache)
+    _add_verb(commands, "golden", golden)
 
     selftest = _command(commands, "selftest", "try the checks on faults that they must find")
     _add_selftest_options(selftest)
@@ -224,6 +228,8 @@ def _check(options: argparse.Namespace) -> int:
     paths = {name: getattr(options, name) for name in FORMATS if getattr(options, name)}
     check_paths({f"--{name}": path for name, path in paths.items()})
     check_name(options.model, chosen.size)
+    if options.golden:
+        golden.check_directory("--golden", options.golden)
 
     from edgeverify import launch
     from edgeverify.report.progress import progress_for
@@ -232,6 +238,7 @@ def _check(options: argparse.Namespace) -> int:
         options.model,
         chosen,
         invariants=options.invariants,
+        golden=options.golden,
         verbose=options.verbose,
         progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
     )

@@ -23,15 +23,15 @@ from edgeverify.golden import Golden
 from edgeverify.quantize import quantized
 from edgeverify.recipes import FLOAT32, NAMED, load_recipe
 from edgeverify.report.model import FAIL, PASS, GoldenResult
-from edgeverify.selectors import Selectors
+from edgeverify.selectors import GOLDENS, Selectors
 from edgeverify.stages import Run, converted, is_large, reference_baselines, run_reauthored
 from edgeverify.trace import Trace
 
-REFERENCE, TFLITE = "reference", "tflite"
-KINDS = (REFERENCE, TFLITE)
+REFERENCE, TFLITE = GOLDENS
 # A signature that is filled, one that is filled, the larger padded, two decode steps: 25 positions,
 # past the 13 of the tiny Gemma 2's window. The seven ports' goldens then take 0.3 to 0.8 MB.
 PREFILL, DECODE_STEPS = (4, 12), 2
+DIRECTORY = Path("golden")
 
 
 def selectors(chosen: Selectors) -> Selectors:
@@ -66,7 +66,7 @@ def command(model: str, chosen: Selectors, directory: Path) -> str:
     if chosen.kernel != "xnnpack":
         options["--kernel"] = chosen.kernel
     told = "".join(f" {name} {value}" for name, value in options.items() if value)
-    return f"edgeverify golden {model}{told} --golden-dir {directory.name} --update-golden"
+    return f"edgeverify golden {model}{told} --golden-dir {directory} --update-golden"
 
 
 def check(
@@ -83,8 +83,9 @@ def check(
         directory: of the goldens.
         update: write today's numbers in their place.
     """
-    # What makes it must not name a folder of the machine that it was made on.
     again = command(model, chosen, directory)
+    # What is kept must not name a folder of the machine that it was made on.
+    kept = command(run.case.model, replace(chosen, checkpoint=_name_of(chosen)), DIRECTORY)
     inputs = artifacts.digest([asdict(step) for step in run.case.steps])
     baselines = reference_baselines(run, with_file=True)
     now = {
@@ -92,11 +93,17 @@ def check(
         TFLITE: _file_now(run, baselines, inputs),
     }
     files = names(run, chosen)
-    return tuple(_one(directory / files[kind], now[kind], again, update=update) for kind in KINDS)
+    return tuple(
+        _one(directory / files[kind], now[kind], again, kept, update=update) for kind in GOLDENS
+    )
 
 
-def _one(path: Path, now: Now, again: str, *, update: bool) -> GoldenResult:
-    made = _golden(now, again)
+def _name_of(chosen: Selectors) -> str | None:
+    return None if chosen.checkpoint is None else Path(chosen.checkpoint).name
+
+
+def _one(path: Path, now: Now, again: str, kept_command: str, *, update: bool) -> GoldenResult:
+    made = _golden(now, kept_command)
     if not path.exists():
         golden.save(made, path)
         told = (

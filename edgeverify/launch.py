@@ -44,6 +44,7 @@ def check(
     chosen: Selectors,
     *,
     invariants: bool = False,
+    golden: Path | None = None,
     verbose: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -53,6 +54,7 @@ def check(
         model: a registered name, ``package.module:ATTR`` or ``path/to/file.py:ATTR``.
         chosen: what to run.
         invariants: ask for the contracts of cache, mask, padding and batch, too.
+        golden: a folder whose goldens are to be compared with, too.
         verbose: lets the libraries write to the terminal.
         progress: told of the stages.
 
@@ -70,8 +72,37 @@ def check(
             model,
             **chosen.arguments(),
             invariants=invariants,
+            golden=golden,
             verbose=verbose,
             progress=progress or Progress(),
+        )
+
+    return without_chatter(run, enabled=not verbose)
+
+
+def golden(
+    model: str,
+    chosen: Selectors,
+    directory: Path,
+    *,
+    update: bool = False,
+    verbose: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Compares a port with its goldens; like ``check`` otherwise.
+
+    Args:
+        model, chosen, verbose, progress: as for ``check``.
+        directory: of the goldens.
+        update: rewrite them from this run.
+    """
+
+    def run() -> Report:
+        from edgeverify.verify import verify_goldens
+
+        gc.freeze()
+        return verify_goldens(
+            model, chosen, directory, update=update, verbose=verbose, progress=progress
         )
 
     return without_chatter(run, enabled=not verbose)

@@ -1,39 +1,43 @@
 """``pytest -m parity --model tinyllama``: one test per audit, leg and step, in any project.
 ``pytest -m invariants --model tinyllama``: one test per invariant and implementation.
+``pytest -m golden --model tinyllama``: one test per golden.
 
 Only hooks and options are here. The tests need no file: they are made when the mark expression
-asks for ``parity`` or ``invariants``, or ``--model`` is given (which alone means ``parity``), so
-that a plain ``pytest`` never runs them. Each model is verified, or loaded for its invariants, once
-per session, when the first of its tests is set up.
+asks for ``parity``, ``invariants`` or ``golden``, or ``--model`` is given (which alone means
+``parity``), so that a plain ``pytest`` never runs them. Each model is verified, compared with its
+goldens, or loaded for its invariants, once per session, when the first of its tests is set up.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from edgeverify import selectors
+from edgeverify.commands.golden import check_directory
 from edgeverify.errors import EdgeVerifyError
 from edgeverify.ports import catalogue, check_name, is_file
 from edgeverify.report.files import FORMATS, check_paths, write_reports
 
 if TYPE_CHECKING:
     from edgeverify.invariants.examination import Examination
-    from edgeverify.report.model import Report
+    from edgeverify.report.model import GoldenResult, Report
 
-PARITY, INVARIANTS = "parity", "invariants"
+PARITY, INVARIANTS, GOLDEN = "parity", "invariants", "golden"
 MARKS = {
     PARITY: "a model against its Hugging Face original",
     INVARIANTS: "the contracts of a model's cache, RoPE, mask, padding and batch",
+    GOLDEN: "a model against what it gave when its goldens were kept",
 }
 ALL = "all"
 CHOSEN = pytest.StashKey[selectors.Selectors]()
 RUNS = pytest.StashKey[dict[str, Any]]()
 EXAMINATIONS = pytest.StashKey[dict[str, Any]]()
+GOLDENS = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,6 +50,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="MODEL",
         help="a registered name, package.module:ATTR or path/to/file.py:ATTR; repeatable; "
         "default with -m parity: all",
+    )
+    group.addoption(
+        "--golden-dir",
+        dest="edgeverify_golden_dir",
+        metavar="DIR",
+        help="folder of the goldens (default: golden, in the project's root)",
+    )
+    group.addoption(
+        "--update-golden",
+        dest="edgeverify_update_golden",
+        action="store_true",
+        help="rewrite the goldens from this run; the tests of what is rewritten fail",
     )
     selectors.add_options(group.addoption)
     for name in FORMATS:
@@ -62,14 +78,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """Registers the marks, and refuses bad input before anything is collected."""
     for name, text in MARKS.items():
         config.addinivalue_line("markers", f"{name}: {text}")
-    config.stash[RUNS], config.stash[EXAMINATIONS] = {}, {}
-    if not _wanted(config):
+    config.stash[RUNS], config.stash[EXAMINATIONS], config.stash[GOLDENS] = {}, {}, {}
+    wanted = _wanted(config)
+    if not wanted:
         return
     try:
         chosen = selectors.parse(config.option)
         check_paths({f"--parity-{name}": path for name, path in _paths(config).items()})
         for model in _models(config):
             check_name(model, chosen.size)
+        if GOLDEN in wanted:
+            check_directory("--golden-dir", _golden_dir(config))
     except EdgeVerifyError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[CHOSEN] = chosen
@@ -80,7 +99,11 @@ def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, object, object]:
     """Adds the tests before any plugin chooses (``-m``, ``-k``) or groups (xdist) tests."""
-    collectors: dict[str, Any] = {PARITY: ParityCollector, INVARIANTS: InvariantsCollector}
+    collectors: dict[str, Any] = {
+        PARITY: ParityCollector,
+        INVARIANTS: InvariantsCollector,
+        GOLDEN: GoldenCollector,
+    }
     for mark in _wanted(config):
         collector = collectors[mark].from_parent(session, nodeid=mark, name=mark)
         items.extend(session.genitems(collector))
@@ -176,6 +199,69 @@ class InvariantsCollector(pytest.Collector):
                     invariant=invariant,
                     implementation=implementation,
                 )
+
+
+class GoldenCollector(pytest.Collector):
+    """Yields one test per model and golden."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """The golden of the reference, then that of the file."""
+        grouped = getattr(self.config.option, "loadgroup", False)
+        for model, name in _ids(_models(self.config)).items():
+            for place, kind in enumerate(selectors.GOLDENS):
+                test = f"{name}[golden-{kind}]" + (f"@{name}" if grouped else "")
+                yield GoldenItem.from_parent(self, name=test, model=model, place=place)
+
+
+class GoldenItem(pytest.Item):
+    """One golden of one model."""
+
+    def __init__(self, *, model: str, place: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model, self.place = model, place
+        self.add_marker(GOLDEN)
+
+    def runtest(self) -> None:
+        """Fails with what has moved."""
+        from edgeverify.report.model import PASS
+        from edgeverify.report.words import golden_lines
+
+        result = _goldens_of(self.config, self.model)[self.place]
+        ratios = [change.ratio for change in result.changes if change.ratio is not None]
+        self.user_properties.append(("moved", ", ".join(result.moved)))
+        self.user_properties.append(("largest_change", max(ratios, default=0.0)))
+        if result.outcome != PASS:
+            pytest.fail("\n".join(golden_lines(result)), pytrace=False)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """No file of its own: the project's root, and the id."""
+        return self.config.rootpath, None, self.nodeid
+
+
+def _golden_dir(config: pytest.Config) -> Path:
+    given = config.option.edgeverify_golden_dir
+    return config.invocation_params.dir / given if given else config.rootpath / "golden"
+
+
+def _goldens_of(config: pytest.Config, model: str) -> Sequence[GoldenResult]:
+    """The model's goldens in this session; compared when first asked for."""
+    from edgeverify import launch
+
+    made = config.stash[GOLDENS]
+    if model not in made:
+        try:
+            made[model] = launch.golden(
+                model,
+                config.stash[CHOSEN],
+                _golden_dir(config),
+                update=config.option.edgeverify_update_golden,
+            ).goldens
+        except EdgeVerifyError as error:
+            made[model] = f"cannot compare {model} with its goldens: {error}"
+    found = made[model]
+    if isinstance(found, str):
+        pytest.fail(found, pytrace=False)
+    return found
 
 
 class ModelItem(pytest.Item):

@@ -28,6 +28,8 @@ from edgeverify.recipes import ALL, FLOAT32, RECIPES, expand, label
 
 # Of the invariants. ``nightly`` draws at least 20 times the examples of ``ci``.
 PROFILES = ("dev", "ci", "nightly")
+# What goldens are kept of: the reference, and the converted file with all that leads to it.
+GOLDENS = ("reference", "tflite")
 BACKENDS = ("reference", "reauthored", "tflite")
 RUNTIMES = ("compiled_model", "tf_lite", "litert_lm")
 MAX_SEED = 2**32 - 1  # what numpy takes

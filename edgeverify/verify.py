@@ -47,6 +47,7 @@ def verify(
     port: Port | str,
     *,
     invariants: bool = False,
+    golden: Path | None = None,
     verbose: bool = False,
     progress: Progress | None = None,
     **selectors: Any,
@@ -56,6 +57,7 @@ def verify(
     Args:
         port: a port, a registered name, ``package.module:ATTR`` or ``path/to/file.py:ATTR``.
         invariants: ask for the contracts of cache, mask, padding and batch, too.
+        golden: a folder whose goldens are to be compared with, too.
         verbose: show what the converter prints.
         progress: told of each stage.
         selectors: what to run: the fields of ``edgeverify.selectors.Selectors``.
@@ -77,6 +79,9 @@ def verify(
         except PortError as error:
             raise _explained(error, auditor.failures) from error
         report = report_of(run, legs, auditor.results, tokenizer, traces, causes)
+    if golden is not None:
+        kept = verify_goldens(port, chosen, golden, verbose=verbose, progress=progress)
+        report = replace(report, goldens=kept.goldens)
     if not invariants:
         return report
     from edgeverify.invariants.examination import Examination
@@ -84,6 +89,37 @@ def verify(
     name = port if isinstance(port, str) else port.name
     results = tuple(Examination(run, name, chosen).all())
     return replace(report, invariants=results)
+
+
+def verify_goldens(
+    port: Port | str,
+    chosen: Selectors,
+    directory: Path,
+    *,
+    update: bool = False,
+    verbose: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Holds a port against its goldens: a report without legs.
+
+    Args:
+        port, verbose, progress: as for ``verify``.
+        chosen: what to run; the steps are the golden's own.
+        directory: of the goldens.
+        update: rewrite them from this run; then, and where one is missing and is written, the
+            outcome is ``fail``.
+
+    Raises:
+        EdgeVerifyError: bad input.
+    """
+    from edgeverify import golden_run
+
+    name = port if isinstance(port, str) else port.name
+    run, tokenizer = prepare(port, golden_run.selectors(chosen), verbose=verbose, progress=progress)
+    with fitting_threads(run):
+        results = golden_run.check(run, name, chosen, directory, update=update)
+        report = report_of(run, {}, {}, tokenizer, {})
+    return replace(report, goldens=results)
 
 
 def _explained(error: PortError, failures: Sequence[str]) -> PortError:

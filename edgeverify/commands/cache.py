@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from edgeverify.amounts import bytes_of, seconds_of, shown
-from edgeverify.artifacts import cache_root
 from edgeverify.choices import one_of
 from edgeverify.errors import UsageError
 from edgeverify.report.files import check_paths, write_atomically
@@ -49,6 +48,8 @@ def run(options: argparse.Namespace) -> str:
         if getattr(options, name) and action != owner:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"has no meaning to {action}", where=option, expected=owner)
+    from edgeverify.artifacts import cache_root
+
     root = (options.cache or cache_root()).expanduser()
     if not root.is_dir():
         if options.cache is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import edgeverify
 import models
 from edgeverify import artifacts
+from edgeverify.case import KV_LAYOUTS
 from edgeverify.errors import UsageError
 from edgeverify.nightly.matrix import NightlyCase
 from edgeverify.ports import is_file, split
@@ -81,9 +82,16 @@ def chosen(cases: Sequence[NightlyCase], patterns: Sequence[str]) -> list[Nightl
 
 
 def with_goldens(cases: Sequence[NightlyCase], folder: Path | None) -> list[NightlyCase]:
-    """The float32 cases held against goldens, too: these have every recipe's facts in them."""
-    held = None if folder is None else str(folder.resolve())
-    return [replace(c, golden=held) if c.recipe == FLOAT32 else c for c in cases]
+    """The cases, those in float32 and the default layout held against goldens, too.
+
+    A golden has every recipe's facts in it, and its own steps; one of them for each model is what
+    is kept.
+    """
+    if folder is None:
+        return list(cases)
+    held = str(folder.resolve())
+    fit = [case.recipe == FLOAT32 and case.layout == KV_LAYOUTS[0] for case in cases]
+    return [replace(c, golden=held) if fits else c for c, fits in zip(cases, fit, strict=True)]
 
 
 def code_digest() -> str:

@@ -19,6 +19,7 @@ from edgeverify.report.words import (
     audit_lines,
     case_line,
     continuation_lines,
+    golden_lines,
     invariant_cells,
     invariant_lines,
     invariants_line,
@@ -51,6 +52,8 @@ def print_report(report: Report, console: Console, *, verbose: bool = False) -> 
         _print_part(report, name, audit.outcome, audit_lines(audit), console)
     for leg in report.legs.values():
         _print_part(report, leg.name, leg.outcome, leg_lines(leg, report.findings), console)
+    for result in report.goldens:
+        _print_part(report, "golden", result.outcome, golden_lines(result), console)
     if report.invariants:
         _print_invariants(report, console)
     loose = [finding.message for finding in loose_findings(report)]
@@ -77,7 +80,7 @@ def _print_part(
     report: Report, name: str, outcome: str, lines: list[str], console: Console
 ) -> None:
     """Prints an audit or a leg: its name and outcome before its first line."""
-    width = max(len(name) for name in (*report.legs, *report.audits)) + 2
+    width = max(len(name) for name in ("golden", *report.legs, *report.audits)) + 2
     head = Text.assemble(f"  {name:{width}}", (f"{outcome:10}", STYLES[outcome]))
     if console.width < NARROW:
         console.print(head)

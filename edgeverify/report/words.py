@@ -18,6 +18,7 @@ from edgeverify.report.model import (
     UNCHECKED,
     Divergence,
     Finding,
+    GoldenResult,
     InvariantResult,
     LegResult,
     Report,
@@ -230,6 +231,11 @@ def invariant_lines(result: InvariantResult) -> list[str]:
         "to see it again:",
         *result.reproduction.split("\n"),
     ]
+
+
+def golden_lines(result: GoldenResult) -> list[str]:
+    """A golden's name, what is said of it, and every array that has changed, as far as listed."""
+    return [f"{result.name}: {result.lines[0]}", *result.lines[1:]]
 
 
 def loose_findings(report: Report) -> list[Finding]:

@@ -108,9 +108,9 @@ def note(what: str, name: str) -> None:
 def main() -> int:
     """The command line, with these cases instead of checks."""
     from edgeverify import cli
-    from edgeverify.commands import nightly
+    from edgeverify.nightly import drive
 
-    nightly.run_jobs = partial(nightly.run_jobs, task=TASK)  # type: ignore[assignment]
+    drive.run_jobs = partial(drive.run_jobs, task=TASK)  # type: ignore[assignment]
     return cli.main(["nightly", *sys.argv[1:]])
 
 

@@ -85,8 +85,10 @@ def test_a_key_depends_on_the_files_of_the_case(tmp_path: Path) -> None:
 
 
 def test_goldens_are_held_against_by_float32_cases_and_count(tmp_path: Path) -> None:
-    one, other = plan.with_goldens([case("a"), case("b", recipe="fp16")], tmp_path)
-    assert (one.golden, other.golden) == (str(tmp_path.resolve()), None)
+    cases = [case("a"), case("b", recipe="fp16"), case("c", layout="transposed")]
+    one, *others = plan.with_goldens(cases, tmp_path)
+    assert one.golden == str(tmp_path.resolve())
+    assert others == cases[1:]
     keys = {plan.key_of(case("a"), ""), plan.key_of(one, "")}
     (tmp_path / "x.safetensors").write_text("1")
     keys.add(plan.key_of(one, ""))
