@@ -3,6 +3,7 @@
 An entry is ``{root}/{kind}/{key}{suffix}``. It is made in a directory of its own beside its place
 and moved there when whole, so a run that is killed leaves nothing that a later one could take for
 an entry. A lock per entry lets a second process wait for the first instead of repeating its work.
+Who uses what is noted by ``cache_use``; ``EDGEVERIFY_CACHE_SIZE`` bounds the whole.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify.errors import ArtifactError
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: entries stay atomic, but may be made twice
-    fcntl = None  # type: ignore[assignment]
+from edgeverify import cache_use, locks
+from edgeverify.amounts import bytes_of
+from edgeverify.errors import ArtifactError, DiskFullError
+from edgeverify.locks import locked
 
 # Packages whose version decides what a conversion, a trace or a quantization yields.
 PACKAGES = (
@@ -172,16 +171,17 @@ def cached(
         ArtifactError: the cache cannot be written, the disk is full, or ``make`` wrote nothing.
             Whatever else ``make`` raises passes through. In every case no partial entry is left.
     """
-    folder = (root or cache_root()) / kind
+    root = root or cache_root()
+    folder = root / kind
     entry = folder / f"{key}{suffix}"
-    if entry.exists():
+    if cache_use.hit(root, entry):
         return entry
-    with _full_disk_told(folder):
+    with full_disk_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f".{key}{suffix}.lock"):
-            if entry.exists():  # another process made it while this one waited
+        with locked(folder / f".{key}{suffix}.lock"):
+            if cache_use.hit(root, entry):  # another process made it while this one waited
                 return entry
-            _remove_abandoned(folder)
+            remove_abandoned(folder)
             staging = Path(tempfile.mkdtemp(prefix=f".{key}{suffix}.", suffix=_STAGING, dir=folder))
             try:
                 temporary = staging / f"{key[:16]}{suffix}"
@@ -193,9 +193,14 @@ def cached(
                         expected="a file",
                         fix="this is a fault of edgeverify, please report it",
                     )
+                cache_use.made(root, entry, temporary)
                 os.replace(temporary, entry)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
+    if bound := os.environ.get("EDGEVERIFY_CACHE_SIZE"):
+        from edgeverify.cache_admin import prune
+
+        prune(root, max_size=bytes_of("EDGEVERIFY_CACHE_SIZE", bound))
     return entry
 
 
@@ -206,7 +211,7 @@ def place(source: Path, target: Path) -> None:
         ArtifactError: the folder cannot be written, or the disk is full.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    with _full_disk_told(target.parent):
+    with full_disk_told(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(source, temporary)
@@ -216,17 +221,19 @@ def place(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _full_disk_told(folder: Path) -> Iterator[None]:
-    """Turns a full disk into an ArtifactError, however the library that wrote reported it."""
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """Turns a full disk into a DiskFullError, however the library that wrote reported it."""
     try:
         yield
+    except DiskFullError:
+        raise
     except ArtifactError as error:
-        if _tells_full_disk(error.__cause__) or _tells_full_disk(error):
-            raise _full_disk(folder) from error
+        if tells_full_disk(error.__cause__) or tells_full_disk(error):
+            raise full_disk(folder) from error
         raise
     except Exception as error:
-        if _tells_full_disk(error):
-            raise _full_disk(folder) from error
+        if tells_full_disk(error):
+            raise full_disk(folder) from error
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
             raise ArtifactError(
                 f"cannot be written ({error.strerror})",
@@ -237,15 +244,15 @@ def _full_disk_told(folder: Path) -> Iterator[None]:
         raise
 
 
-def _tells_full_disk(error: BaseException | None) -> bool:
+def tells_full_disk(error: BaseException | None) -> bool:
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     # Native writers (safetensors, the converter) carry the reason in their text only.
     return error is not None and "no space left on device" in str(error).lower()
 
 
-def _full_disk(folder: Path) -> ArtifactError:
-    return ArtifactError(
+def full_disk(folder: Path) -> DiskFullError:
+    return DiskFullError(
         "the disk is full",
         where=folder,
         expected="room for a converted model (about its float32 size) and its instrumented copies",
@@ -253,47 +260,16 @@ def _full_disk(folder: Path) -> ArtifactError:
     )
 
 
-@contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Holds a lock file; yields whether it is held. A lock dies with its process."""
-    if fcntl is None:
-        yield wait
-        return
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            os.close(descriptor)
-            if wait:
-                raise
-            yield False
-            return
-        # The file may have been removed by its last holder between open and flock.
-        try:
-            current = os.stat(path).st_ino == os.fstat(descriptor).st_ino
-        except FileNotFoundError:
-            current = False
-        if current:
-            break
-        os.close(descriptor)
-    try:
-        yield True
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
     """Removes what dead processes left: staging directories whose entry's lock is free."""
-    if fcntl is None:
+    if not locks.AVAILABLE:
         return
     for staging in folder.glob(f".*{_STAGING}"):
         entry = staging.name[1 : -len(_STAGING)].rpartition(".")[0]
         lock = folder / f".{entry}.lock"
         if lock.exists():
             # A killed process leaves its lock file, but not its lock.
-            with _locked(lock, wait=False) as free:
+            with locked(lock, wait=False) as free:
                 if free:
                     shutil.rmtree(staging, ignore_errors=True)
         else:

@@ -13,7 +13,17 @@ from typing import Any, NoReturn
 
 from edgeverify import selectors
 from edgeverify.choices import one_of
-from edgeverify.commands import bench, check_artifact, diff, evaluate, golden, history, inspect
+from edgeverify.commands import (
+    bench,
+    cache,
+    check_artifact,
+    diff,
+    evaluate,
+    golden,
+    history,
+    inspect,
+    nightly,
+)
 from edgeverify.commands.shown import show
 from edgeverify.errors import EdgeVerifyError, UsageError
 from edgeverify.ports import catalogue, check_name
@@ -155,6 +165,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_verb(commands, "check-artifact", check_artifact)
     _add_verb(commands, "eval", evaluate)
     _add_verb(commands, "bench", bench)
+    _add_verb(commands, "nightly", nightly)
+    _add_verb(commands, "cache", cache)
     _add_verb(commands, "golden", golden)
     _add_verb(commands, "diff", diff)
     _add_verb(commands, "history", history)

@@ -60,6 +60,10 @@ class ArtifactError(EdgeVerifyError):
     """A .tflite that cannot be made, opened or run as the case asks."""
 
 
+class DiskFullError(ArtifactError):
+    """There is no room for a file. Whatever was there before is whole."""
+
+
 class RecipeError(EdgeVerifyError):
     """A quantization recipe that cannot be read, or cannot be applied to a model."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,14 @@ try:
     import resource
 except ImportError:  # not a POSIX system
     resource = None  # type: ignore[assignment]
+
+# What native code and the dynamic linker say before they give up on an allocation.
+_REFUSED = re.compile("bad_alloc|out of memory|cannot allocate memory|failed to map segment", re.I)
+
+
+def tells_out_of_memory(text: str) -> bool:
+    """Whether a message is of an allocation that was refused."""
+    return _REFUSED.search(text) is not None
 
 
 def available_memory() -> int | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeverify import artifacts
+from edgeverify import artifacts, cache_use
 from edgeverify.artifacts import cached, digest, file_digest
 from edgeverify.case import Step
 from edgeverify.errors import ArtifactError
@@ -43,7 +43,9 @@ def start(root: Path, seconds: float) -> subprocess.Popen[str]:
 
 
 def files(root: Path) -> list[str]:
-    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+    """All but the notes of who uses what (see ``tests/test_cache_use.py``)."""
+    found = (p.relative_to(root) for p in root.rglob("*") if p.is_file())
+    return sorted(str(path) for path in found if path.parts[0] != cache_use.FOLDER)
 
 
 def test_an_entry_is_made_once(tmp_path: Path) -> None:

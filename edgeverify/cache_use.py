@@ -1,0 +1,140 @@
+"""Who uses which entry of the cache, so that none is removed under a running process.
+
+All of it is in ``{root}/.use``: a *note* for each entry, which holds its digest and whose time of
+change is the entry's last use, and a *lease* for each process, locked for as long as that lives.
+An entry that was last used before the oldest living process began is used by nobody. Using and
+removing pass a common gate, so that neither comes between the other's two steps.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgeverify import locks
+
+FOLDER = ".use"
+# Without locks nobody knows who lives: what was used this recently may be in use.
+WITHOUT_LOCKS = 86400.0
+_leases: dict[Path, int] = {}
+
+
+def hit(root: Path, entry: Path) -> bool:
+    """Whether the entry is there; from now on this process uses it.
+
+    A cache that cannot be written is read as it is: nothing can be removed from it either.
+    """
+    if not entry.exists():
+        return False
+    try:
+        begin(root)
+        with _gate(root, alone=False):
+            if not entry.exists():
+                return False
+            note = note_of(root, entry)
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.touch()
+    except OSError:
+        return entry.exists()
+    return True
+
+
+def made(root: Path, entry: Path, content: Path) -> None:
+    """Notes the digest of an entry that is about to be moved to its place.
+
+    Raises:
+        OSError: the note cannot be written.
+    """
+    begin(root)
+    with content.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    note = note_of(root, entry)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    temporary = note.with_name(f".{note.name}.{os.getpid()}")
+    try:
+        temporary.write_text(digest)
+        os.replace(temporary, note)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def begin(root: Path) -> None:
+    """Takes this process's lease, once.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    if root in _leases or not locks.AVAILABLE:
+        return
+    folder = root / FOLDER / "leases"
+    folder.mkdir(parents=True, exist_ok=True)
+    living(root)  # removes those of killed processes
+    path = folder / f"{os.getpid()}-{uuid.uuid4().hex}"
+    descriptor = locks.acquire(path)
+    if descriptor is None or _leases.setdefault(root, descriptor) != descriptor:
+        return
+    atexit.register(path.unlink, missing_ok=True)
+
+
+def living(root: Path) -> float:
+    """When the oldest living process that uses the cache began, in seconds; inf if none lives.
+
+    Leases of processes that are gone are removed.
+    """
+    if not locks.AVAILABLE:
+        return time.time() - WITHOUT_LOCKS
+    oldest = float("inf")
+    for path in (root / FOLDER / "leases").glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            began = path.stat().st_mtime
+            with locks.locked(path, wait=False) as free:
+                if not free:
+                    oldest = min(oldest, began)
+    return oldest
+
+
+def remove(root: Path, entry: Path, *, even_if_used: bool = False) -> bool:
+    """Removes an entry with its note, unless a living process may use it; whether it did.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    with _gate(root, alone=True):
+        if not even_if_used and last_use(root, entry) >= living(root):
+            return False
+        entry.unlink(missing_ok=True)
+        note_of(root, entry).unlink(missing_ok=True)
+        return True
+
+
+def last_use(root: Path, entry: Path) -> float:
+    """When an entry was last used, in seconds; where there is no note, when it was made."""
+    note = note_of(root, entry)
+    return (note if note.exists() else entry).stat().st_mtime
+
+
+def digest_of(root: Path, entry: Path) -> str | None:
+    """The digest that was noted when the entry was made; None if none was."""
+    try:
+        return note_of(root, entry).read_text() or None
+    except FileNotFoundError:
+        return None
+
+
+def note_of(root: Path, entry: Path) -> Path:
+    """Where an entry's note is."""
+    return root / FOLDER / "notes" / entry.relative_to(root)
+
+
+@contextmanager
+def _gate(root: Path, *, alone: bool) -> Iterator[None]:
+    (root / FOLDER).mkdir(parents=True, exist_ok=True)
+    with locks.gate(root / FOLDER / "gate", alone=alone):
+        yield
