@@ -58,6 +58,7 @@ class Run:
     """One check: what is run, where it is cached, how long each stage took.
 
     ``streamed``: the weights stay on the disk, and so do traces (see ``edgeverify.streaming``).
+    ``memory``: why, or why not.
     """
 
     port: Port
@@ -68,6 +69,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     timings: dict[str, float] = field(default_factory=dict)
     streamed: bool = False
+    memory: str = ""
     _state: dict[str, torch.Tensor] | None = None
     _model: nn.Module | None = None
 
