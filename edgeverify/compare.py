@@ -20,6 +20,7 @@ import numpy as np
 from edgeverify import noise, positions, taps
 from edgeverify.equivalence import excuse
 from edgeverify.errors import TraceError
+from edgeverify.mapped import forget
 from edgeverify.report.model import (
     FAIL,
     PASS,
@@ -128,6 +129,7 @@ def compare(
             results[key] = problem
         else:
             measured[key] = noise.measure(candidate[key], oracle[key], floor[key])
+            forget(candidate[key], oracle[key])
     for key, rows, pooled in _pools(measured):
         first = _first_position(key, starts)
         results[key] = _judge(key, rows, pooled, limits, first)

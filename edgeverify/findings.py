@@ -15,6 +15,7 @@ from edgeverify.audits.model import SIGNATURES, AuditResult
 from edgeverify.case import Case
 from edgeverify.compare import POSITION_0_AGREES, thresholds
 from edgeverify.hints import hint
+from edgeverify.memory import peak_memory
 from edgeverify.quantization.leg import LEG as QUANTIZATION
 from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, LegResult, Report, TapResult
 from edgeverify.report.words import LISTED
@@ -39,6 +40,8 @@ def report_of(
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            **({"memory": run.memory} if run.memory else {}),
+            "peak_memory": peak_memory(),
         },
         legs=legs,
         findings=(

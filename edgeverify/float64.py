@@ -17,6 +17,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from edgeverify.mapped import forget
+
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _TORCH_FIELDS = ("_parameters", "_buffers", "_modules")
 
@@ -80,6 +82,7 @@ def widened(module: nn.Module) -> Iterator[None]:
                 narrow = parameter.data
                 parameters.append((parameter, narrow))
                 parameter.data = narrow.to(torch.float64)
+                forget(narrow)
         for owner in module.modules():
             attributes = {k: v for k, v in owner.__dict__.items() if k not in _TORCH_FIELDS}
             for held, values in ((owner._buffers, owner._buffers), (owner.__dict__, attributes)):

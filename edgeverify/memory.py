@@ -35,18 +35,28 @@ def available_memory() -> int | None:
     return min(free, bound) if bound >= 0 else free
 
 
+def resident_memory() -> int | None:
+    """Bytes of physical memory that this process has now; None where it cannot be told."""
+    return _status("VmRSS")
+
+
 def peak_memory() -> int | None:
     """Bytes of physical memory that this process has had at most; None where it cannot be told.
 
     ``VmHWM`` of Linux, which begins anew with each program. ``ru_maxrss`` does not: a child that a
     large process starts inherits that process's peak.
     """
+    peak = _status("VmHWM")
+    return _resource_peak() if peak is None else peak
+
+
+def _status(name: str) -> int | None:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
-        return _resource_peak()
-    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    return 1024 * int(found[0]) if found else _resource_peak()
+        return None
+    found = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
+    return 1024 * int(found[0]) if found else None
 
 
 def _resource_peak() -> int | None:

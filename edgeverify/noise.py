@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgeverify.mapped import forget
+
 Floor = Mapping[str, np.ndarray]
 # The largest of 1e5 normal deviates (a vocabulary of logits) is about 4.4 standard deviations.
 LARGEST_OF_MANY = 4.4
@@ -98,6 +100,7 @@ def floor_of(oracle: Mapping[str, np.ndarray], *runs: Mapping[str, np.ndarray]) 
             rounded = exact.astype(np.float32).astype(np.float64)
             errors = [_norms(_rows(run[key]) - exact) for run in runs]
             table[key] = np.max([_norms(rounded - exact), *errors], axis=0) / _scale(exact)
+            forget(truth, *(run[key] for run in runs))
     return table
 
 

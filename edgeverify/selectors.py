@@ -6,6 +6,7 @@ words, before anything heavy is imported.
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -35,6 +36,11 @@ RUNTIMES = ("compiled_model", "tf_lite", "litert_lm")
 MAX_SEED = 2**32 - 1  # what numpy takes
 MAX_LENGTH = 2**20  # tokens; no model of today has as many positions
 PREFIX = "edgeverify_"
+_UNITS = {
+    "B": 1,
+    **{f"{letter}B": 1000 ** (n + 1) for n, letter in enumerate("KMGT")},
+    **{f"{letter}iB": 1024 ** (n + 1) for n, letter in enumerate("KMGT")},
+}
 
 _LENGTHS = " ".join(str(length) for length in DEFAULT_PREFILL_LENGTHS)
 # Flag → (metavar, how it is taken, help). Taken: once, repeated, or as a switch.
@@ -84,6 +90,12 @@ OPTIONS: dict[str, tuple[str, str, str]] = {
         "once",
         f"how many examples of each invariant are drawn: {', '.join(PROFILES)} (default: dev)",
     ),
+    "--memory-budget": (
+        "SIZE",
+        "once",
+        "memory that comparing the models may take, as 8GiB: where the whole model would take "
+        "more, its weights stay on the disk (default: what is available)",
+    ),
     "--cache": ("DIR", "once", "folder of converted files and oracle traces"),
 }
 
@@ -114,6 +126,8 @@ class Selectors:
         profile: how many examples of each invariant are drawn.
         runtimes: what runs the file beside the LiteRT interpreter: ``compiled_model``,
             ``tf_lite``, ``litert_lm``.
+        memory_budget: bytes that comparing the models may take, or a text as ``"8GiB"``; what is
+            available if None.
     """
 
     size: str | None = None
@@ -134,6 +148,7 @@ class Selectors:
     token_seed: int | None = None
     profile: str = "dev"
     runtimes: tuple[str, ...] = ()
+    memory_budget: int | None = None
 
     @classmethod
     def of(cls, **given: Any) -> Selectors:
@@ -146,7 +161,11 @@ class Selectors:
         for name in given:
             one_of("selectors", name, names)
         chosen = cls(**{name: value for name, value in given.items() if value is not None})
-        chosen = replace(chosen, recipes=expand(chosen.recipes, where="recipes"))
+        chosen = replace(
+            chosen,
+            recipes=expand(chosen.recipes, where="recipes"),
+            memory_budget=memory_size("memory_budget", chosen.memory_budget),
+        )
         for backend in chosen.backends:
             one_of("backends", backend, BACKENDS)
         for runtime in chosen.runtimes:
@@ -303,7 +322,23 @@ def parse(options: Namespace) -> Selectors:
         trust_remote_code=bool(given("trust_remote_code")),
         cache=_folder("--cache", given("cache")),
         profile=one_of("--profile", given("profile") or "dev", PROFILES),
+        memory_budget=memory_size("--memory-budget", given("memory_budget")),
     ).checked()
+
+
+def memory_size(option: str, value: str | int | None) -> int | None:
+    """A size in bytes: ``8GiB``, ``512MiB``, ``8GB``, or a number of bytes; None as it is.
+
+    Raises:
+        UsageError: no size, or none at all.
+    """
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]i?B|B)?", str(value).strip())
+    size = int(float(found.group(1)) * _UNITS[found.group(2) or "B"]) if found else 0
+    if size < 1:
+        raise UsageError(f"got {str(value)!r}", where=option, expected="a size as 8GiB or 512MiB")
+    return size
 
 
 def _several(

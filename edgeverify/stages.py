@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from edgeverify.noise import Floor, floor_of, widest
 from edgeverify.ops import op_findings
 from edgeverify.progress import Progress
 from edgeverify.report.model import FileFacts, Finding, LegResult
+from edgeverify.streaming import FusingOnDisk, forgetting, put_on_disk
 from edgeverify.trace import Trace
 from models.port import LoadError, Port, build_model
 
@@ -42,6 +43,7 @@ CACHE_VERSION = 1
 SMALL_MODEL = 10_000_000  # parameters
 REFERENCE_SOURCES = (
     "backends/reference.py",
+    "backends/tables.py",
     "float32.py",
     "float64.py",
     "hf.py",
@@ -53,7 +55,11 @@ REFERENCE_SOURCES = (
 
 @dataclass
 class Run:
-    """One check: what is run, where it is cached, how long each stage took."""
+    """One check: what is run, where it is cached, how long each stage took.
+
+    ``streamed``: the weights stay on the disk, and so do traces (see ``edgeverify.streaming``).
+    ``memory``: why, or why not.
+    """
 
     port: Port
     checkpoint: Checkpoint
@@ -63,6 +69,8 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     timings: dict[str, float] = field(default_factory=dict)
     files: dict[str, FileFacts] = field(default_factory=dict)
+    streamed: bool = False
+    memory: str = ""
     _state: dict[str, torch.Tensor] | None = None
     _model: nn.Module | None = None
 
@@ -78,8 +86,18 @@ class Run:
         """The weights: HF names → float32 tensors."""
         if self._state is None:
             with self.timed("load weights"):
-                self._state = self.checkpoint.tensors()
+                load = self.checkpoint.mapped if self.streamed else self.checkpoint.tensors
+                self._state = load()
         return self._state
+
+    @property
+    def scratch(self) -> Path:
+        """The folder of scratch files."""
+        return (self.cache or artifacts.cache_root()) / "scratch"
+
+    def lean(self, trace: Trace) -> Trace:
+        """The trace, on the disk where the run is streamed."""
+        return trace.spilled(self.scratch) if self.streamed else trace
 
     def model(self) -> nn.Module:
         """The re-authored model, loaded.
@@ -178,10 +196,12 @@ def reference_baselines(
 
     def cached(kind: str, make: Callable[[], Trace]) -> Trace:
         write = lambda path: make().save(path)  # noqa: E731
-        return Trace.load(artifacts.cached(kind, key, ".safetensors", write, root=run.cache))
+        path = artifacts.cached(kind, key, ".safetensors", write, root=run.cache)
+        return Trace.load(path, mapped=run.streamed)
 
     def stepwise(inject: Trace | None) -> Trace:
-        with run.timed("reference, float32", len(run.case.steps)) as tick:
+        steps = len(run.case.steps)
+        with forgetting(model()), run.timed("reference, float32", steps) as tick:
             trace, used = reference.run(model(), run.case, inject=inject, tick=tick)
         trace.provenance["decode_tokens"] = [s.tokens[0] for s in used.steps if s.is_decode]
         return trace
@@ -189,14 +209,14 @@ def reference_baselines(
     def floor(inject: Trace | None, *, sequential: bool) -> Trace:
         """The other float32 run's floor."""
         name = "reference, float32 summed in order" if sequential else "reference, float32"
-        with run.timed(name):
+        with forgetting(model()), run.timed(name):
             other = reference.run_otherwise(
                 model(), run.case, inject=inject, sequential=sequential, linear=summed is None
             )
         return Trace(dict(floor_of(oracle.arrays, other.arrays)))
 
     def oracle_run() -> Trace:
-        with run.timed("oracle, float64"):
+        with forgetting(model()), run.timed("oracle, float64"):
             return reference.run_oracle(model(), run.case)
 
     def isolated_floor() -> Trace:
@@ -231,7 +251,8 @@ def _build_reauthored(run: Run) -> nn.Module:
     try:
         mask_cache = 0 if run.case.mask_as_input else run.case.kv_cache_len
         before = checksums(state)
-        model = build_model(run.port, run.hf_config, state, mask_cache_size=mask_cache)
+        with FusingOnDisk(run.scratch) if run.streamed else nullcontext():
+            model = build_model(run.port, run.hf_config, state, mask_cache_size=mask_cache)
     except (LoadError, KeyError, ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise PortError(
             str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}",
@@ -239,7 +260,11 @@ def _build_reauthored(run: Run) -> nn.Module:
             expected="a model that takes every tensor of the checkpoint exactly once",
             fix="correct the port's tensor_names or model_config",
         ) from error
-    if checksums(state) != before:
+    after = checksums(state, before)
+    if run.streamed:
+        written = [state[name] for name in state if after[name] != before[name]]
+        put_on_disk(model, run.scratch, written)
+    if after != before:
         # The port has written into the tensors that it was given. The model keeps what it made of
         # them; the reference and the audits must have the checkpoint's own.
         run.reload()
@@ -280,10 +305,12 @@ def run_reauthored(
     model = run.model()
     name = "re-authored" if dtype == torch.float32 else "re-authored, float64"
     with run.timed(name, len(run.case.steps) * (1 if oracle is None else 2)) as tick:
-        whole = reauthored.run(model, run.case, tick=tick, **options)
-        if oracle is None:
-            return whole, Trace()
-        return whole, reauthored.run(model, run.case, inject=oracle, tick=tick, **options)
+        with forgetting(model):
+            whole = run.lean(reauthored.run(model, run.case, tick=tick, **options))
+            if oracle is None:
+                return whole, Trace()
+            isolated = reauthored.run(model, run.case, inject=oracle, tick=tick, **options)
+        return whole, run.lean(isolated)
 
 
 def find_causes(run: Run, baseline: Baseline) -> tuple[Finding, ...]:

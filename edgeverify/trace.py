@@ -18,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from edgeverify.errors import TraceError
+from edgeverify.mapped import map_file, spilled
 
 FORMAT = "edgeverify-trace-1"
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 
 @dataclass
@@ -71,8 +73,12 @@ class Trace:
             temporary.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: Path) -> Trace:
+    def load(cls, path: Path, *, mapped: bool = False) -> Trace:
         """Reads a trace back, in its forward order.
+
+        Args:
+            path: the file.
+            mapped: the arrays are views of the file, mapped; else they are copies in memory.
 
         Raises:
             TraceError: the file is missing, damaged, or not a trace of this format.
@@ -90,8 +96,9 @@ class Trace:
                 order = json.loads(metadata["order"])
                 if sorted(order) != sorted(file.keys()):
                     raise ValueError("its order does not name the arrays it holds")
+                views = _views(path) if mapped else {key: file.get_tensor(key) for key in order}
                 return cls(
-                    {key: file.get_tensor(key) for key in order},
+                    {key: views[key] for key in order},
                     json.loads(metadata["provenance"]),
                     json.loads(metadata["unavailable"]),
                 )
@@ -102,3 +109,19 @@ class Trace:
                 expected="a whole .safetensors file",
                 fix="delete it and run again",
             ) from error
+
+    def spilled(self, folder: Path) -> Trace:
+        """The same trace, its arrays moved into a scratch file of ``folder``."""
+        return Trace(spilled(self.arrays, folder), self.provenance, self.unavailable)
+
+
+def _views(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that ``safe_open`` has accepted."""
+    contents = map_file(path)
+    begin = 8 + int.from_bytes(contents[:8].tobytes(), "little")
+    views = {}
+    for key, facts in json.loads(contents[8:begin].tobytes()).items():
+        if key != "__metadata__":
+            start, stop = (begin + int(n) for n in facts["data_offsets"])
+            views[key] = contents[start:stop].view(_DTYPES[facts["dtype"]]).reshape(facts["shape"])
+    return views

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeverify import inputs
+from edgeverify.audits.model import unchecked
 from edgeverify.audits.run import Auditor
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.compare import Baseline, judge_leg, thresholds
@@ -19,6 +20,7 @@ from edgeverify.errors import PortError
 from edgeverify.file_facts import file_facts
 from edgeverify.file_legs import file_legs
 from edgeverify.findings import report_of
+from edgeverify.memory_plan import plan_memory
 from edgeverify.ports import load_port
 from edgeverify.progress import Progress
 from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult, Report
@@ -71,6 +73,13 @@ def verify(
     """
     chosen = Selectors.of(**selectors)
     run, tokenizer = prepare(port, chosen, verbose=verbose, progress=progress)
+    plan = plan_memory(run, chosen.memory_budget)
+    run.streamed = plan.stream
+    run.memory = str(plan)
+    if not plan.fits:
+        legs = {name: without_taps(name, UNCHECKED, run.memory) for name in chosen.legs}
+        audits = {name: unchecked(name, "model", run.memory) for name in chosen.audits}
+        return report_of(run, legs, audits, tokenizer, {})
     with fitting_threads(run):
         for_engine = LITERT_LM in chosen.runtimes
         auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds, for_engine)
@@ -140,7 +149,8 @@ def _judge_legs(
     authoring = baselines["authoring"]
     whole, isolated = run_reauthored(run, authoring.oracle)
     traces = {"reference": authoring.own, "reauthored": whole}
-    legs = {"authoring": _judge(run, "authoring", whole, isolated, authoring)}
+    notes = (run.memory,) if run.streamed else ()
+    legs = {"authoring": _judge(run, "authoring", whole, isolated, authoring, notes=notes)}
     passed = legs["authoring"].outcome != FAIL
     causes = () if passed else find_causes(run, authoring)
     if "conversion" not in chosen.legs:

@@ -122,6 +122,7 @@ def test_the_selectors_reach_verify(fake_verify: Any, tmp_path: Path) -> None:
         " --kv-layout transposed --prefill 8 --prefill 4 --decode-steps 3 --seed 7"
         " --kernel builtin --mask-as-input --no-prefill-logits --kv-cache-len 64"
         " --trust-remote-code -v --invariants --profile ci --runtime tf_lite --runtime litert_lm"
+        " --memory-budget 8GiB"
     )
     assert main([*line.split(), "--prompt", "The capital", "--cache", str(tmp_path)]) == 0
     (call,) = fake_verify.calls
@@ -148,6 +149,7 @@ def test_the_selectors_reach_verify(fake_verify: Any, tmp_path: Path) -> None:
         "trust_remote_code": True,
         "cache": tmp_path,
         "token_seed": None,
+        "memory_budget": 8 * 2**30,
         "verbose": True,
     }
 

@@ -17,6 +17,7 @@ from torch import nn
 from edgeverify.audits.bits import difference
 from edgeverify.audits.model import WEIGHTS, AuditResult, Check
 from edgeverify.audits.places import HEAD, Places, Span, block_of, places, uncovered
+from edgeverify.mapped import forget
 from edgeverify.report.model import FAIL, PASS
 
 State = Mapping[str, torch.Tensor]
@@ -36,6 +37,7 @@ def audit_module(model: nn.Module, state: State) -> AuditResult:
     audit = Audit(state, "module")
     for name, spans in planned.items():
         audit.compare(name, parameters[name], spans)
+        forget(parameters[name], *(state[span.tensor] for span in spans))
     used = [span for name, spans in planned.items() if not _tied(name, planned) for span in spans]
     homeless = uncovered(used, {name: len(tensor) for name, tensor in state.items()})
     spare = {name: p for name, p in parameters.items() if name not in planned}

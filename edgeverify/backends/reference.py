@@ -26,6 +26,7 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 
 from edgeverify import float32, taps
+from edgeverify.backends.tables import head_widened, rows_widened
 from edgeverify.case import Case, Step
 from edgeverify.errors import CheckpointError
 from edgeverify.float64 import Float64Mode, exact_frequencies, widened
@@ -149,7 +150,8 @@ def run_oracle(model: PreTrainedModel, case: Case, *, inject: Trace | None = Non
     """Runs the whole conversation at once in float64 and cuts it into the case's steps.
 
     Modules are widened one by one as they run, so the float32 model and one float64 layer are
-    resident together, not two models.
+    resident together, not two models. Of the embedding table the rows that are looked up are
+    widened, of the LM head a piece at a time.
 
     Args:
         model: from ``build``; left as it was.
@@ -160,8 +162,13 @@ def run_oracle(model: PreTrainedModel, case: Case, *, inject: Trace | None = Non
         A trace of float64 arrays.
     """
     with ExitStack() as stack:
+        table, head = model.get_input_embeddings(), model.get_output_embeddings()
+        stack.enter_context(rows_widened(table))
+        if head is not None:
+            stack.enter_context(head_widened(head))
         for module in (*_blocks(model), *_outside_blocks(model)):
-            _widen_while_running(module, stack)
+            if module is not table and module is not head:
+                _widen_while_running(module, stack)
         stack.enter_context(_exact_constants(model))
         stack.enter_context(Float64Mode())
         return _run_at_once(model, case, inject, np.float64)

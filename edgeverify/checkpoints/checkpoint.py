@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgeverify import artifacts
-from edgeverify.checkpoints import configs, hub, seeded
+from edgeverify.checkpoints import configs, hub, mapped_files, seeded
 from edgeverify.checkpoints.expected import Expected, expected_tensors, resolve
-from edgeverify.checkpoints.load import load_tensors
+from edgeverify.checkpoints.load import Plan, load_tensors
 from edgeverify.checkpoints.locate import TENSORS_FIX, Format, Weights, list_entries, locate
 from edgeverify.errors import CheckpointError
 
@@ -43,6 +43,9 @@ class Checkpoint:
     tokenizer_dir: Path | None
     gguf_file: str | None = None
     _load: Callable[[], dict[str, torch.Tensor]] = field(kw_only=True, repr=False, compare=False)
+    _map: Callable[[str], dict[str, torch.Tensor]] | None = field(
+        default=None, kw_only=True, repr=False, compare=False
+    )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Loads the weights: HF names → contiguous float32 CPU tensors, in forward order.
@@ -54,6 +57,17 @@ class Checkpoint:
             CheckpointError: NaN or Inf, a tied head that differs from its table, unreadable data.
         """
         return self._load()
+
+    def mapped(self) -> dict[str, torch.Tensor]:
+        """The same as ``tensors``, bit by bit, from a memory-mapped file: none is resident.
+
+        What is not float32 safetensors is first written, piece by piece, to the cache as float32.
+        Pages that have been used are given back by ``edgeverify.mapped.forget``.
+
+        Raises:
+            CheckpointError: as ``tensors``.
+        """
+        return self.tensors() if self._map is None else self._map(self.identity)
 
 
 def open_checkpoint(
@@ -85,7 +99,7 @@ def open_checkpoint(
     """
     configs.require_size(port, size)
     if source is None:
-        return _seeded(port, size or port.default_size, seed)
+        return _seeded(port, size or port.default_size, seed, cache_root)
     path = Path(source).expanduser()
     named = str(source)
     try:
@@ -106,7 +120,7 @@ def open_checkpoint(
         ) from error
 
 
-def _seeded(port: Port, size: str, seed: int) -> Checkpoint:
+def _seeded(port: Port, size: str, seed: int, cache_root: Path | None) -> Checkpoint:
     config = dict(port.hf_configs[size])
     where = f"port {port.name!r}, size {size!r}"
     draws = seeded.plan_draws(configs.build_reference(config, port, where))
@@ -117,6 +131,7 @@ def _seeded(port: Port, size: str, seed: int) -> Checkpoint:
         description=f"seeded random weights, seed {seed}",
         tokenizer_dir=None,
         _load=lambda: seeded.draw_tensors(draws, seed),
+        _map=lambda identity: mapped_files.drawn(draws, seed, identity, cache_root),
     )
 
 
@@ -136,16 +151,13 @@ def _from_files(
         opened = gguf_files.open_gguf(
             weights, port, size, trust_remote_code=trust_remote_code, cache_root=cache_root
         )
-        config, digests, note, load = (
-            opened.hf_config,
-            [opened.digest],
-            opened.note,
-            opened.load,
-        )
+        config, digests, note = opened.hf_config, [opened.digest], opened.note
+        plan = opened.plan
     else:
         config, where = configs.of_files(weights, port, size)
         expected = expected_tensors(configs.build_reference(config, port, where))
-        load, note = _plan_load(weights, weights.format, expected)
+        fixed, note = _plan(weights, weights.format, expected)
+        plan = lambda: fixed  # noqa: E731
         digests = [artifacts.file_digest(file, root=cache_root) for file in weights.files]
     found = configs.size_of(config, port)
     told = [f"{name or weights.where}: {note}"]
@@ -158,19 +170,18 @@ def _from_files(
         description="; ".join(told),
         tokenizer_dir=_tokenizer_dir(weights),
         gguf_file=weights.files[0].name if weights.format is None else None,
-        _load=load,
+        _load=lambda: load_tensors(*plan()),
+        _map=lambda identity: mapped_files.stored(*plan(), identity, cache_root),
     )
 
 
-def _plan_load(
-    weights: Weights, form: Format, expected: Expected
-) -> tuple[Callable[[], dict[str, torch.Tensor]], str]:
+def _plan(weights: Weights, form: Format, expected: Expected) -> tuple[Plan, str]:
     entries = list_entries(weights, form)
     take, copies = resolve(expected, entries, weights.where)
     dtypes = "/".join(sorted({entries[name].dtype for name in take.values()}))
     files = "" if len(weights.files) == 1 else f" in {len(weights.files)} shards"
     note = f"{form.name}{files}, {dtypes}"
-    return lambda: load_tensors(form, entries, take, copies, weights.where), note
+    return (form, entries, take, copies, weights.where), note
 
 
 def _refuse_pointers(weights: Weights) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from edgeverify import artifacts, hf
 from edgeverify.checkpoints import configs
 from edgeverify.checkpoints.expected import Entry, Expected, expected_tensors, resolve
-from edgeverify.checkpoints.load import load_tensors
+from edgeverify.checkpoints.load import Plan
 from edgeverify.checkpoints.locate import SAFETENSORS, Weights, read_json
 from edgeverify.errors import CheckpointError
 from edgeverify.quiet import quiet
@@ -53,12 +53,15 @@ _NOISE = (
 
 @dataclass(frozen=True)
 class OpenedGguf:
-    """A GGUF that passed: its config, the digest of its contents, a note, and how to load it."""
+    """A GGUF that passed: its config, the digest of its contents, a note, and how to load it.
+
+    ``plan`` dequantizes it where that has not been done, and gives what ``load_tensors`` takes.
+    """
 
     hf_config: dict[str, Any]
     digest: str
     note: str
-    load: Callable[[], dict[str, torch.Tensor]]
+    plan: Callable[[], Plan]
 
 
 def open_gguf(
@@ -97,7 +100,7 @@ def open_gguf(
         judge(read_json(noted))
     config, expected, note = judged[0]
 
-    def load() -> dict[str, torch.Tensor]:
+    def plan() -> Plan:
         whole = artifacts.cached(
             "dequantized",
             key,
@@ -107,9 +110,9 @@ def open_gguf(
         )
         entries = SAFETENSORS.list(whole)
         take, copies = resolve(expected, entries, file)
-        return load_tensors(SAFETENSORS, entries, take, copies, file)
+        return SAFETENSORS, entries, take, copies, file
 
-    return OpenedGguf(config, contents, note, load)
+    return OpenedGguf(config, contents, note, plan)
 
 
 def _judge(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 
 from edgeverify.checkpoints.expected import Entry, some
 from edgeverify.checkpoints.locate import Format
 from edgeverify.errors import CheckpointError
+
+# What ``load_tensors`` takes, in its order.
+Plan: TypeAlias = tuple[Format, Mapping[str, Entry], Mapping[str, str], Mapping[str, str], Path]
 
 
 def load_tensors(
@@ -35,11 +40,22 @@ def load_tensors(
         CheckpointError: a value is NaN or Inf, or a tied tensor differs from its other name.
     """
     stored: dict[str, torch.Tensor] = {}
-    try:
+    with told_when_gone(where):
         for file in sorted({entries[name].file for name in (*take.values(), *copies)}):
             names = [n for n in (*take.values(), *copies) if entries[n].file == file]
             for name, tensor in form.read(file, names):
                 stored[name] = tensor.to(torch.float32)
+    require_finite(stored, where)
+    for alias, name in copies.items():
+        require_tied(alias, name, stored[alias], stored[name], where)
+    return {name: stored[stored_name] for name, stored_name in take.items()}
+
+
+@contextmanager
+def told_when_gone(where: Path) -> Iterator[None]:
+    """Tells as a ``CheckpointError`` that a file is no longer what it was when it was opened."""
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(
             f"cannot be read any more ({error.strerror or error})",
@@ -47,19 +63,25 @@ def load_tensors(
             expected="the file that was opened",
             fix="leave the checkpoint as it is while it is checked",
         ) from error
-    _require_finite(stored, where)
-    for alias, name in copies.items():
-        _require_tied(alias, name, stored, where)
-    return {name: stored[stored_name] for name, stored_name in take.items()}
 
 
-def _require_finite(stored: Mapping[str, torch.Tensor], where: Path) -> None:
+def require_finite(
+    stored: Mapping[str, torch.Tensor],
+    where: Path,
+    done: Callable[[torch.Tensor], Any] = lambda _: None,
+) -> None:
+    """Refuses NaN and Inf; ``done`` is called with each tensor that has been looked at.
+
+    Raises:
+        CheckpointError: naming each tensor that holds some.
+    """
     odd = []
     for name, tensor in stored.items():
         # One pass and no mask of the tensor's size; NaN passes through both ends.
         ends = torch.stack(torch.aminmax(tensor)) if tensor.numel() else torch.zeros(2)
         if not torch.isfinite(ends).all():
             odd.append(f"{name!r} ({_census(tensor)})")
+        done(tensor)
     if odd:
         raise CheckpointError(
             f"values that are no numbers in {some(odd, quote=False)}",
@@ -75,8 +97,10 @@ def _census(tensor: torch.Tensor) -> str:
     return f"{', '.join(told)} of {tensor.numel()}"
 
 
-def _require_tied(alias: str, name: str, stored: Mapping[str, torch.Tensor], where: Path) -> None:
-    left, right = stored[alias], stored[name]
+def require_tied(
+    alias: str, name: str, left: torch.Tensor, right: torch.Tensor, where: Path
+) -> None:
+    """Refuses a tied tensor ``alias`` that holds other values than ``name``."""
     if left.data_ptr() != right.data_ptr() and not torch.equal(left, right):
         raise CheckpointError(
             f"tensor {alias!r} differs from {name!r}, though the config ties them",

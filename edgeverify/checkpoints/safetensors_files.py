@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from edgeverify.checkpoints.expected import Entry
 from edgeverify.errors import CheckpointError
+from edgeverify.mapped import map_file
 
 # What reading a JSON of another form than the format's can raise.
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
@@ -85,6 +86,24 @@ def read_safetensors(path: Path, names: Sequence[str]) -> Iterator[tuple[str, to
                 yield name, file.get_tensor(name)
     except SafetensorError as error:
         raise _damaged(path, f"safetensors cannot read it ({error})") from error
+
+
+def map_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file that has been listed, in their stored dtype; none is read.
+
+    They are views of one mapping whose pages ``edgeverify.mapped.forget`` gives back.
+    """
+    contents = map_file(path)
+    begin = 8 + int.from_bytes(contents[:8].tobytes(), "little")
+    header = json.loads(contents[8:begin].tobytes())
+    tensors = {}
+    for name, facts in header.items():
+        if name != "__metadata__":
+            start, stop = (begin + int(n) for n in facts["data_offsets"])
+            dtype = getattr(torch, _DTYPES[facts["dtype"]][0])
+            held = torch.from_numpy(contents[start:stop]).view(dtype)
+            tensors[name] = held.view([int(n) for n in facts["shape"]])
+    return tensors
 
 
 def _entries(path: Path, header: Any) -> tuple[dict[str, Entry], int]:

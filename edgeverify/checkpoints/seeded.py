@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -34,6 +34,8 @@ NORM_SPREAD = 0.2
 BIAS_STD = 0.1
 # numpy releases the interpreter lock while it draws.
 _THREADS = 2
+# Values drawn at a time; the stream of values is the same for every size.
+_PIECE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,33 @@ def draw_tensors(draws: Mapping[str, Draw], seed: int) -> dict[str, torch.Tensor
 
 def draw_tensor(name: str, draw: Draw, seed: int) -> torch.Tensor:
     """Draws one tensor in place: no second copy of it is ever resident."""
+    values = np.empty(draw.shape, dtype=np.float32)
+    draw_into(values, name, draw, seed)
+    return torch.from_numpy(values)
+
+
+def draw_into(
+    values: np.ndarray,
+    name: str,
+    draw: Draw,
+    seed: int,
+    done: Callable[[np.ndarray], None] = lambda _: None,
+) -> None:
+    """Draws one tensor into ``values`` (contiguous float32); ``done`` is called with each piece."""
     entropy = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = np.random.Generator(np.random.PCG64(int.from_bytes(entropy, "little")))
-    values = np.empty(draw.shape, dtype=np.float32)
-    generator.standard_normal(out=values, dtype=np.float32)
-    values *= np.float32(draw.std)
-    if draw.norm:
-        values += np.float32(1.0)
-        values *= generator.choice(np.array([-1.0, 1.0], np.float32), size=draw.shape)
-        values += np.float32(draw.offset)
-    return torch.from_numpy(values)
+    flat = values.reshape(-1)
+    # A norm's signs follow all of its values in the generator's stream.
+    size = len(flat) if draw.norm else _PIECE
+    for start in range(0, len(flat), size):
+        piece = flat[start : start + size]
+        generator.standard_normal(out=piece, dtype=np.float32)
+        piece *= np.float32(draw.std)
+        if draw.norm:
+            piece += np.float32(1.0)
+            piece *= generator.choice(np.array([-1.0, 1.0], np.float32), size=len(piece))
+            piece += np.float32(draw.offset)
+        done(piece)
 
 
 def _adds_one(norm: nn.Module) -> bool:

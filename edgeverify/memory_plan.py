@@ -1,0 +1,124 @@
+"""Chooses whether a model is held in memory or streamed from the disk, and says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgeverify.case import Case
+from edgeverify.hf import meta_model
+from edgeverify.memory import available_memory, resident_memory
+from edgeverify.stages import Run
+
+GIB = 2**30
+# What the libraries have in memory once they are imported (measured: 1.12e9 bytes).
+LIBRARIES = 1_150_000_000
+# Of the float32 size, where the model is held in memory: itself, and the fused copies that the
+# re-authored model makes of q, k and v (0.1 to 0.25 of it; see docs/full-size.md).
+WHOLE_SHARE = 1.35
+# Traces that are held at once: those of the reference, the oracle (float64, so two), the model as a
+# whole and block by block, and one that is being written.
+WHOLE_TRACES = 6
+# The oracle that is made, with its copy as it is written. TinyLlama 1.1B took 1.99e9 bytes, which
+# is 2.3 of its traces beside the rest.
+STREAMED_TRACES = 3
+# A block in float32 and float64.
+WIDENED = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a check uses memory; all in bytes.
+
+    Attributes:
+        whole: what it would take with the model in memory, about.
+        streamed: what it would take with the weights on the disk, about.
+        budget: what it may take; None where that is unknown, and all is taken.
+        given: whether the budget was asked for, or is what the machine has free.
+    """
+
+    whole: int
+    streamed: int
+    budget: int | None
+    given: bool
+
+    @property
+    def stream(self) -> bool:
+        """Whether the weights stay on the disk."""
+        return self.budget is not None and self.whole > self.budget
+
+    @property
+    def fits(self) -> bool:
+        """Whether one of the two ways keeps within the budget."""
+        return self.budget is None or min(self.whole, self.streamed) <= self.budget
+
+    def __str__(self) -> str:
+        if self.budget is None:
+            return "the model is held in memory: how much there is, is not known"
+        limit = f"{_gib(self.budget)} {'allowed' if self.given else 'available'}"
+        whole, streamed = _gib(self.whole), _gib(self.streamed)
+        if not self.fits:
+            return (
+                f"needs about {streamed} of memory with its weights on the disk ({whole} "
+                f"without), and there are {limit}"
+            )
+        if self.stream:
+            return (
+                f"weights streamed from the disk: about {streamed} of {limit}, where the whole "
+                f"model would take {whole}"
+            )
+        return f"the model is held in memory: about {whole} of {limit}"
+
+
+def plan_memory(run: Run, budget: int | None) -> Plan:
+    """Chooses for the reference, the oracle and the re-authored model.
+
+    Args:
+        run: its checkpoint and case; no weights are loaded.
+        budget: in bytes; what is available if None.
+    """
+    total, largest_tensor, largest_block = _sizes(meta_model(run.hf_config))
+    trace = trace_bytes(run.port.model_config(run.hf_config), run.case)
+    available = available_memory()
+    if budget is None and available is not None:
+        available += resident_memory() or 0
+    return Plan(
+        whole=LIBRARIES + int(WHOLE_SHARE * total) + WHOLE_TRACES * trace,
+        streamed=LIBRARIES + max(largest_tensor, WIDENED * largest_block) + STREAMED_TRACES * trace,
+        budget=available if budget is None else budget,
+        given=budget is not None,
+    )
+
+
+def trace_bytes(config: Any, case: Case) -> int:
+    """Bytes of a float32 trace, about.
+
+    Args:
+        config: the re-authored ``ModelConfig``.
+        case: its steps.
+    """
+    rows = sum(len(step.tokens) for step in case.steps)
+    cached = sum(step.end for step in case.steps)
+    values = rows * (2 * config.embedding_dim + config.vocab_size)
+    for index in range(config.num_layers):
+        attention = config.block_config(index).attn_config
+        written = 2 * attention.num_query_groups * attention.head_dim
+        query = attention.num_heads * attention.head_dim
+        values += rows * (5 * config.embedding_dim + query + written) + cached * written
+    return 4 * int(values)
+
+
+def _sizes(model: Any) -> tuple[int, int, int]:
+    """Float32 bytes of all parameters, of the largest, and of the largest block."""
+    sizes = {name: 4 * parameter.numel() for name, parameter in model.named_parameters()}
+    blocks: dict[str, int] = {}
+    for name, size in sizes.items():
+        owner, _, rest = name.partition("layers.")
+        if rest:
+            block = owner + rest.split(".")[0]
+            blocks[block] = blocks.get(block, 0) + size
+    return sum(sizes.values()), max(sizes.values()), max(blocks.values(), default=0)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"

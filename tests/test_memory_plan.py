@@ -1,0 +1,53 @@
+"""The memory budget: how it is read, and which way it chooses."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from edgeverify.errors import UsageError
+from edgeverify.memory_plan import GIB, Plan
+from edgeverify.selectors import Selectors, memory_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GiB", 8 * GIB), ("512MiB", 512 * 2**20), ("2.5GB", 2_500_000_000), ("7", 7), ("1KB", 1000)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert memory_size("--memory-budget", text) == size
+    assert Selectors.of(memory_budget=text).memory_budget == size
+
+
+@pytest.mark.parametrize("text", ["lots", "0", "-1GiB", "8 gib", "GiB", "0.0001B"])
+def test_what_is_no_size(text: str) -> None:
+    words = f"--memory-budget: got {text!r}; expected a size as 8GiB or 512MiB"
+    with pytest.raises(UsageError, match=re.escape(words)):
+        memory_size("--memory-budget", text)
+
+
+@pytest.mark.parametrize(
+    ("budget", "stream", "fits", "told"),
+    [
+        (None, False, True, "the model is held in memory: how much there is, is not known"),
+        (9 * GIB, False, True, "the model is held in memory: about 8.0 GiB of 9.0 GiB allowed"),
+        (
+            7 * GIB,
+            True,
+            True,
+            "weights streamed from the disk: about 2.0 GiB of 7.0 GiB allowed, where the whole "
+            "model would take 8.0 GiB",
+        ),
+        (
+            GIB,
+            True,
+            False,
+            "needs about 2.0 GiB of memory with its weights on the disk (8.0 GiB without), and "
+            "there are 1.0 GiB allowed",
+        ),
+    ],
+)
+def test_the_way_that_is_chosen(budget: int | None, stream: bool, fits: bool, told: str) -> None:
+    plan = Plan(8 * GIB, 2 * GIB, budget, given=True)
+    assert (plan.stream, plan.fits, str(plan)) == (stream, fits, told)
