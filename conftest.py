@@ -177,7 +177,10 @@ class FakeVerify(ModuleType):
         return self._answer(port, selectors)
 
     def verify_goldens(self, port: Any, chosen: Any, directory: Path, **options: Any) -> Any:
-        return self._answer(port, {"chosen": chosen, "directory": directory, **options})
+        report = self._answer(port, {"chosen": chosen, "directory": directory, **options})
+        kinds = options.get("kinds", ())
+        kept = [g for g in report.goldens if any(f".{kind}." in g.name for kind in kinds)]
+        return replace(report, goldens=tuple(kept))
 
     def convert_model(self, port: Any, **selectors: Any) -> Any:
         return self._answer(port, selectors)

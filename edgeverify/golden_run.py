@@ -6,7 +6,7 @@ import hashlib
 import platform
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,13 @@ def command(model: str, chosen: Selectors, directory: Path) -> str:
 
 
 def check(
-    run: Run, model: str, chosen: Selectors, directory: Path, *, update: bool = False
+    run: Run,
+    model: str,
+    chosen: Selectors,
+    directory: Path,
+    *,
+    update: bool = False,
+    kinds: Sequence[str] = GOLDENS,
 ) -> tuple[GoldenResult, ...]:
     """Holds a model against its goldens.
 
@@ -82,19 +88,21 @@ def check(
         chosen: the user's own.
         directory: of the goldens.
         update: write today's numbers in their place.
+        kinds: which of the goldens; no other is touched.
     """
     again = command(model, chosen, directory)
     # What is kept must not name a folder of the machine that it was made on.
     kept = command(run.case.model, replace(chosen, checkpoint=_name_of(chosen)), DIRECTORY)
     inputs = artifacts.digest([asdict(step) for step in run.case.steps])
-    baselines = reference_baselines(run, with_file=True)
-    now = {
-        REFERENCE: _reference_now(run, baselines["authoring"], inputs),
-        TFLITE: _file_now(run, baselines, inputs),
-    }
+    baselines = reference_baselines(run, with_file=TFLITE in kinds)
+    now = {}
+    if REFERENCE in kinds:
+        now[REFERENCE] = _reference_now(run, baselines["authoring"], inputs)
+    if TFLITE in kinds:
+        now[TFLITE] = _file_now(run, baselines, inputs)
     files = names(run, chosen)
     return tuple(
-        _one(directory / files[kind], now[kind], again, kept, update=update) for kind in GOLDENS
+        _one(directory / files[kind], now[kind], again, kept, update=update) for kind in now
     )
 
 

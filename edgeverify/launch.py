@@ -16,7 +16,7 @@ from edgeverify.ports import load_port
 from edgeverify.progress import Progress
 from edgeverify.quiet import quiet
 from edgeverify.report.model import Report
-from edgeverify.selectors import Selectors
+from edgeverify.selectors import GOLDENS, Selectors
 
 if TYPE_CHECKING:
     from edgeverify.bench.run import Bench
@@ -86,6 +86,7 @@ def golden(
     directory: Path,
     *,
     update: bool = False,
+    kinds: Sequence[str] = GOLDENS,
     verbose: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -95,6 +96,7 @@ def golden(
         model, chosen, verbose, progress: as for ``check``.
         directory: of the goldens.
         update: rewrite them from this run.
+        kinds: which of them.
     """
 
     def run() -> Report:
@@ -102,7 +104,13 @@ def golden(
 
         gc.freeze()
         return verify_goldens(
-            model, chosen, directory, update=update, verbose=verbose, progress=progress
+            model,
+            chosen,
+            directory,
+            update=update,
+            kinds=kinds,
+            verbose=verbose,
+            progress=progress,
         )
 
     return without_chatter(run, enabled=not verbose)

@@ -11,7 +11,7 @@ goldens, or loaded for its invariants, once per session, when the first of its t
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,6 @@ ALL = "all"
 CHOSEN = pytest.StashKey[selectors.Selectors]()
 RUNS = pytest.StashKey[dict[str, Any]]()
 EXAMINATIONS = pytest.StashKey[dict[str, Any]]()
-GOLDENS = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,7 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Registers the marks, and refuses bad input before anything is collected."""
     for name, text in MARKS.items():
         config.addinivalue_line("markers", f"{name}: {text}")
-    config.stash[RUNS], config.stash[EXAMINATIONS], config.stash[GOLDENS] = {}, {}, {}
+    config.stash[RUNS], config.stash[EXAMINATIONS] = {}, {}
     wanted = _wanted(config)
     if not wanted:
         return
@@ -210,17 +209,17 @@ class GoldenCollector(pytest.Collector):
         """The golden of the reference, then that of the file."""
         grouped = getattr(self.config.option, "loadgroup", False)
         for model, name in _ids(_models(self.config)).items():
-            for place, kind in enumerate(selectors.GOLDENS):
+            for kind in selectors.GOLDENS:
                 test = f"{name}[golden-{kind}]" + (f"@{name}" if grouped else "")
-                yield GoldenItem.from_parent(self, name=test, model=model, place=place)
+                yield GoldenItem.from_parent(self, name=test, model=model, kind=kind)
 
 
 class GoldenItem(pytest.Item):
     """One golden of one model."""
 
-    def __init__(self, *, model: str, place: int, **kwargs: Any) -> None:
+    def __init__(self, *, model: str, kind: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.model, self.place = model, place
+        self.model, self.kind = model, kind
         self.add_marker(GOLDEN)
 
     def runtest(self) -> None:
@@ -228,12 +227,28 @@ class GoldenItem(pytest.Item):
         from edgeverify.report.model import PASS
         from edgeverify.report.words import golden_lines
 
-        result = _goldens_of(self.config, self.model)[self.place]
+        result = self._compared()
         ratios = [change.ratio for change in result.changes if change.ratio is not None]
         self.user_properties.append(("moved", ", ".join(result.moved)))
         self.user_properties.append(("largest_change", max(ratios, default=0.0)))
         if result.outcome != PASS:
             pytest.fail("\n".join(golden_lines(result)), pytrace=False)
+
+    def _compared(self) -> GoldenResult:
+        from edgeverify import launch
+
+        try:
+            # This golden alone: another worker may have the other one, and say what it is.
+            report = launch.golden(
+                self.model,
+                self.config.stash[CHOSEN],
+                _golden_dir(self.config),
+                update=self.config.option.edgeverify_update_golden,
+                kinds=(self.kind,),
+            )
+        except EdgeVerifyError as error:
+            pytest.fail(f"cannot compare {self.model} with its goldens: {error}", pytrace=False)
+        return report.goldens[0]
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """No file of its own: the project's root, and the id."""
@@ -243,27 +258,6 @@ class GoldenItem(pytest.Item):
 def _golden_dir(config: pytest.Config) -> Path:
     given = config.option.edgeverify_golden_dir
     return config.invocation_params.dir / given if given else config.rootpath / "golden"
-
-
-def _goldens_of(config: pytest.Config, model: str) -> Sequence[GoldenResult]:
-    """The model's goldens in this session; compared when first asked for."""
-    from edgeverify import launch
-
-    made = config.stash[GOLDENS]
-    if model not in made:
-        try:
-            made[model] = launch.golden(
-                model,
-                config.stash[CHOSEN],
-                _golden_dir(config),
-                update=config.option.edgeverify_update_golden,
-            ).goldens
-        except EdgeVerifyError as error:
-            made[model] = f"cannot compare {model} with its goldens: {error}"
-    found = made[model]
-    if isinstance(found, str):
-        pytest.fail(found, pytrace=False)
-    return found
 
 
 class ModelItem(pytest.Item):

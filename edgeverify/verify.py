@@ -26,7 +26,7 @@ from edgeverify.progress import Progress
 from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult, Report
 from edgeverify.report.words import LISTED
 from edgeverify.runtime_stages import LITERT_LM, FileRun, require_engine, without_taps
-from edgeverify.selectors import Selectors
+from edgeverify.selectors import GOLDENS, Selectors
 from edgeverify.stages import (
     Run,
     audit_file,
@@ -107,6 +107,7 @@ def verify_goldens(
     directory: Path,
     *,
     update: bool = False,
+    kinds: Sequence[str] = GOLDENS,
     verbose: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -118,6 +119,7 @@ def verify_goldens(
         directory: of the goldens.
         update: rewrite them from this run; then, and where one is missing and is written, the
             outcome is ``fail``.
+        kinds: which of the goldens.
 
     Raises:
         EdgeVerifyError: bad input.
@@ -127,7 +129,7 @@ def verify_goldens(
     name = port if isinstance(port, str) else port.name
     run, tokenizer = prepare(port, golden_run.selectors(chosen), verbose=verbose, progress=progress)
     with fitting_threads(run):
-        results = golden_run.check(run, name, chosen, directory, update=update)
+        results = golden_run.check(run, name, chosen, directory, update=update, kinds=kinds)
         report = report_of(run, {}, {}, tokenizer, {})
     return replace(report, goldens=results)
 

