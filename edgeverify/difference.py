@@ -61,6 +61,9 @@ def difference(before: Entry, after: Entry) -> tuple[Change, ...]:
             found.append(Change("", "subject", name, other))
     for name, (old, new) in pairs.items():
         found += _gone(name, "case", old, new) or _case(name, old or {}, new or {})
+    # A version that changed for a whole run is not told of each of its cases again.
+    run = {(c.what, c.before, c.after) for c in found if not c.place}
+    found = [c for c in found if not c.place or (c.what, c.before, c.after) not in run]
     order = (WORSE, BETTER, CHANGED)
     return tuple(sorted(found, key=lambda change: order.index(change.kind)))
 

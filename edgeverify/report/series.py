@@ -123,11 +123,11 @@ def measured(told: Mapping[str, Any]) -> dict[str, float]:
 
 
 def earlier_of(entries: Iterable[Entry], name: str) -> Iterator[tuple[Entry, Mapping[str, Any]]]:
-    """The reports of one subject among a series, of single files and of nightly runs."""
+    """The reports of one subject among a series; of a nightly run the first, not each recipe's."""
     for entry in entries:
-        for told in entry.cases.values():
-            if subject(told) == name:
-                yield entry, told
+        told = next((told for told in entry.cases.values() if subject(told) == name), None)
+        if told is not None:
+            yield entry, told
 
 
 def _kind(told: Mapping[str, Any]) -> str | None:

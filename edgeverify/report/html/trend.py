@@ -11,7 +11,7 @@ from edgeverify.report.html.curves import sparkline
 from edgeverify.report.html.parts import badge, document, table
 from edgeverify.report.model import worst_outcome
 from edgeverify.report.read import flat
-from edgeverify.report.series import Entry, earlier_of, measured, subject
+from edgeverify.report.series import NIGHTLY, Entry, earlier_of, measured, subject
 from edgeverify.report.words import number, plural
 
 Point = tuple[str, str, float | None]
@@ -54,8 +54,10 @@ def render_series(entries: Sequence[Entry]) -> str:
     """The page of a series: the newest outcome of each subject first, then its curve."""
     subjects: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for entry in entries:
-        for told in entry.cases.values():
-            subjects.setdefault(subject(told), []).append((entry.time, told))
+        for case, told in entry.cases.items():
+            # A night has several cases of a model, one for each recipe.
+            name = case if entry.kind == NIGHTLY else subject(told)
+            subjects.setdefault(name, []).append((entry.time, told))
     newest = worst_outcome([str(runs[-1][1]["outcome"]) for runs in subjects.values()])
     parts = [
         f'<div class="outcome {newest}"><div class="verdict">{badge(newest)}</div>'
