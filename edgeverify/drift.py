@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from edgeverify import golden as goldens
-from edgeverify import noise, taps
+from edgeverify import noise
 from edgeverify.compare import Thresholds
 from edgeverify.golden import Golden
 from edgeverify.report.model import FAIL, PASS, GoldenChange, GoldenResult
@@ -196,6 +196,7 @@ def _moved(golden: Golden, now: Now, found: Moved) -> Iterator[tuple[str, str]]:
     elif found.of(""):
         yield "file", f"file: what it gives has moved with it; {_listed(found.of(''))}"
     yield from _quantizer(before, after, same_file)
+    yield from _quality(before.get("quality", {}), after.get("quality", {}))
 
 
 def _blame(part: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -225,6 +226,23 @@ def _quantizer(
         )
 
 
+def _quality(
+    before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
+) -> Iterator[tuple[str, str]]:
+    """Recipes whose mean KL has moved, either way, by more than its own standard error."""
+    for recipe, kept in before.items():
+        given = after.get(recipe)
+        if given is None:
+            yield "quality", f"quality: {recipe} has no figures any more"
+        # NaN is within nothing.
+        elif not abs(given["mean_kl"] - kept["mean_kl"]) <= kept["se"]:
+            yield (
+                "quality",
+                f"quality: {recipe}: mean KL {kept['mean_kl']:.3g} ± {kept['se']:.2g} → "
+                f"{given['mean_kl']:.3g}, same top-1 {kept['top1']:.1%} → {given['top1']:.1%}",
+            )
+
+
 def ops_changed(before: Ops, after: Ops) -> str:
     """``decode: RESHAPE 12 → 14, CAST 0 → 1``; empty where nothing has changed."""
     told = []
@@ -246,25 +264,19 @@ def _listed(changes: Sequence[GoldenChange]) -> str:
 def _compare(golden: Golden, now: Now, allowed: Thresholds) -> Moved:
     found = Moved()
     for key, kept in golden.arrays.items():
-        prefix = next((p for p in now.traces if p and key.startswith(p)), "")
+        prefix = _prefix(key, now)
         change = _change(key, kept, golden, now, prefix, allowed, found)
         if change is not None:
             found.changes.setdefault(prefix, []).append(change)
-    for prefix, trace in now.traces.items():
-        for key in _kept_of(trace, golden, prefix):
-            if prefix + key not in golden.arrays:
-                change = GoldenChange(prefix + key, "is new: the golden has no such array")
-                found.changes.setdefault(prefix, []).append(change)
+    for key in goldens.held(now.traces, condense=bool(golden.facts.get("condensed"))):
+        if key not in golden.arrays:
+            change = GoldenChange(key, "is new: the golden has no such array")
+            found.changes.setdefault(_prefix(key, now), []).append(change)
     return found
 
 
-def _kept_of(trace: Trace, golden: Golden, prefix: str) -> list[str]:
-    """The keys that a golden made today would have of a trace."""
-    if prefix:
-        return [key for key in trace if taps.split(key)[1] == taps.LOGITS]
-    if golden.facts.get("condensed"):
-        return list(goldens.condensed(trace))
-    return list(goldens.whole(trace))
+def _prefix(key: str, now: Now) -> str:
+    return next((prefix for prefix in now.traces if prefix and key.startswith(prefix)), "")
 
 
 def _change(

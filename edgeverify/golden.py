@@ -135,6 +135,23 @@ def load(path: Path, command: str) -> Golden:
     return golden
 
 
+def held(traces: Mapping[str, Trace], *, condense: bool) -> dict[str, np.ndarray]:
+    """The arrays of a golden.
+
+    Args:
+        traces: prefix → trace. All of the one without a prefix is kept, of the others the logits.
+        condense: keep of each array what ``condensed`` does.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for prefix, trace in traces.items():
+        if prefix:
+            logits = [key for key in trace if taps.split(key)[1] == taps.LOGITS]
+            trace = Trace({key: trace[key] for key in logits})
+        kept = condensed(trace) if condense else whole(trace)
+        arrays |= {prefix + key: array for key, array in kept.items()}
+    return arrays
+
+
 def whole(trace: Trace) -> dict[str, np.ndarray]:
     """All taps of a trace, and the KV cache of its last step, which holds the rows of all steps."""
     last = taps.split(list(trace)[-1])[0]

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from edgeverify import artifacts, drift, fingerprint, golden, taps
@@ -20,6 +21,7 @@ from edgeverify.drift import Now
 from edgeverify.errors import GoldenError, RecipeError
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.golden import Golden
+from edgeverify.quality import statistics
 from edgeverify.quantize import quantized
 from edgeverify.recipes import FLOAT32, NAMED, load_recipe
 from edgeverify.report.model import FAIL, PASS, GoldenResult
@@ -137,13 +139,7 @@ def _one(path: Path, now: Now, again: str, kept_command: str, *, update: bool) -
 
 
 def _golden(now: Now, again: str) -> Golden:
-    arrays = (golden.condensed if now.facts["condensed"] else golden.whole)(now.traces[""])
-    for prefix, trace in now.traces.items():
-        if prefix:
-            logits = [key for key in trace if taps.split(key)[1] == taps.LOGITS]
-            kept = Trace({key: trace[key] for key in logits})
-            held = golden.condensed(kept) if now.facts["condensed"] else kept.arrays
-            arrays |= {prefix + key: array for key, array in held.items()}
+    arrays = golden.held(now.traces, condense=now.facts["condensed"])
     return Golden(arrays, now.facts, now.environment, again)
 
 
@@ -184,9 +180,14 @@ def _file_now(run: Run, baselines: Mapping[str, Baseline], inputs: str) -> Now:
     reauthored, _ = run_reauthored(run, None)
     path = converted(run)
     facts = {**givens, "code": code, **_file_facts(path, run.cache)}
+    files = {name: _recipe_file(path, name, run.cache) for name in NAMED if name != FLOAT32}
     facts["recipes"] = {
-        name: _recipe_facts(path, name, run.cache) for name in NAMED if name != FLOAT32
+        name: {"unchecked": made} if isinstance(made, str) else _file_facts(made, run.cache)
+        for name, made in files.items()
     }
+    if facts["condensed"]:  # seeded weights have no quality to lose
+        applied = {name: made for name, made in files.items() if isinstance(made, Path)}
+        facts["quality"] = _quality(run, baselines["conversion"].oracle, applied)
     with run.timed("run .tflite"):
         trace, _ = tflite.run_file(
             path,
@@ -209,11 +210,36 @@ def _file_facts(path: Path, cache: Path | None) -> dict[str, Any]:
     }
 
 
-def _recipe_facts(path: Path, name: str, cache: Path | None) -> dict[str, Any]:
+def _recipe_file(path: Path, name: str, cache: Path | None) -> Path | str:
+    """The quantized file, or why there is none."""
     try:
-        return _file_facts(quantized(path, load_recipe(name), cache=cache), cache)
+        return quantized(path, load_recipe(name), cache=cache)
     except RecipeError as error:
-        return {"unchecked": error.what}
+        return error.what
+
+
+def _quality(run: Run, oracle: Trace, files: Mapping[str, Path]) -> dict[str, Any]:
+    """Recipe → mean KL(oracle ‖ file) in nats with its standard error over positions, and top-1."""
+    keys = [key for key in oracle if taps.split(key)[1] == taps.LOGITS]
+    truth = np.concatenate([oracle[key][0] for key in keys])
+    figures = {}
+    for name, path in files.items():
+        with run.timed("run quantized files"):
+            trace = tflite.run(
+                path,
+                run.case,
+                num_blocks=next(iter(ModelFile(path).signatures.values())).num_blocks,
+                mask_kinds=run.port.mask_kinds,
+                window=run.window,
+            )
+        given = np.concatenate([trace[key][0] for key in keys])
+        found = statistics.compare(truth, given, truth.argmax(1))
+        figures[name] = {
+            "mean_kl": float(found.kl.mean()),
+            "se": float(found.kl.std(ddof=1) / found.count**0.5),
+            "top1": float(found.top1.mean()),
+        }
+    return figures
 
 
 def keep_traces(run: Run, folder: Path) -> None:

@@ -50,11 +50,7 @@ def now_of(facts: dict[str, Any], *prefixes: str, **environment: Any) -> Now:
 
 
 def kept_of(now: Now) -> Golden:
-    arrays = dict((golden.condensed if now.facts["condensed"] else golden.whole)(now.traces[""]))
-    for prefix, held in now.traces.items():
-        if prefix:
-            logits = {key: held[key] for key in held if key.endswith("logits")}
-            arrays |= {prefix + key: array for key, array in logits.items()}
+    arrays = golden.held(now.traces, condense=now.facts["condensed"])
     return Golden(arrays, now.facts, now.environment, UPDATE)
 
 
@@ -196,6 +192,22 @@ def test_a_quantized_file_that_changed_is_the_quantizers() -> None:
     assert judged(kept, replace(now, facts=facts)).outcome == PASS
 
 
+@pytest.mark.parametrize(("moved_to", "named"), [(0.031, ()), (0.08, ("quality",))])
+def test_the_quality_of_a_recipe_is_held_to_its_standard_error(
+    moved_to: float, named: tuple[str, ...]
+) -> None:
+    figures = {"mean_kl": 0.026, "se": 0.006, "top1": 0.9}
+    facts = {**FILE, "quality": {"dynamic_int8": figures}}
+    kept, now = kept_of(now_of(facts, REAUTHORED)), now_of(FILE, REAUTHORED)
+    changed = {"dynamic_int8": {**figures, "mean_kl": moved_to, "top1": 0.8}}
+    result = judged(kept, replace(now, facts={**FILE, "quality": changed}))
+    assert result.moved == named
+    if named:
+        told = "quality: dynamic_int8: mean KL 0.026 ± 0.006 → 0.08, same top-1 90.0% → 80.0%"
+        assert result.lines[1] == told
+        assert "no figures any more" in judged(kept, now).lines[1]
+
+
 def test_another_environment_is_allowed_what_was_measured_and_told() -> None:
     assert drift.limits("other").rms > drift.limits("same").rms
     between = (drift.limits("same").rms + drift.limits("other").rms) / 2
@@ -230,7 +242,7 @@ def test_nan_is_no_match() -> None:
 @pytest.mark.parametrize("key", ["prefill.0/embed", "prefill.0/logits"])
 def test_a_condensed_golden_sees_what_moved(key: str) -> None:
     facts = {**GIVENS, "condensed": True}
-    kept, now = kept_of(now_of(facts)), now_of(facts)
+    kept, now = kept_of(now_of(facts, ORACLE)), now_of(facts, ORACLE)
     result = judged(kept, now)
     assert (result.outcome, result.lines[0][-20:]) == (PASS, "bitwise as they were")
     moved(now, 0.3, key=key)

@@ -196,7 +196,7 @@ class GoldenResult:
         outcome: ``pass``, ``fail`` or ``unchecked``.
         moved: who changed since the golden was made: of ``config``, ``weights``, ``inputs``,
             ``reference``, ``oracle``, ``reauthored``, ``converter``, ``file`` (what it gives has
-            followed one of these), ``quantizer``, ``kernels``.
+            followed one of these), ``quantizer``, ``kernels``, ``quality`` (of a recipe).
         lines: what was found and what to do, for a person; the first is the summary.
         changes: what no longer holds, in forward order.
     """
