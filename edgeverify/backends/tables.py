@@ -5,13 +5,14 @@ Gemma's table of 256000 tokens is a quarter of its model: 2.4 GB in float32, 4.7
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from edgeverify.mapped import forget
@@ -53,28 +54,39 @@ def rows_widened(table: nn.Embedding) -> Iterator[None]:
             handle.remove()
 
 
-@contextmanager
-def head_widened(head: nn.Linear) -> Iterator[None]:
+class head_widened(TorchFunctionMode):  # noqa: N801 - a context, as ``rows_widened`` is
     """A linear layer computes in float64, ``PIECE`` weights at a time.
+
+    The product itself is taken, not the layer's forward: the control of a quantized file puts the
+    rounding of the layer's input there.
 
     Args:
         head: float32.
     """
-    rows = max(1, PIECE // head.in_features)
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        outputs = []
-        for start in range(0, head.out_features, rows):
-            piece = slice(start, start + rows)
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self._head = head
+        self._rows = max(1, PIECE // head.in_features)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is functional.linear and len(args) > 1 and args[1] is self._head.weight:
+            return self._in_pieces(args[0])
+        return func(*args, **(kwargs or {}))
+
+    def _in_pieces(self, x: torch.Tensor) -> torch.Tensor:
+        head, outputs = self._head, []
+        for start in range(0, head.out_features, self._rows):
+            piece = slice(start, start + self._rows)
             with _disable_current_modes():
                 weight = head.weight.data[piece].to(torch.float64)
                 forget(head.weight.data[piece])
                 bias = None if head.bias is None else head.bias.data[piece].to(torch.float64)
             outputs.append(functional.linear(x, weight, bias))
         return torch.cat(outputs, dim=-1)
-
-    head.forward = forward  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        del head.forward

@@ -82,11 +82,17 @@ def _missing(name: str) -> dict[str, Any]:
     }
 
 
+# Facts of one case's run, not of what it ran with.
+OF_ONE_CASE = ("time", "memory", "peak_memory")
+
+
 def _environment(reports: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """What all cases ran with, and what not all have in common."""
     seen: dict[str, list[Any]] = {}
     for report in reports:
         for name, value in report.get("environment", {}).items():
+            if name in OF_ONE_CASE:
+                continue
             values = seen.setdefault(name, [])
             if value not in values:
                 values.append(value)

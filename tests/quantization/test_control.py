@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from edgeverify.backends.tables import head_widened
+from edgeverify.float64 import Float64Mode
 from edgeverify.quantization.control import asymmetric, rounded_inputs, rounding, symmetric
 
 
@@ -90,3 +92,20 @@ def test_what_is_no_linear_layer_is_refused_and_nothing_stays_changed() -> None:
     ):
         pass
     assert "forward" not in vars(model[0])
+
+
+@pytest.mark.parametrize("piece", [8, 1 << 24])
+def test_the_input_of_a_head_that_is_widened_in_pieces_is_rounded_too(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oracle takes its LM head in pieces; the control runs as the oracle does."""
+    monkeypatch.setattr("edgeverify.backends.tables.PIECE", piece)
+    model = nn.Sequential(nn.Linear(4, 7, bias=piece > 8))
+    x = torch.randn(1, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    weight = model[0].weight.data.to(torch.float64)
+    bias = 0.0 if model[0].bias is None else model[0].bias.data.to(torch.float64)
+    with torch.no_grad(), rounded_inputs(model, [("0", asymmetric)]):
+        with head_widened(model[0]), Float64Mode():  # type: ignore[arg-type]
+            out = model(x)
+        assert "forward" in vars(model[0]), "the rounding was taken away"
+    np.testing.assert_allclose(out, asymmetric(x) @ weight.T + bias, rtol=1e-12)
