@@ -1,10 +1,5 @@
 """Holds a run against a golden, and says who has moved since.
 
-Values are compared in units of the noise floor. Two right float32 runs are each within the floor
-of the truth, so a golden holds as long as the two differ by no more than that; in another
-environment (instruction set, kernels, threads) by no more than was measured between such
-environments (``golden_limits.json``, from ``python -m edgeverify.golden_limits``).
-
 What moved is told by elimination, in the order in which one thing is made from another: config,
 weights and inputs; reference and oracle; the re-authored model; the converted file's graph; the
 quantized files; the kernels that run it.
@@ -12,73 +7,18 @@ quantized files; the kernels that run it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from importlib import resources
 from typing import Any
 
-import numpy as np
-
-from edgeverify import golden as goldens
-from edgeverify import noise
 from edgeverify.compare import Thresholds
 from edgeverify.golden import Golden
+from edgeverify.golden_compare import ORACLE, REAUTHORED, Moved, Now, compare, limits
 from edgeverify.report.model import FAIL, PASS, GoldenChange, GoldenResult
-from edgeverify.trace import Trace
 
-ORACLE, REAUTHORED = "oracle/", "reauthored/"
 # What decides how a float32 sum is taken, besides the libraries' versions.
 PLACE = ("machine", "instruction_set", "kernel", "threads")
-# The oracle's own rounding is 1e-9 of the floor; what moves it by more is another computation.
-ORACLE_LIMIT = 1e-3
 LISTED = 3
 Ops = Mapping[str, Mapping[str, int]]
-
-
-@dataclass(frozen=True)
-class Now:
-    """What the same case gives today.
-
-    Attributes:
-        facts: as a golden's.
-        environment: as a golden's.
-        traces: prefix of a golden's keys → trace: ``""`` is the one that the golden is of,
-            ``oracle/`` and ``reauthored/`` the others whose logits it holds.
-        floors: the same prefixes → floor.
-    """
-
-    facts: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    traces: Mapping[str, Trace]
-    floors: Mapping[str, noise.Floor]
-
-
-@dataclass
-class Moved:
-    """What of one golden no longer holds.
-
-    Attributes:
-        changes: by prefix, in forward order.
-        worst: by prefix, the largest rms ratio and where.
-        bitwise: whether every array is what it was.
-    """
-
-    changes: dict[str, list[GoldenChange]] = field(default_factory=dict)
-    worst: tuple[float, str] = (0.0, "")
-    bitwise: bool = True
-
-    def of(self, prefix: str) -> list[GoldenChange]:
-        return self.changes.get(prefix, [])
-
-
-@cache
-def limits(place: str) -> Thresholds:
-    """Allowed of ``same`` and of ``other`` environments, in units of the floor."""
-    text = resources.files("edgeverify").joinpath("golden_limits.json").read_text()
-    entry = json.loads(text)[place]
-    return Thresholds(float(entry["rms"]), float(entry["row"]))
 
 
 def judge(name: str, golden: Golden, now: Now, update: str) -> GoldenResult:
@@ -96,7 +36,7 @@ def judge(name: str, golden: Golden, now: Now, update: str) -> GoldenResult:
     for part, told in _givens(golden.facts, now.facts):
         parts.append(part)
         lines.append(told)
-    found = _compare(golden, now, allowed) if not parts else Moved()
+    found = compare(golden, now, allowed) if not parts else Moved()
     if not parts:
         for part, told in _moved(golden, now, found):
             parts.append(part)
@@ -119,7 +59,7 @@ def judge(name: str, golden: Golden, now: Now, update: str) -> GoldenResult:
 
 def rewritten(name: str, golden: Golden, now: Now) -> GoldenResult:
     """What is told of a golden that is rewritten: everything that has changed, and by how much."""
-    found = _compare(golden, now, Thresholds(0.0, 0.0))
+    found = compare(golden, now, Thresholds(0.0, 0.0))
     changes = [change for listed in found.changes.values() for change in listed]
     lines = [f"rewritten: {len(changes)} of {len(golden.arrays)} arrays are others; run again"]
     for prefix, listed in found.changes.items():
@@ -259,93 +199,3 @@ def _listed(changes: Sequence[GoldenChange]) -> str:
     told = "; ".join(f"{change.key}: {change.what}" for change in changes[:LISTED])
     more = f"; and {len(changes) - LISTED} more" if len(changes) > LISTED else ""
     return told + more
-
-
-def _compare(golden: Golden, now: Now, allowed: Thresholds) -> Moved:
-    found = Moved()
-    for key, kept in golden.arrays.items():
-        prefix = _prefix(key, now)
-        change = _change(key, kept, golden, now, prefix, allowed, found)
-        if change is not None:
-            found.changes.setdefault(prefix, []).append(change)
-    for key in goldens.held(now.traces, condense=bool(golden.facts.get("condensed"))):
-        if key not in golden.arrays:
-            change = GoldenChange(key, "is new: the golden has no such array")
-            found.changes.setdefault(_prefix(key, now), []).append(change)
-    return found
-
-
-def _prefix(key: str, now: Now) -> str:
-    return next((prefix for prefix in now.traces if prefix and key.startswith(prefix)), "")
-
-
-def _change(
-    key: str,
-    kept: np.ndarray,
-    golden: Golden,
-    now: Now,
-    prefix: str,
-    allowed: Thresholds,
-    found: Moved,
-) -> GoldenChange | None:
-    """What has changed of one array, if it is more than is allowed."""
-    base, _, kind = key.removeprefix(prefix).partition(":")
-    trace, floor = now.traces[prefix], now.floors[prefix]
-    if base not in trace:
-        return GoldenChange(key, "is gone: the run no longer gives it")
-    given = trace[base]
-    if not kind and (given.shape != kept.shape or given.dtype != kept.dtype):
-        was, now_is = f"{kept.dtype} {kept.shape}", f"{given.dtype} {given.shape}"
-        return GoldenChange(key, f"was {was}, is {now_is}")
-    if base not in floor:
-        return GoldenChange(key, "cannot be judged: there is no floor for it")
-    if not np.isfinite(given).all():
-        return GoldenChange(key, "is NaN or Inf")
-    if kind == goldens.TOP_TOKENS[1:]:
-        return None  # judged by the values at these tokens
-    error = _row_errors(key, kind, kept, given, golden)
-    if error is None:
-        return GoldenChange(key, f"has other rows or columns: was {kept.shape}")
-    found.bitwise &= not error.any()
-    rows = noise.RowErrors(error, np.asarray(floor[base]))
-    if prefix == ORACLE:
-        allowed = Thresholds(ORACLE_LIMIT, ORACLE_LIMIT)
-    ratio, row_ratios = rows.error_ratio, rows.ratios(rows.rms_floor)
-    worst = int(row_ratios.argmax())
-    if ratio > found.worst[0]:
-        found.worst = (ratio, key)
-    if ratio <= allowed.rms_over(len(error)) and row_ratios[worst] <= allowed.row:
-        return None
-    told = f"moved by {ratio:.3g} of the noise floor, row {worst} by {row_ratios[worst]:.3g}"
-    if allowed.row:
-        told += f" (allowed {allowed.rms_over(len(error)):.3g} and {allowed.row:.3g})"
-    return GoldenChange(key, told, ratio)
-
-
-def _row_errors(
-    key: str, kind: str, kept: np.ndarray, given: np.ndarray, golden: Golden
-) -> np.ndarray | None:
-    """Relative change of each row, (T,) float64; of kept entries, scaled to the whole row."""
-    rows = goldens.rows_of(given).astype(np.float64)
-    if not kind:
-        before = goldens.rows_of(kept).astype(np.float64)
-        return _over(np.linalg.norm(rows - before, axis=1), np.linalg.norm(before, axis=1))
-    norms = golden.arrays[key.partition(":")[0] + goldens.NORMS].astype(np.float64)
-    if len(norms) != len(rows):
-        return None
-    if kind == goldens.NORMS[1:]:
-        # As it is kept: in float32.
-        today = np.linalg.norm(rows, axis=1).astype(np.float32).astype(np.float64)
-        return _over(np.abs(today - norms), norms)
-    if kind == goldens.SAMPLE[1:]:
-        columns = np.tile(goldens.sampled(rows.shape[1]), (len(rows), 1))
-    else:
-        columns = golden.arrays[key.partition(":")[0] + goldens.TOP_TOKENS]
-    if columns.shape != kept.shape or columns.max(initial=0) >= rows.shape[1]:
-        return None
-    moved = np.linalg.norm(np.take_along_axis(rows, columns, 1) - kept.astype(np.float64), axis=1)
-    return _over(moved * np.sqrt(rows.shape[1] / columns.shape[1]), norms)
-
-
-def _over(error: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return np.divide(error, scale, out=np.where(error > 0, np.inf, 0.0), where=scale > 0)

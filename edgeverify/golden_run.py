@@ -17,10 +17,10 @@ import torch
 from edgeverify import artifacts, drift, fingerprint, golden, taps
 from edgeverify.backends import tflite
 from edgeverify.compare import Baseline
-from edgeverify.drift import Now
 from edgeverify.errors import GoldenError, RecipeError
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.golden import Golden
+from edgeverify.golden_compare import ORACLE, REAUTHORED, Now
 from edgeverify.quality import statistics
 from edgeverify.quantize import quantized
 from edgeverify.recipes import FLOAT32, NAMED, load_recipe
@@ -169,8 +169,8 @@ def _environment(run: Run, *, kernel: str | None = None) -> dict[str, Any]:
 
 
 def _reference_now(run: Run, baseline: Baseline, inputs: str) -> Now:
-    traces = {"": baseline.own, drift.ORACLE: baseline.oracle}
-    floors = {"": baseline.floor, drift.ORACLE: baseline.floor}
+    traces = {"": baseline.own, ORACLE: baseline.oracle}
+    floors = {"": baseline.floor, ORACLE: baseline.floor}
     return Now(_givens(run, inputs), _environment(run), traces, floors)
 
 
@@ -196,8 +196,8 @@ def _file_now(run: Run, baselines: Mapping[str, Baseline], inputs: str) -> Now:
             window=run.window,
             cache=run.cache,
         )
-    traces = {"": trace, drift.REAUTHORED: reauthored}
-    floors = {"": baselines["conversion"].floor, drift.REAUTHORED: baselines["authoring"].floor}
+    traces = {"": trace, REAUTHORED: reauthored}
+    floors = {"": baselines["conversion"].floor, REAUTHORED: baselines["authoring"].floor}
     return Now(facts, environment, traces, floors)
 
 
@@ -249,7 +249,7 @@ def keep_traces(run: Run, folder: Path) -> None:
     file = _file_now(run, baselines, inputs)
     for name, trace, floor in (
         ("reference", baselines["authoring"].own, baselines["authoring"].floor),
-        ("reauthored", file.traces[drift.REAUTHORED], file.floors[drift.REAUTHORED]),
+        ("reauthored", file.traces[REAUTHORED], file.floors[REAUTHORED]),
         ("file", file.traces[""], file.floors[""]),
     ):
         trace.save(folder / f"{name}.safetensors")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edgeverify import drift, golden
-from edgeverify.drift import ORACLE, REAUTHORED, Now
 from edgeverify.golden import Golden
+from edgeverify.golden_compare import ORACLE, REAUTHORED, Now, limits
 from edgeverify.report.model import FAIL, PASS
 from edgeverify.trace import Trace
 
@@ -209,8 +209,8 @@ def test_the_quality_of_a_recipe_is_held_to_its_standard_error(
 
 
 def test_another_environment_is_allowed_what_was_measured_and_told() -> None:
-    assert drift.limits("other").rms > drift.limits("same").rms
-    between = (drift.limits("same").rms + drift.limits("other").rms) / 2
+    assert limits("other").rms > limits("same").rms
+    between = (limits("same").rms + limits("other").rms) / 2
     kept, now = reference()
     moved(now, between)
     assert judged(kept, now).outcome == FAIL

@@ -131,7 +131,16 @@ def test_nothing_imports_the_front_ends() -> None:
     assert offences(files(*EVERYTHING, "benchmarks/**/*.py"), fronts) == []
 
 
-PLAIN = ("compare.py", "trace.py", "taps.py", "golden.py", "noise.py", "report/**/*.py")
+PLAIN = (
+    "compare.py",
+    "trace.py",
+    "taps.py",
+    "golden.py",
+    "golden_compare.py",
+    "drift.py",
+    "noise.py",
+    "report/**/*.py",
+)
 # The two that draw on a terminal use rich, which is a core dependency.
 DRAWING = ("terminal.py", "progress.py")
 
