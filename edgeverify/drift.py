@@ -153,7 +153,10 @@ def _quantizer(
     """Quantized files, by recipe. They follow a float file that has changed."""
     for recipe, kept in before.get("recipes", {}).items():
         made = after.get("recipes", {}).get(recipe)
-        if made is None or kept == made or not same_file:
+        if made is None:
+            yield "quantizer", f"quantizer: there is no recipe {recipe} any more"
+            continue
+        if kept == made or not same_file:
             continue
         changed = ops_changed(kept.get("ops", {}), made.get("ops", {}))
         told = f"operators: {changed}" if changed else "the same operators with other contents"

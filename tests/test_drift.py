@@ -187,6 +187,8 @@ def test_a_quantized_file_that_changed_is_the_quantizers() -> None:
     recipes = {**FILE["recipes"], "fp16": FILE["recipes"]["dynamic_int8"]}  # type: ignore[dict-item,index]
     result = judged(kept, replace(now, facts={**FILE, "recipes": recipes}))
     assert "cannot be applied → it applies" in result.lines[1]
+    gone = judged(kept, replace(now, facts={**FILE, "recipes": {"fp16": recipes["fp16"]}}))
+    assert "quantizer: there is no recipe dynamic_int8 any more" in gone.lines
     # A quantized file follows its float file.
     facts = {**FILE, "recipes": recipes, "file": "other"}
     assert judged(kept, replace(now, facts=facts)).outcome == PASS
