@@ -64,6 +64,10 @@ class DiskFullError(ArtifactError):
     """There is no room for a file. Whatever was there before is whole."""
 
 
+class NoRoomError(ArtifactError):
+    """What is to be run fits neither in the memory nor on the disk. Nothing was run."""
+
+
 class RecipeError(EdgeVerifyError):
     """A quantization recipe that cannot be read, or cannot be applied to a model."""
 

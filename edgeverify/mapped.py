@@ -13,6 +13,7 @@ forgotten. Scratch files alone are shared with their file, so that nothing writt
 from __future__ import annotations
 
 import mmap
+import sys
 import tempfile
 import weakref
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from typing import IO, Any
 import numpy as np
 
 PAGE = mmap.PAGESIZE
+# Python names it from 3.13 on; the number is that of Linux's asm-generic/mman-common.h.
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 # First byte → (the byte after the last, the mapping) of all mappings that live.
 _MAPPINGS: dict[int, tuple[int, weakref.ref[mmap.mmap]]] = {}
@@ -34,7 +37,12 @@ def map_file(path: Path) -> np.ndarray:
         (bytes,) uint8.
     """
     with path.open("rb") as file:
-        return _mapped(file, mmap.ACCESS_COPY)
+        if not hasattr(mmap, "MAP_PRIVATE"):
+            return _mapped(file, mmap.ACCESS_COPY)
+        # Linux refuses a writable mapping that is larger than the memory, in case all of it is
+        # written to, unless it is told not to keep room for that.
+        flags = mmap.MAP_PRIVATE | _NORESERVE
+        return register(mmap.mmap(file.fileno(), 0, flags, mmap.PROT_READ | mmap.PROT_WRITE))
 
 
 def map_new(path: Path, size: int) -> np.ndarray:
@@ -106,14 +114,25 @@ def spilled(arrays: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndar
     return moved
 
 
-def _mapped(file: IO[bytes], access: int) -> np.ndarray:
-    mapping = mmap.mmap(file.fileno(), 0, access=access)
+def register(mapping: mmap.mmap) -> np.ndarray:
+    """Makes a mapping of a file one whose pages ``forget`` gives back.
+
+    Args:
+        mapping: for reading, or shared with its file, if it is not to lose what is written to it.
+
+    Returns:
+        All of it, (bytes,) uint8.
+    """
     array = np.frombuffer(mapping, np.uint8)
     begin, size = _range(array)
     # Addresses are used again: a mapping that is gone must be gone from here before.
     weakref.finalize(mapping, _MAPPINGS.pop, begin, None)
     _MAPPINGS[begin] = (begin + size, weakref.ref(mapping))
     return array
+
+
+def _mapped(file: IO[bytes], access: int) -> np.ndarray:
+    return register(mmap.mmap(file.fileno(), 0, access=access))
 
 
 def _range(holder: Any) -> tuple[int, int]:

@@ -58,7 +58,8 @@ def _quantize(path: Path, recipe: Recipe, target: Path) -> None:
             worker = Quantizer(str(path), [dict(rule) for rule in recipe.rules])
             if worker.need_calibration:
                 raise ValueError("it quantizes activations statically, from calibration data")
-            content = worker.quantize().quantized_model
+            # It maps both files, so that neither is held in memory as a whole.
+            worker.quantize(serialize_to_path=str(target), enable_progress_report=False)
     except MemoryError as error:
         raise ArtifactError(
             "there is not enough memory to quantize it",
@@ -74,7 +75,6 @@ def _quantize(path: Path, recipe: Recipe, target: Path) -> None:
             expected="rules that fit the operators and the widths of this model",
             fix="take another recipe, or leave the operators it names in float by a later rule",
         ) from error
-    target.write_bytes(content)
     if recipe.name not in NAMED and _same_dtypes(path, target) and not _asks_for_nothing(recipe):
         raise RecipeError(
             "quantizes nothing: none of its rules fits an operator of the file that it can be "

@@ -26,6 +26,7 @@ from edgeverify.compare import Baseline
 from edgeverify.convert import convert
 from edgeverify.diagnose import diagnose
 from edgeverify.errors import PortError
+from edgeverify.mapped import forget
 from edgeverify.noise import Floor, floor_of, widest
 from edgeverify.ops import op_findings
 from edgeverify.progress import Progress
@@ -58,7 +59,8 @@ class Run:
     """One check: what is run, where it is cached, how long each stage took.
 
     ``streamed``: the weights stay on the disk, and so do traces (see ``edgeverify.streaming``).
-    ``memory``: why, or why not.
+    ``memory``: why, or why not. ``memory_budget``: bytes that the process may take; what the
+    machine has if None.
     """
 
     port: Port
@@ -71,6 +73,7 @@ class Run:
     files: dict[str, FileFacts] = field(default_factory=dict)
     streamed: bool = False
     memory: str = ""
+    memory_budget: int | None = None
     _state: dict[str, torch.Tensor] | None = None
     _model: nn.Module | None = None
 
@@ -339,12 +342,13 @@ def find_causes(run: Run, baseline: Baseline) -> tuple[Finding, ...]:
 def converted(run: Run) -> Path:
     """The float .tflite of this model, from the cache or by conversion."""
     case, model = run.case, run.model()
-    probed = reauthored.run(
-        model,
-        fingerprint.probe(case, run.hf_config["vocab_size"]),
-        mask_kinds=run.port.mask_kinds,
-        window=run.window,
-    )
+    with forgetting(model):
+        probed = reauthored.run(
+            model,
+            fingerprint.probe(case, run.hf_config["vocab_size"]),
+            mask_kinds=run.port.mask_kinds,
+            window=run.window,
+        )
     key = artifacts.digest(
         "converted",
         CACHE_VERSION,
@@ -360,6 +364,7 @@ def converted(run: Run) -> Path:
     def make(path: Path) -> None:
         with run.timed("convert"):
             convert(model, case, path, mask_kinds=run.port.mask_kinds, verbose=run.verbose)
+            forget(*model.parameters())
 
     return artifacts.cached("converted", key, ".tflite", make, root=run.cache)
 
@@ -368,15 +373,17 @@ def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
     """The untouched file with its inner taps read from a copy, and the file block by block."""
     run.release()
     with run.timed("run .tflite", len(run.case.steps)) as tick:
-        return tflite.run_file(
+        whole, isolated = tflite.run_file(
             path,
             run.case,
             oracle,
             mask_kinds=run.port.mask_kinds,
             window=run.window,
             cache=run.cache,
+            memory_budget=run.memory_budget,
             tick=tick,
         )
+    return run.lean(whole), None if isolated is None else run.lean(isolated)
 
 
 def every_tap_fed(run: Run, oracle: Trace, path: Path | None) -> Trace:
@@ -386,7 +393,8 @@ def every_tap_fed(run: Run, oracle: Trace, path: Path | None) -> Trace:
         if path is None:
             model = run.model()
             return reauthored.run(model, run.case, inject=oracle, every_tap=True, **options)
-        return tflite.run_every_tap(path, run.case, oracle, cache=run.cache, **options)
+        options |= {"cache": run.cache, "memory_budget": run.memory_budget}
+        return tflite.run_every_tap(path, run.case, oracle, **options)
 
 
 def op_sources(run: Run, path: Path, leg: LegResult) -> tuple[Finding, ...]:

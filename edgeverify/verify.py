@@ -16,7 +16,7 @@ from edgeverify.audits.model import unchecked
 from edgeverify.audits.run import Auditor
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.compare import Baseline, judge_leg, thresholds
-from edgeverify.errors import PortError
+from edgeverify.errors import NoRoomError, PortError
 from edgeverify.file_facts import file_facts
 from edgeverify.file_legs import file_legs
 from edgeverify.findings import report_of
@@ -75,7 +75,7 @@ def verify(
     run, tokenizer = prepare(port, chosen, verbose=verbose, progress=progress)
     plan = plan_memory(run, chosen.memory_budget)
     run.streamed = plan.stream
-    run.memory = str(plan)
+    run.memory, run.memory_budget = str(plan), chosen.memory_budget
     if not plan.fits:
         legs = {name: without_taps(name, UNCHECKED, run.memory) for name in chosen.legs}
         audits = {name: unchecked(name, "model", run.memory) for name in chosen.audits}
@@ -165,10 +165,12 @@ def _judge_legs(
         )
     except Exception as error:
         # A model that is known to be wrong may well be one that cannot be converted or run; what
-        # is known must not be lost over it.
-        if passed:
+        # is known must not be lost over it, nor over a file that is too large for this machine.
+        if passed and not isinstance(error, NoRoomError):
             raise
         reason = f"not possible with this port: {type(error).__name__}: {error}"
+        if isinstance(error, NoRoomError):
+            reason = str(error)
         limits = thresholds("conversion").as_dict()
         legs["conversion"] = LegResult("conversion", UNCHECKED, limits, reason=reason)
         for name in chosen.legs[len(legs) :]:
@@ -236,6 +238,8 @@ def _conversion_leg(
         baseline = own_baseline(run, reauthored, baseline)
         notes = ("judged against the re-authored model's own float64 run",)
     whole, isolated = run_file(run, path, baseline.oracle)
+    if packing := whole.provenance.get("packing"):
+        notes = (*notes, packing)
     leg = _judge(run, "conversion", whole, isolated, baseline, path=path, notes=notes)
     sources = op_sources(run, path, leg) if leg.outcome == FAIL else ()
     return FileRun(path, leg, whole, baseline, sources)

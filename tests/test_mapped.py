@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from edgeverify import mapped
@@ -93,3 +95,15 @@ def test_forgotten_pages_are_not_resident(tmp_path: Path) -> None:
         [sys.executable, "-c", script, file], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 16 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that refuses")
+def test_a_file_larger_than_the_memory_is_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(4 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    array = mapped.map_file(path)
+    array[-1] = 1
+    assert array[-1] == 1
+    mapped.forget(array)
+    assert array[-1] == 0

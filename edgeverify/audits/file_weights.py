@@ -33,6 +33,7 @@ from edgeverify.audits.quantized_weights import Weight, check_weight, describe
 from edgeverify.audits.weights import Audit, Fold, State
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.flatbuffer.quantization import Quantized, read
+from edgeverify.mapped import forget
 from edgeverify.report.model import FAIL, UNCHECKED
 
 # Blocks that hold q, k and v as three constants.
@@ -78,6 +79,8 @@ def audit_file(
             compared.add(key)
             first = len(audit.checks)
             _check(audit, file, weights, name, planned.get(name), declared, promises)
+            file.forget(buffer)
+            forget(*(state[span.tensor] for span in planned.get(name) or ()))
             audit.checks[first:] = [replace(c, where=c.where + told) for c in audit.checks[first:]]
     audit.checks += _missing(planned, found)
     audit.checks += kept_in_float(file, found, promises)

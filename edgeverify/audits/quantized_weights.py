@@ -7,6 +7,7 @@ another checkpoint's weight is seen without a tolerance of taste.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from edgeverify.audits.model import Check
 from edgeverify.audits.promised import MIN_MAX, Promise
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.flatbuffer.graph import Graph
-from edgeverify.flatbuffer.quantization import BITS, BLOCK, Quantized, values
+from edgeverify.flatbuffer.quantization import BITS, BLOCK, Quantized, pieces, values
 from edgeverify.report.model import FAIL, PASS
 
 # The quantizer divides in float32: at most 127 steps, each quotient off by 2^-24 of itself, and
@@ -70,12 +71,16 @@ def check_weight(
     kept = describe(weight.quantized)
     if promise is not None and kept != str(promise):
         return [Check(weight.tensors, weight.where, FAIL, str(promise), kept)]
-    held = values(file, graph, weight.tensor)
-    if held.shape != weight.expected.shape:
-        shapes = [f"({', '.join(map(str, a.shape))})" for a in (weight.expected, held)]
+    shape = tuple(graph.shape(weight.tensor))
+    if shape != weight.expected.shape:
+        shapes = [f"({', '.join(map(str, a))})" for a in (weight.expected.shape, shape)]
         return [Check(weight.tensors, weight.where, FAIL, *shapes)]
+
+    def held(rows: slice) -> np.ndarray:
+        return values(file, graph, weight.tensor, rows)
+
     if "float" in weight.quantized.dtype:
-        return [_cast(weight, held)]
+        return [_cast(weight, held(slice(None)))]
     problem = _unusable(weight, promise)
     if not problem:
         otherwise = _chosen_otherwise(weight, promise)
@@ -189,49 +194,61 @@ def _chosen_otherwise(weight: Weight, promise: Promise | None) -> bool:
     return bool(_odd_scales(weight, _symmetric(weight, None))[1].mean() > 0.5)
 
 
-def _within(weight: Weight, steps: np.ndarray) -> np.ndarray:
+def _within(quantized: Quantized, expected: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """What is expected, brought to the nearest that the integers reach."""
-    quantized = weight.quantized
     bits, points = BITS[quantized.dtype], quantized.zero_points
     if points.any():
-        return weight.expected  # algorithms that cut off are symmetric
+        return expected  # algorithms that cut off are symmetric
     # Of 8 bits and more the quantizer leaves the lowest integer out (uniform_quantize).
     lowest = -_highest(bits) - (bits < 8)
-    return weight.expected.clip(lowest * steps, _highest(bits) * steps)
+    return expected.clip(lowest * steps, _highest(bits) * steps)
 
 
 def _highest(bits: int) -> int:
     return int(2 ** (bits - 1) - 1)
 
 
-def _values(weight: Weight, held: np.ndarray, *, cut_off: bool) -> str:
+def _values(weight: Weight, held: Callable[[slice], np.ndarray], *, cut_off: bool) -> str:
     """Which values are further off than half a step, or nothing.
 
     With ``cut_off``, what lies beyond the reach of the integers is to be at its end.
     """
-    quantized = weight.quantized
-    steps: np.ndarray
-    if quantized.granularity == BLOCK:
-        steps = np.repeat(quantized.scales.reshape(-1), quantized.block_size or 1)
-        steps = steps.reshape(held.shape)
-    elif quantized.scales.size == 1:
-        steps = quantized.scales.reshape([1] * held.ndim)
-    else:
-        along = [1] * held.ndim
-        along[quantized.axis] = -1
-        steps = quantized.scales.reshape(along)
-    expected = _within(weight, steps) if cut_off else weight.expected
-    off = np.abs(held - expected) / steps
-    wrong = off > 0.5 + SLACK
-    if not wrong.any():
+    shape, odd, furthest, first = weight.expected.shape, 0, 0.0, ""
+    for rows in pieces(shape):
+        found, expected = held(rows), weight.expected[rows]
+        steps = _steps(weight.quantized, shape, rows)
+        aim = _within(weight.quantized, expected, steps) if cut_off else expected
+        off = np.abs(found - aim) / steps
+        wrong = off > 0.5 + SLACK
+        if not wrong.any():
+            continue
+        if not odd:
+            at = tuple(int(i) for i in np.argwhere(wrong)[0])
+            first = (
+                f"{weight.row(rows.start + at[0])}, column {at[-1]}: "
+                f"{found[at]:.6g} for {expected[at]:.6g}, {off[at]:.3g} steps"
+            )
+        odd += int(wrong.sum())
+        furthest = max(furthest, float(off.max()))
+    if not odd:
         return ""
-    at = tuple(int(i) for i in np.argwhere(wrong)[0])
-    first = f"{held[at]:.6g} for {weight.expected[at]:.6g}, {off[at]:.3g} steps"
     return (
-        f"{wrong.sum()} of {wrong.size} values are more than half a step from the checkpoint's, "
-        f"the first in {weight.row(at[0])}, column {at[-1]}: {first}; "
-        f"the furthest {off.max():.3g} steps"
+        f"{odd} of {weight.expected.size} values are more than half a step from the checkpoint's, "
+        f"the first in {first}; the furthest {furthest:.3g} steps"
     )
+
+
+def _steps(quantized: Quantized, shape: tuple[int, ...], rows: slice) -> np.ndarray:
+    """The scale of each value of some rows, as far as they differ."""
+    if quantized.granularity == BLOCK:
+        scales = quantized.scales.reshape(shape[0], -1)[rows]
+        steps: np.ndarray = np.repeat(scales, quantized.block_size or 1, axis=1)
+        return steps.reshape(len(scales), *shape[1:])
+    along = [1] * len(shape)
+    if quantized.scales.size == 1:
+        return quantized.scales.reshape(along)
+    along[quantized.axis] = -1
+    return quantized.scales[rows if quantized.axis == 0 else slice(None)].reshape(along)
 
 
 def _named(weight: Weight, scale: int, told: str) -> str:

@@ -13,6 +13,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +22,8 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from edgeverify import artifacts, taps
+from edgeverify.backends import compiled_model
+from edgeverify.backends.packing import choose_packing, require_memory
 from edgeverify.case import Case, Step
 from edgeverify.errors import ArtifactError
 from edgeverify.flatbuffer import (
@@ -31,7 +34,6 @@ from edgeverify.flatbuffer import (
     ModelFile,
     instrument,
 )
-from edgeverify.memory import available_memory
 from edgeverify.quiet import quiet
 from edgeverify.sublayers import forget_unfed
 from edgeverify.trace import Trace
@@ -59,6 +61,7 @@ def run_file(
     kernel: str | None = None,
     num_threads: int | None = None,
     cache: Path | None = None,
+    memory_budget: int | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[Trace, Trace | None]:
     """Runs a file as a whole, and block by block on the oracle's inputs.
@@ -70,10 +73,12 @@ def run_file(
         case, mask_kinds, window, kernel, num_threads: as for ``run``.
         oracle: the trace whose block inputs the blocks are fed with, rounded to float32.
         cache: another cache than the default one.
+        memory_budget: as for ``choose_opener``.
         tick: called once for each step of the case, though each is run up to three times.
 
     Returns:
-        The trace of the whole file, and that of its blocks in isolation (None without oracle).
+        The trace of the whole file, and that of its blocks in isolation (None without oracle). The
+        first one's provenance has, as ``packing``, what ``choose_opener`` says.
 
     Raises:
         ArtifactError: as for ``run``.
@@ -84,6 +89,7 @@ def run_file(
         if next(calls) % passes == 0:
             tick()
 
+    opener, told = choose_opener(path, kernel or case.kernel, memory_budget)
     num_blocks = next(iter(ModelFile(path).signatures.values())).num_blocks
     shared: dict[str, Any] = {
         "num_blocks": num_blocks,
@@ -91,10 +97,12 @@ def run_file(
         "window": window,
         "kernel": kernel,
         "num_threads": num_threads,
+        "opener": opener,
         "tick": shared_tick,
     }
     with instrumented_copy(path, root=cache) as tapped:
         whole = run(path, case, **shared, instrumented=tapped)
+    whole.provenance["packing"] = told
     if oracle is None:
         return whole, None
     with instrumented_copy(path, isolate=True, root=cache) as cut:
@@ -109,16 +117,18 @@ def run_every_tap(
     mask_kinds: Sequence[str] = ("global",),
     window: int | None = None,
     cache: Path | None = None,
+    memory_budget: int | None = None,
 ) -> Trace:
     """Runs a file with every tap fed with the oracle's value of the taps that it is made from.
 
     Args:
-        path, case, mask_kinds, window, cache: as for ``run_file``.
+        path, case, mask_kinds, window, cache, memory_budget: as for ``run_file``.
         oracle: float64; rounded to float32.
 
     Raises:
         ArtifactError: as for ``run``.
     """
+    opener, _ = choose_opener(path, case.kernel, memory_budget)
     num_blocks = next(iter(ModelFile(path).signatures.values())).num_blocks
     with instrumented_copy(path, every_tap=True, root=cache) as cut:
         trace = run(
@@ -129,6 +139,7 @@ def run_every_tap(
             window=window,
             instrumented=cut,
             inject=oracle.arrays,
+            opener=opener,
         )
         found = _instrumentation(cut, isolated=True) or {}
     for step in case.steps:
@@ -188,7 +199,8 @@ def run(
             ``"prefill.0/blocks.0.out"``, …, (B, T, C), real rows only. Needs an ``instrumented``
             copy that isolates; everything is then recorded from that copy.
         num_threads: of the interpreter; the machine's if left out.
-        opener: opens a file in another runtime, as ``open_file`` does in this one.
+        opener: opens a file, from ``choose_opener`` or of another runtime; ``open_file`` if left
+            out.
         tick: called after every call of a signature.
 
     Returns:
@@ -294,6 +306,28 @@ def _instrumentation(path: Path, *, isolated: bool) -> Mapping[str, Located] | N
     return found.located if found else None
 
 
+def choose_opener(
+    path: Path, kernel: str, memory_budget: int | None = None
+) -> tuple[Callable[..., Any], str]:
+    """Chooses what a file and its copies are opened with, by what XNNPACK's packed weights take.
+
+    Args:
+        path: the file.
+        kernel: ``xnnpack``, ``builtin`` or ``reference``.
+        memory_budget: bytes that the process may take; what is available if None.
+
+    Returns:
+        ``open_file`` where they fit the memory. Else a ``CompiledModel`` whose packed weights are
+        on the disk, which computes the same bits (held by a test), and why it was chosen.
+
+    Raises:
+        NoRoomError: they fit nowhere.
+    """
+    if kernel == "xnnpack" and not (chosen := choose_packing(path, memory_budget)).in_memory:
+        return partial(compiled_model.open_file, packed_on_disk=True), str(chosen)
+    return open_file, ""
+
+
 def open_file(path: Path, *, kernel: str, num_threads: int) -> Interpreter:
     """An interpreter of ``path`` with the given kernels.
 
@@ -316,23 +350,6 @@ def open_file(path: Path, *, kernel: str, num_threads: int) -> Interpreter:
             expected="a whole .tflite file that this version of ai-edge-litert reads",
             fix="convert the model again, or update ai-edge-litert",
         ) from error
-
-
-def require_memory(path: Path) -> None:
-    """Refuses what would end in the out-of-memory killer.
-
-    XNNPACK repacks the weights of all signatures at the first call, each signature for itself:
-    154 MB for a file of 77 MB with two signatures, 4.4 GB for one of 2.46 GB.
-    """
-    available = available_memory()
-    needed = path.stat().st_size * len(ModelFile(path).signatures)
-    if available is not None and needed > available:
-        raise ArtifactError(
-            f"XNNPACK packs its weights once for each signature, about {needed / 2**30:.1f} GB",
-            where=path,
-            expected=f"at most the {available / 2**30:.1f} GB of memory that are available",
-            fix="take fewer --prefill, or --kernel builtin, which reads the weights in place",
-        )
 
 
 def runner_of(interpreter: Any, path: Path, step: Step) -> Any:

@@ -1,6 +1,7 @@
 """Reads a .tflite: signatures, tensors, operators and who makes and takes what.
 
-The file is mapped, not loaded: weights stay on disk until somebody asks for their bytes. The
+The file is mapped, not loaded: weights stay on disk until somebody asks for their bytes, and
+``edgeverify.mapped.forget`` gives those of an array of them back. The
 schema is tensorflow/lite/schema/schema.fbs, through ``ai_edge_litert.schema_py_generated``.
 """
 
@@ -20,6 +21,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgeverify.errors import ArtifactError
 from edgeverify.flatbuffer.whole import faults
+from edgeverify.mapped import forget, register
 
 IDENTIFIER = b"TFL3"
 KV_INPUT = re.compile(r"^kv_cache_([kv])_(\d+)$")
@@ -96,6 +98,7 @@ class ModelFile:
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise _unreadable(path, str(error)) from error
+        register(self.map)
         if self.map[4:8] != IDENTIFIER:
             raise _unreadable(path, "it does not begin as one")
         try:
@@ -212,6 +215,12 @@ class ModelFile:
         if item.DataLength() == 0:
             return None
         return item.DataAsNumpy().ctypes.data - self._base, item.DataLength()
+
+    def forget(self, index: int) -> None:
+        """Gives the pages of a buffer back; they are read from the file when next used."""
+        span = self.buffer_span(index)
+        if span is not None and span[1]:
+            forget(np.frombuffer(self.map, np.uint8, span[1], span[0]))
 
     @cached_property
     def _base(self) -> int:

@@ -10,6 +10,7 @@ weight has neither: it is widened.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ BITS = {
     "int2": 2,
     "bool": 8,
 }
+# Elements that are widened at a time, where all of a table need not be: 128 MiB in float64.
+PIECE = 1 << 24
 _SIGNED = ("int2", "int4")
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _INTEGERS = ("int16", "int8", "uint8", "int4", "uint4", "int2")
@@ -102,11 +105,12 @@ def read(file: ModelFile, graph: Graph, tensor: int) -> Quantized | None:
     return _affine(file, graph, tensor, dtype, found)
 
 
-def values(file: ModelFile, graph: Graph, tensor: int) -> np.ndarray:
+def values(file: ModelFile, graph: Graph, tensor: int, rows: slice = slice(None)) -> np.ndarray:
     """The numbers that a constant stands for.
 
     Args:
         file, graph, tensor: as for ``read``; a float constant is taken, too.
+        rows: of its first axis; all if left out. A large table takes eight times its int8 bytes.
 
     Returns:
         float64, in the tensor's shape.
@@ -116,17 +120,30 @@ def values(file: ModelFile, graph: Graph, tensor: int) -> np.ndarray:
             of a dtype that weights do not have.
     """
     tensor = constant_of(graph, tensor)
-    held = stored(file, graph, tensor).astype(np.float64)
+    whole = stored(file, graph, tensor)
+    held = (whole[rows] if whole.ndim else whole).astype(np.float64)
     found = read(file, graph, tensor)
     if found is None or found.dtype in _FLOATS:
         return held
+    scales, points = found.scales, found.zero_points
     if found.granularity == BLOCK:
-        rows = held.reshape(*found.scales.shape, -1)
-        return ((rows - found.zero_points[..., None]) * found.scales[..., None]).reshape(held.shape)
+        blocks = len(whole), -1, scales.shape[-1]
+        scales, points = (part.reshape(blocks)[rows][..., None] for part in (scales, points))
+        split = held.reshape(*scales.shape[:-1], -1)
+        return ((split - points) * scales).reshape(held.shape)
     along = [1] * held.ndim
     if found.granularity == CHANNEL:
         along[found.axis] = -1
-    return (held - found.zero_points.reshape(along)) * found.scales.reshape(along)
+        if found.axis == 0:
+            scales, points = scales[rows], points[rows]
+    return (held - points.reshape(along)) * scales.reshape(along)
+
+
+def pieces(shape: Sequence[int]) -> Iterator[slice]:
+    """The rows of a constant, cut into pieces of about ``PIECE`` elements."""
+    count = max(1, PIECE // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0] if shape else 1, count):
+        yield slice(start, start + count)
 
 
 def stored(file: ModelFile, graph: Graph, tensor: int) -> np.ndarray:

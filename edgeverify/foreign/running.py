@@ -68,6 +68,7 @@ def run(
         "num_blocks": known.blocks,
         "mask_kinds": tuple(mask_kinds),
         "window": window,
+        "opener": tflite.choose_opener(file, planned.kernel)[0],
     }
     if known.layout_from == SHAPES:
         trace = tflite.run(file, planned, **options)
@@ -106,6 +107,7 @@ def run_every_tap(
         window=window,
         instrumented=copy,
         inject=Trace.load(place / ORACLE).arrays,
+        opener=tflite.choose_opener(file, planned.kernel)[0],
     )
     for step in planned.steps:
         forget_unfed(trace, step.name, blocks, located[step.signature].taps)

@@ -26,6 +26,7 @@ from edgeverify.quantization.weights import FileWeights, untied
 from edgeverify.report.model import FAIL, TapResult, worst_outcome
 from edgeverify.runtime_stages import FileRun
 from edgeverify.stages import REFERENCE_SOURCES, Run, reference_baselines, run_file
+from edgeverify.streaming import forgetting
 from edgeverify.trace import Trace
 
 LEG = "quantization"
@@ -77,7 +78,8 @@ def judge_file(
     whole, alone = runs(with_weights, path, baseline.oracle)
     starts = {step.name: step.start for step in run.case.steps}
     expected = run.expected(baseline.oracle)
-    leg = judge_leg(label, whole, alone, baseline, expected, starts)
+    packing = tuple(filter(None, [whole.provenance.get("packing")]))
+    leg = judge_leg(label, whole, alone, baseline, expected, starts, notes=packing)
     predicted: dict[str, Any] = {}
     if expectation.alone is not None and alone is not None:
         found = judge(alone, expectation.alone, thresholds(leg.name), expected, starts)
@@ -116,8 +118,20 @@ def _with_weights(run: Run, path: Path, weights: FileWeights) -> Run:
         description=f"{run.checkpoint.description}, with the weights of {path.name}",
         tokenizer_dir=None,
         _load=lambda: weights.state(original),
+        _map=lambda _: weights.state(original, run.scratch),
     )
-    return Run(run.port, checkpoint, run.case, run.cache, run.verbose, run.progress, run.timings)
+    return Run(
+        run.port,
+        checkpoint,
+        run.case,
+        run.cache,
+        run.verbose,
+        run.progress,
+        run.timings,
+        streamed=run.streamed,
+        memory=run.memory,
+        memory_budget=run.memory_budget,
+    )
 
 
 def expect(run: Run, weights: FileWeights, original: Baseline) -> Expectation:
@@ -152,10 +166,11 @@ def expect(run: Run, weights: FileWeights, original: Baseline) -> Expectation:
         def write(target: Path) -> None:
             if not built:
                 built.append(reference.build(run.hf_config, run.state()))
-            with run.timed("control"), rounded_inputs(built[0], rounded):
+            with forgetting(built[0]), run.timed("control"), rounded_inputs(built[0], rounded):
                 make(built[0]).save(target)
 
-        return Trace.load(artifacts.cached(kind, key, ".safetensors", write, root=run.cache))
+        path = artifacts.cached(kind, key, ".safetensors", write, root=run.cache)
+        return Trace.load(path, mapped=run.streamed)
 
     oracle, case = floating.oracle, run.case
     whole = controlled("control", lambda model: reference.run_oracle(model, case))

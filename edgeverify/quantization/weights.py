@@ -6,8 +6,9 @@ what is left between the two is the rounding of activations and the kernels' own
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from edgeverify.audits.places import EMBEDDING, HEAD, Places, places
 from edgeverify.errors import ArtifactError
 from edgeverify.flatbuffer import ModelFile, locate_taps
 from edgeverify.flatbuffer.graph import Graph, Op
-from edgeverify.flatbuffer.quantization import Quantized, read, values
+from edgeverify.flatbuffer.quantization import Quantized, pieces, read, values
+from edgeverify.mapped import forget, scratch
+from edgeverify.streaming import LARGE_BYTES
 
 DECODE = "decode"
 TIED = ("tie_word_embeddings", "share_input_output_layers")  # the latter is OpenELM's
@@ -36,7 +39,8 @@ class Held:
     Attributes:
         parameter: of the Generative API, e.g. ``transformer_blocks.0.ff.w1.weight``.
         quantized: how it is kept; None for float32.
-        values: float32, what it stands for: the declared factors of the converter are undone.
+        rows: those of its first axis, float32, what they stand for: the declared factors of the
+            converter are undone. They are read from the file each time.
         in_integers: whether the kernel computes with the stored integers, and so rounds the
             activations that it multiplies them with.
         asymmetric: whether the operator asks for activations that need not stand around zero.
@@ -44,7 +48,7 @@ class Held:
 
     parameter: str
     quantized: Quantized | None
-    values: np.ndarray
+    rows: Callable[[slice], np.ndarray]
     in_integers: bool
     asymmetric: bool = False
 
@@ -64,11 +68,12 @@ class FileWeights:
     places: Places
     found: Mapping[str, Weights]
 
-    def state(self, original: Mapping[str, torch.Tensor]) -> State:
+    def state(self, original: Mapping[str, torch.Tensor], folder: Path | None = None) -> State:
         """The checkpoint with the file's values for what the file has quantized.
 
         Args:
             original: HF names → float32 tensors; left as they are.
+            folder: of scratch files that large tensors go to; they stay in memory without.
 
         Returns:
             HF names → float32 tensors, with ``lm_head.weight`` where the file's head is not, bit
@@ -78,31 +83,38 @@ class FileWeights:
         copied: set[str] = set()
         unties = self.unties(original)
         if unties:
-            state[HEAD] = torch.from_numpy(self._values(HEAD, original))
+            state[HEAD] = _room_for(original[self.places[HEAD][0].tensor], folder)
+            _fill(state[HEAD], slice(None), self._rows(HEAD, original), 0)
         for name, weight in self.held.items():
             if name == HEAD and unties:
                 continue
             for span in self.places.get(name, ()):
                 if span.tensor not in copied:
-                    state[span.tensor] = original[span.tensor].clone()
+                    state[span.tensor] = _room_for(original[span.tensor], folder)
+                    if span.source is not None:
+                        state[span.tensor].copy_(original[span.tensor])
+                        forget(original[span.tensor])
                     copied.add(span.tensor)
                 rows = slice(*span.source) if span.source else slice(None)
-                held = weight.values[slice(*span.target)] if span.target else weight.values
-                state[span.tensor][rows] = torch.from_numpy(held)
+                first = span.target[0] if span.target else 0
+                _fill(state[span.tensor], rows, weight.rows, first)
         return state
 
     def unties(self, original: Mapping[str, torch.Tensor]) -> bool:
         """Whether the checkpoint's head is its embedding table, and the file's is not."""
         if HEAD in original or HEAD not in self.places:
             return False
-        head, table = (self._values(name, original) for name in (HEAD, EMBEDDING))
-        return not np.array_equal(head, table)
+        head, table = (self._rows(name, original) for name in (HEAD, EMBEDDING))
+        shape = original[self.places[HEAD][0].tensor].shape
+        return any(not np.array_equal(head(rows), table(rows)) for rows in pieces(shape))
 
-    def _values(self, name: str, original: Mapping[str, torch.Tensor]) -> np.ndarray:
+    def _rows(
+        self, name: str, original: Mapping[str, torch.Tensor]
+    ) -> Callable[[slice], np.ndarray]:
         """The file's values, or the checkpoint's where the file's were not read."""
         if name in self.held:
-            return self.held[name].values
-        return original[self.places[name][0].tensor].numpy()
+            return self.held[name].rows
+        return lambda rows: original[self.places[name][0].tensor][rows].numpy()
 
     def modules(self, name: str) -> list[str]:
         """The HF modules that a parameter's rows belong to: ``model.layers.0.mlp.up_proj``."""
@@ -110,6 +122,25 @@ class FileWeights:
             return ["lm_head"]
         tensors = dict.fromkeys(span.tensor for span in self.places.get(name, ()))
         return [tensor.removesuffix(".weight") for tensor in tensors]
+
+
+def _room_for(tensor: torch.Tensor, folder: Path | None) -> torch.Tensor:
+    """Another tensor like it; on the disk where it is large and there is a folder."""
+    size = tensor.numel() * tensor.element_size()
+    if folder is None or size < LARGE_BYTES:
+        return torch.empty_like(tensor)
+    return torch.from_numpy(scratch(size, folder)).view(tensor.dtype).view(tensor.shape)
+
+
+def _fill(
+    tensor: torch.Tensor, rows: slice, held: Callable[[slice], np.ndarray], first: int
+) -> None:
+    """Writes rows of a weight, from ``first`` on, into rows of a tensor, piece by piece."""
+    target = tensor[rows]
+    for piece in pieces(target.shape):
+        stop = min(piece.stop, len(target))
+        target[piece] = torch.from_numpy(held(slice(first + piece.start, first + stop)))
+        forget(target[piece])
 
 
 def untied(hf_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,15 +176,16 @@ def read_weights(
         folded = fold_of(name, decode, said)[0] is not None
         if quantized is None and (folded or tensor in decode.graph.producer):
             continue
-        meant = values(file, decode.graph, tensor)
-        if name.startswith("lm_head.") and cap != NONE and cap_is_folded(decode):
-            meant = meant * cap
+        factor = cap if name.startswith("lm_head.") and cap != NONE and cap_is_folded(decode) else 1
         # A table that is looked up in may be the head's, too: a look-up rounds nothing.
         users = decode.graph.consumers.get(tensor, ()) if name != EMBEDDING else ()
         kernels = [op for op in users if op.name == "FULLY_CONNECTED"]
         integers = bool(kernels) and quantized is not None
         asymmetric = any(_asymmetric(decode.graph, op) for op in kernels)
-        held[name] = Held(name, quantized, meant.astype(np.float32), integers, asymmetric)
+        rows = partial(_meant, file, decode.graph, tensor, factor)
+        held[name] = Held(name, quantized, rows, integers, asymmetric)
+        # What cannot be read is told here, not where it is first used.
+        rows(slice(0, 1))
     for tensor, why in decode.unknown.items():
         if read(file, decode.graph, tensor) is not None:
             raise ArtifactError(
@@ -163,6 +195,11 @@ def read_weights(
                 fix="leave that operator in float by a later rule of the recipe",
             )
     return FileWeights(held, places(shapes, config), found)
+
+
+def _meant(file: ModelFile, graph: Graph, tensor: int, factor: float, rows: slice) -> np.ndarray:
+    """Rows of a weight, float32; a factor that the converter has divided it by is undone."""
+    return (values(file, graph, tensor, rows) * factor).astype(np.float32)
 
 
 def _asymmetric(graph: Graph, op: Op) -> bool:

@@ -96,6 +96,7 @@ class Sketch:
         return SimpleNamespace(
             map=data,
             buffer_span=spans.get,
+            forget=lambda buffer: None,
             graph=graphs.__getitem__,
             signature=signatures.__getitem__,
         )

@@ -208,20 +208,6 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         tflite.run(path, case, num_blocks=1)
 
 
-@pytest.mark.slow
-def test_weights_that_would_not_fit_in_memory_are_refused(
-    made: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    signatures = len(made.case.signatures)
-    monkeypatch.setattr(tflite, "available_memory", lambda: made.path.stat().st_size * signatures)
-    tflite.run(made.path, made.case, num_blocks=made.num_blocks)
-    monkeypatch.setattr(tflite, "available_memory", lambda: made.path.stat().st_size)
-    tflite.run(made.path, made.case, num_blocks=made.num_blocks, kernel="builtin")
-    with pytest.raises(ArtifactError, match=r"once for each signature.*or --kernel builtin"):
-        tflite.run(made.path, made.case, num_blocks=made.num_blocks)
-    assert capfd.readouterr() == ("", "")  # the delegate's announcement is hidden, too
-
-
 def test_masks_are_those_of_the_original() -> None:
     step = Step("prefill.1", "prefill_4", 4, 3, (1, 2, 3, 4))
     case = Case("m", "tiny", "default", (4,), 8, (step,))

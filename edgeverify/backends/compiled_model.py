@@ -1,0 +1,126 @@
+"""LiteRT's newer runtime, ``CompiledModel``, with those methods of an interpreter that are called.
+
+It takes what the interpreter's Python class does not: a file for the weights that XNNPACK packs.
+They are then packed once for all signatures, written there and mapped, so that no copy of the
+weights needs to be in memory. The file of SmolLM2-135M (541 MB, three signatures) so takes 0.2 GB
+of memory of its own beside the mapped file, instead of 1.7 GB, and gives the same bits.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from edgeverify.errors import ArtifactError
+from edgeverify.quiet import quiet
+
+# The kernels' names in ``ai_edge_litert.cpu_kernel_mode.CpuKernelMode``.
+KERNEL_MODES = {"xnnpack": "DELEGATE", "builtin": "BUILTIN", "reference": "REFERENCE"}
+
+
+def open_file(
+    path: Path, *, kernel: str, num_threads: int, packed_on_disk: bool = False
+) -> CompiledFile:
+    """The file in ``CompiledModel``, on the CPU.
+
+    Args:
+        path: the .tflite.
+        kernel: ``xnnpack``, ``builtin`` or ``reference``.
+        num_threads: of the runtime.
+        packed_on_disk: XNNPACK packs the weights into a file beside ``path``, which has no name
+            from here on and is gone when the model is.
+
+    Raises:
+        ArtifactError: it cannot be opened.
+    """
+    from ai_edge_litert.compiled_model import CompiledModel
+    from ai_edge_litert.cpu_kernel_mode import CpuKernelMode
+    from ai_edge_litert.hardware_accelerator import HardwareAccelerator
+    from ai_edge_litert.options import CpuOptions, Options
+
+    _hush_at_exit()
+    mode = CpuKernelMode[KERNEL_MODES[kernel]]
+    try:
+        with TemporaryDirectory(dir=path.parent) as folder, quiet(show=False):
+            # ai-edge-litert 2.3 says "directory", and takes a file.
+            packed = str(Path(folder) / "packed") if packed_on_disk else ""
+            cpu = CpuOptions(num_threads, mode, xnnpack_weight_cache_path=packed)
+            options = Options(HardwareAccelerator.CPU, cpu)
+            return CompiledFile(CompiledModel.from_file(str(path), options=options))
+    except (ValueError, RuntimeError) as error:
+        raise ArtifactError(
+            f"CompiledModel cannot open it ({error})",
+            where=path,
+            expected="a .tflite that this version of the runtime reads",
+            fix="convert the model again, or update ai-edge-litert and tensorflow",
+        ) from error
+
+
+class CompiledFile:
+    """A ``CompiledModel`` with the two methods of an interpreter that ``tflite.run`` calls."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def get_signature_list(self) -> dict[str, Any]:
+        """The signatures, by name."""
+        return dict(self._model.get_signature_list())
+
+    def get_signature_runner(self, signature: str) -> CompiledRunner:
+        """What calls a signature.
+
+        Raises:
+            ValueError: the file has none of that name.
+        """
+        if signature not in self.get_signature_list():
+            raise ValueError(f"no signature {signature!r}")
+        return CompiledRunner(self._model, signature)
+
+
+class CompiledRunner:
+    """Calls one signature of a ``CompiledModel``. Its buffers are made once."""
+
+    def __init__(self, model: Any, signature: str) -> None:
+        self._model, self._signature = model, signature
+        self._inputs = model.get_input_tensor_details(signature)
+        self._outputs = model.get_output_tensor_details(signature)
+        self._given = {n: model.create_input_buffer_by_name(signature, n) for n in self._inputs}
+        self._made = {n: model.create_output_buffer_by_name(signature, n) for n in self._outputs}
+
+    def get_input_details(self) -> dict[str, Any]:
+        """Input name → its ``shape`` and ``dtype``."""
+        return dict(self._inputs)
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs by name, for inputs of the signature's names and shapes."""
+        for name, value in inputs.items():
+            self._given[name].write(value)
+        self._model.run_by_name(self._signature, self._given, self._made)
+        outputs = {}
+        for name, buffer in self._made.items():
+            shape = tuple(self._outputs[name]["shape"])
+            values = buffer.read(int(np.prod(shape)), np.dtype(self._outputs[name]["dtype"]).type)
+            outputs[name] = values.reshape(shape)
+        return outputs
+
+
+@cache
+def _hush_at_exit() -> None:
+    """Keeps what CompiledModel's library writes while the process ends off the terminal.
+
+    It tells of each accelerator that it lets go of, from a destructor that runs after Python's
+    own end, and has no switch for it.
+    """
+
+    def hush() -> None:
+        sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+    atexit.register(hush)

@@ -1,0 +1,121 @@
+"""Where XNNPACK keeps the weights that it packs: in memory, or in a file that is mapped.
+
+XNNPACK repacks the weights of all signatures when a file is opened, in memory each signature for
+itself: 154 MB for a file of 77 MB with two signatures, 13 GB for one of 4.4 GB with three. In a
+file they are packed once, and need no memory but what is being packed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeverify.errors import NoRoomError
+from edgeverify.flatbuffer import ModelFile
+from edgeverify.memory import available_memory, resident_memory
+
+# What a run takes beside its weights: activations of a signature, caches, what it returns.
+ACTIVATIONS = 2**28
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What XNNPACK's packed weights take of a file, in bytes.
+
+    Attributes:
+        memory: all signatures' in memory.
+        disk: the same in a file.
+        largest: the largest weight, which is packed in memory wherever it goes.
+        room: what may be taken; None where it is not known, and all is taken.
+        disk_room: what is free where the file would be.
+    """
+
+    memory: int
+    disk: int
+    largest: int
+    room: int | None
+    disk_room: int
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether they are kept in memory."""
+        return self.room is None or self.memory <= self.room
+
+    @property
+    def fits(self) -> bool:
+        """Whether they fit in one of the two places."""
+        on_disk = self.disk <= self.disk_room and (
+            self.room is None or self.largest + ACTIVATIONS <= self.room
+        )
+        return self.in_memory or on_disk
+
+    def __str__(self) -> str:
+        room = "" if self.room is None else f" of {_gib(self.room)}"
+        if self.in_memory:
+            return f"XNNPACK packs the weights in memory: {_gib(self.memory)}{room}"
+        return (
+            f"XNNPACK packs the weights in a file, once: in memory, once for each signature, they "
+            f"would take {_gib(self.memory)}{room}"
+        )
+
+
+def choose_packing(path: Path, budget: int | None = None) -> Packing:
+    """Chooses where the weights of a file are packed.
+
+    Args:
+        path: a .tflite.
+        budget: what the process may take, in bytes; what is available if None.
+
+    Raises:
+        ArtifactError: it is no .tflite.
+        NoRoomError: they fit neither in memory nor on the disk.
+    """
+    chosen = _packing(path, budget)
+    if not chosen.fits:
+        raise NoRoomError(
+            f"XNNPACK packs its weights, about {_gib(chosen.memory)} in memory or "
+            f"{_gib(chosen.disk)} on the disk",
+            where=path,
+            expected=f"at most the {_gib(chosen.room or 0)} of memory or the "
+            f"{_gib(chosen.disk_room)} of the disk that can be taken",
+            fix="free some of either, or take --kernel builtin, which reads the weights in place",
+        )
+    return chosen
+
+
+def _packing(path: Path, budget: int | None) -> Packing:
+    file = ModelFile(path)
+    spans = (file.buffer_span(index) for index in range(file.num_buffers))
+    size = path.stat().st_size
+    room = available_memory()
+    if budget is not None:
+        left = max(0, budget - (resident_memory() or 0))
+        room = left if room is None else min(room, left)
+    return Packing(
+        memory=size * len(file.signatures),
+        disk=size,
+        largest=max((span[1] for span in spans if span is not None), default=0),
+        room=room,
+        disk_room=shutil.disk_usage(path.parent).free,
+    )
+
+
+def require_memory(path: Path) -> None:
+    """Refuses a file whose packed weights do not fit the memory, for runtimes that pack there.
+
+    Raises:
+        NoRoomError: what would end in the out-of-memory killer.
+    """
+    chosen = _packing(path, None)
+    if not chosen.in_memory:
+        raise NoRoomError(
+            f"XNNPACK packs its weights once for each signature, about {_gib(chosen.memory)}",
+            where=path,
+            expected=f"at most the {_gib(chosen.room or 0)} of memory that are available",
+            fix="take fewer --prefill, or --kernel builtin, which reads the weights in place",
+        )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,114 @@
+"""Where XNNPACK's packed weights go, by what they take and what there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeverify.backends import packing, runtimes, tflite
+from edgeverify.errors import NoRoomError
+
+GIB = 2**30
+
+
+@pytest.fixture
+def made(converted: Callable[..., Any]) -> Any:
+    return converted("gemma2", "transposed", mask_as_input=True)
+
+
+def free(monkeypatch: pytest.MonkeyPatch, memory: int | None) -> None:
+    monkeypatch.setattr(packing, "available_memory", lambda: memory)
+
+
+@pytest.mark.slow
+def test_packed_on_disk_gives_the_same_bits(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**made.options, "num_blocks": made.num_blocks}
+    whole = tflite.run(made.path, made.case, **options)
+    opened: list[bool] = []
+    own = tflite.compiled_model.open_file
+
+    def spied(path: Path, *, packed_on_disk: bool, **rest: Any) -> Any:
+        opened.append(packed_on_disk)
+        return own(path, packed_on_disk=packed_on_disk, **rest)
+
+    monkeypatch.setattr(tflite.compiled_model, "open_file", spied)
+    monkeypatch.setattr(packing, "ACTIVATIONS", 0)
+    free(monkeypatch, made.path.stat().st_size)
+    beside = sorted(os.listdir(made.path.parent))
+    opener, told = tflite.choose_opener(made.path, "xnnpack")
+    assert told.startswith("XNNPACK packs the weights in a file, once")
+    lean = tflite.run(made.path, made.case, **options, opener=opener)
+    assert opened == [True]
+    assert list(lean) == list(whole)
+    assert [key for key in whole if whole[key].tobytes() != lean[key].tobytes()] == []
+    runtimes.run(made.path, made.case, "compiled_model", **made.options)
+    assert opened == [True, True]
+    assert sorted(os.listdir(made.path.parent)) == beside, "what was packed has no name"
+
+
+@pytest.mark.slow
+def test_blocks_and_taps_of_a_file_that_is_packed_on_disk(
+    made: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    oracle, _ = tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
+    _, blocks = tflite.run_file(made.path, made.case, oracle, **made.options, cache=tmp_path)
+    monkeypatch.setattr(packing, "ACTIVATIONS", 0)
+    free(monkeypatch, made.path.stat().st_size)
+    whole, lean = tflite.run_file(made.path, made.case, oracle, **made.options, cache=tmp_path)
+    assert blocks is not None
+    assert lean is not None
+    for one, other in ((oracle, whole), (blocks, lean)):
+        assert list(one) == list(other)
+        assert [key for key in one if one[key].tobytes() != other[key].tobytes()] == []
+    assert not whole.unavailable
+    assert oracle.provenance["packing"] == ""
+    assert whole.provenance["packing"].startswith("XNNPACK packs the weights in a file")
+
+
+@pytest.mark.slow
+def test_a_budget_decides_where_weights_are_packed(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, signatures = made.path.stat().st_size, len(made.case.signatures)
+    free(monkeypatch, 100 * GIB)
+    monkeypatch.setattr(packing, "resident_memory", lambda: GIB)
+    roomy = packing.choose_packing(made.path, GIB + size * signatures)
+    assert roomy.in_memory
+    assert str(roomy) == "XNNPACK packs the weights in memory: 0.0 GiB of 0.0 GiB"
+    tight = packing.choose_packing(made.path, 2 * GIB - 1)
+    assert tight.in_memory, "all signatures of a small file are below 1 GiB"
+    monkeypatch.setattr(packing, "ACTIVATIONS", 0)
+    lean = packing.choose_packing(made.path, GIB + size)
+    assert not lean.in_memory
+    assert "in a file, once: in memory, once for each signature, they would take" in str(lean)
+
+
+@pytest.mark.slow
+def test_weights_that_fit_nowhere_are_refused(
+    made: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    free(monkeypatch, made.path.stat().st_size)
+    options = {**made.options, "num_blocks": made.num_blocks}
+    tflite.run(made.path, made.case, **options, kernel="builtin")
+    capfd.readouterr()
+    with pytest.raises(NoRoomError, match=r"in memory or .* on the disk.*or take --kernel builtin"):
+        tflite.run_file(made.path, made.case, **made.options)
+    with pytest.raises(NoRoomError, match=r"once for each signature.*or --kernel builtin"):
+        tflite.run(made.path, made.case, **options)
+    with pytest.raises(NoRoomError, match=r"once for each signature.*or --kernel builtin"):
+        runtimes.run(made.path, made.case, "tf_lite", **made.options)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_how_much_there_is_may_be_unknown() -> None:
+    unknown = packing.Packing(memory=3, disk=1, largest=1, room=None, disk_room=0)
+    assert unknown.in_memory
+    assert unknown.fits
+    full = replace(unknown, room=2)
+    assert not full.in_memory
+    assert not full.fits, "no disk, either"
