@@ -66,7 +66,8 @@ def run_file(
 ) -> tuple[Trace, Trace | None]:
     """Runs a file as a whole, and block by block on the oracle's inputs.
 
-    The two instrumented copies are kept in the cache as long as they are small.
+    The two instrumented copies are kept in the cache as long as they are small. Where XNNPACK packs
+    weights on the disk, they are one: all signatures of a file share them there.
 
     Args:
         path: the converted file.
@@ -100,6 +101,13 @@ def run_file(
         "opener": opener,
         "tick": shared_tick,
     }
+    if told and oracle is not None:
+        with instrumented_copy(path, isolate=True, beside=True, root=cache) as both:
+            shared["opener"] = _opening_once(both, opener)
+            whole = run(path, case, **shared, instrumented=both)
+            alone = run(path, case, **shared, instrumented=both, inject=oracle.arrays)
+        whole.provenance["packing"] = told
+        return whole, alone
     with instrumented_copy(path, root=cache) as tapped:
         whole = run(path, case, **shared, instrumented=tapped)
     whole.provenance["packing"] = told
@@ -107,6 +115,20 @@ def run_file(
         return whole, None
     with instrumented_copy(path, isolate=True, root=cache) as cut:
         return whole, run(path, case, **shared, instrumented=cut, inject=oracle.arrays)
+
+
+def _opening_once(kept: Path, opener: Callable[..., Any]) -> Callable[..., Any]:
+    """The opener, which opens one of the files once alone, and so packs its weights once."""
+    opened: list[Any] = []
+
+    def open_(path: Path, **options: Any) -> Any:
+        if path != kept:
+            return opener(path, **options)
+        if not opened:
+            opened.append(opener(path, **options))
+        return opened[0]
+
+    return open_
 
 
 def run_every_tap(
@@ -141,32 +163,39 @@ def run_every_tap(
             inject=oracle.arrays,
             opener=opener,
         )
-        found = _instrumentation(cut, isolated=True) or {}
+        found = _instrumentation(cut, isolated=True)
+    assert found is not None
     for step in case.steps:
-        forget_unfed(trace, step.name, num_blocks, found[step.signature].taps)
+        forget_unfed(trace, step.name, num_blocks, found.located[step.signature].taps)
     return trace
 
 
 @contextmanager
 def instrumented_copy(
-    path: Path, *, isolate: bool = False, every_tap: bool = False, root: Path | None = None
+    path: Path,
+    *,
+    isolate: bool = False,
+    every_tap: bool = False,
+    beside: bool = False,
+    root: Path | None = None,
 ) -> Iterator[Path]:
     """A copy of ``path`` that also returns its taps.
 
     A small one comes from the cache; a large one is made for the time being, because it takes as
     much room as the file and is made in seconds.
     """
+    cuts: Any = {"isolate": isolate, "every_tap": every_tap, "beside": beside}
     if path.stat().st_size > LARGEST_KEPT_COPY:
         with TemporaryDirectory(dir=path.parent) as folder:
             temporary = Path(folder) / path.name
-            instrument(path, temporary, isolate=isolate, every_tap=every_tap)
+            instrument(path, temporary, **cuts)
             yield temporary
         return
     sources = artifacts.source_digest("flatbuffer/*.py")
-    key = artifacts.digest(sources, artifacts.file_digest(path, root=root), isolate, every_tap)
+    key = artifacts.digest(sources, artifacts.file_digest(path, root=root), cuts)
 
     def make(target: Path) -> None:
-        instrument(path, target, isolate=isolate, every_tap=every_tap)
+        instrument(path, target, **cuts)
 
     yield artifacts.cached("instrumented", key, ".tflite", make, root=root)
 
@@ -262,7 +291,7 @@ def _drive(
     inject: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[Step, dict[str, np.ndarray], Located | None]]:
     """Yields each step's outputs. One interpreter is alive, and only until the last step."""
-    located = _instrumentation(path, isolated=inject is not None)
+    told = _instrumentation(path, isolated=inject is not None)
     interpreter = options["opener"](
         path, kernel=options["kernel"], num_threads=options["num_threads"]
     )
@@ -270,9 +299,13 @@ def _drive(
     cache: dict[str, np.ndarray] = {}
     try:
         for step in case.steps:
-            if step.signature not in runners:
-                runners[step.signature] = runner_of(interpreter, path, step)
-            runner = runners[step.signature]
+            name, located = step.signature, None
+            if told is not None:
+                located = told.located.get(name)
+                name = told.signature(name, isolated=inject is not None)
+            if name not in runners:
+                runners[name] = runner_of(interpreter, path, name)
+            runner = runners[name]
             details = runner.get_input_details()
             shapes = {name: tuple(item["shape"]) for name, item in details.items()}
             check_room(path, case, step, shapes)
@@ -283,18 +316,18 @@ def _drive(
                 "input_pos": np.arange(step.start, step.start + step.length, dtype=np.int32),
                 **cache,
                 **masks_of(case, step, shapes, *options["masks"]),
-                **_injected(step, shapes, inject or {}, (located or {}).get(step.signature)),
+                **_injected(step, shapes, inject or {}, located),
             }
             outputs = call(runner, path, step, inputs, shapes, first=step is case.steps[0])
             cache = {name: outputs[name] for name in cache}
             options["tick"]()
-            yield step, outputs, (located or {}).get(step.signature)
+            yield step, outputs, located
     finally:
         del interpreter
         runners.clear()
 
 
-def _instrumentation(path: Path, *, isolated: bool) -> Mapping[str, Located] | None:
+def _instrumentation(path: Path, *, isolated: bool) -> Instrumentation | None:
     found = Instrumentation.find(path)
     if isolated and not (found and found.isolated):
         raise ArtifactError(
@@ -303,7 +336,7 @@ def _instrumentation(path: Path, *, isolated: bool) -> Mapping[str, Located] | N
             expected="a copy written by flatbuffer.instrument(isolate=True)",
             fix="instrument the converted file again",
         )
-    return found.located if found else None
+    return found
 
 
 def choose_opener(
@@ -352,17 +385,17 @@ def open_file(path: Path, *, kernel: str, num_threads: int) -> Interpreter:
         ) from error
 
 
-def runner_of(interpreter: Any, path: Path, step: Step) -> Any:
-    """The runner of the step's signature.
+def runner_of(interpreter: Any, path: Path, signature: str) -> Any:
+    """The runner of a signature.
 
     Raises:
         ArtifactError: the file has no such signature.
     """
     try:
-        return interpreter.get_signature_runner(step.signature)
+        return interpreter.get_signature_runner(signature)
     except ValueError as error:
         raise ArtifactError(
-            f"has no signature {step.signature!r}",
+            f"has no signature {signature!r}",
             where=path,
             expected=f"one of {', '.join(interpreter.get_signature_list()) or '(none at all)'}",
             fix="convert the model again with the prefill lengths of the case",

@@ -11,7 +11,7 @@ import copy
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +25,7 @@ from edgeverify.flatbuffer.locate import Located, TapRef, locate_taps
 
 TAP = "tap:"
 INJECT = "inject:"
+ISOLATED = "isolated:"
 METADATA = "edgeverify.instrumentation"
 # The runtime wants 16 (schema.fbs, Buffer.data, force_align); 64 keeps weights on cache lines.
 ALIGNMENT = 64
@@ -39,11 +40,17 @@ class Instrumentation:
 
     Attributes:
         isolated: whether blocks read their inputs from ``inject:…`` inputs.
+        beside: whether they do so in signatures of their own, ``isolated:{name}``.
         located: per signature: the taps that are outputs, and why others are not.
     """
 
     isolated: bool
     located: Mapping[str, Located]
+    beside: bool = False
+
+    def signature(self, name: str, *, isolated: bool) -> str:
+        """What runs a signature of the original, as a whole or block by block."""
+        return ISOLATED + name if isolated and self.beside else name
 
     def to_json(self) -> str:
         signatures = {
@@ -53,7 +60,8 @@ class Instrumentation:
             }
             for name, found in self.located.items()
         }
-        return json.dumps({"isolated": self.isolated, "signatures": signatures})
+        facts = {"isolated": self.isolated, "beside": self.beside, "signatures": signatures}
+        return json.dumps(facts)
 
     @classmethod
     def find(cls, path: Path) -> Instrumentation | None:
@@ -69,7 +77,7 @@ class Instrumentation:
             )
             for name, entry in data["signatures"].items()
         }
-        return cls(data["isolated"], located)
+        return cls(data["isolated"], located, data["beside"])
 
 
 def instrument(
@@ -79,6 +87,7 @@ def instrument(
     *,
     isolate: bool = False,
     every_tap: bool = False,
+    beside: bool = False,
 ) -> Instrumentation:
     """Writes a copy of ``source`` whose signatures also return their taps, as ``tap:{name}``.
 
@@ -91,6 +100,8 @@ def instrument(
             final norm from that of the last block. The taps still show what was computed.
         every_tap: cut at every tap that was found instead: what reads it then reads
             ``inject:{tap}``. A copy that isolates, too.
+        beside: leave the signatures uncut, and add those that are cut, as ``isolated:{name}``:
+            one copy of the weights for both ways to run them.
 
     Returns:
         What the copy tells about itself, also stored in it.
@@ -105,11 +116,12 @@ def instrument(
     for name, found in located.items():
         signature = file.signature(name)
         _add_outputs(file.model, signature, found)
-        if every_tap:
-            _cut(file.model, signature, found, tuple(found.taps))
-        elif isolate:
-            _cut(file.model, signature, found, cut_points(signature.num_blocks))
-    result = Instrumentation(isolate or every_tap, located)
+        points = tuple(found.taps) if every_tap else cut_points(signature.num_blocks)
+        if beside:
+            signature = _doubled(file.model, signature)
+        if isolate or every_tap:
+            _cut(file.model, signature, found, points)
+    result = Instrumentation(isolate or every_tap, located, beside)
     _add_metadata(file.model, result.to_json().encode())
     write(file, target)
     return result
@@ -124,6 +136,19 @@ def _add_outputs(model: Any, signature: Signature, found: Located) -> None:
             outputs.append(ref.tensor)
         definition.outputs.append(_entry(TAP + tap, ref.tensor))
     graph.outputs = np.array(outputs, np.int32)
+
+
+def _doubled(model: Any, signature: Signature) -> Signature:
+    """A second signature with a graph of its own; weights are shared, by their buffers."""
+    graph = copy.deepcopy(model.subgraphs[signature.subgraph])
+    definition = copy.deepcopy(model.signatureDefs[signature.position])
+    name = ISOLATED + signature.name
+    definition.signatureKey = graph.name = name.encode()
+    definition.subgraphIndex = len(model.subgraphs)
+    model.subgraphs.append(graph)
+    model.signatureDefs.append(definition)
+    at = {"position": len(model.signatureDefs) - 1, "subgraph": definition.subgraphIndex}
+    return replace(signature, name=name, **at)
 
 
 def _cut(model: Any, signature: Signature, found: Located, points: tuple[str, ...]) -> None:

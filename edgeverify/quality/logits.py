@@ -108,7 +108,7 @@ def score_file(
     length = case.prefill_lengths[0]
     interpreter = tflite.open_file(path, kernel=case.kernel, num_threads=num_threads)
     steps = [_step(window, length) for window in windows]
-    runner = tflite.runner_of(interpreter, path, steps[0])
+    runner = tflite.runner_of(interpreter, path, steps[0].signature)
     details = runner.get_input_details()
     shapes = {name: tuple(item["shape"]) for name, item in details.items()}
     tflite.check_room(path, case, steps[0], shapes)

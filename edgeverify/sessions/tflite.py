@@ -46,7 +46,7 @@ class TfliteSession(Session):
         self._runners: dict[str, Any] = {}
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
         for step in self._signatures():
-            runner = tflite.runner_of(self._interpreter, path, step)
+            runner = tflite.runner_of(self._interpreter, path, step.signature)
             self._runners[step.signature] = runner
             shapes = {n: tuple(d["shape"]) for n, d in runner.get_input_details().items()}
             self._shapes[step.signature] = shapes

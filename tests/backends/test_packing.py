@@ -59,6 +59,14 @@ def test_blocks_and_taps_of_a_file_that_is_packed_on_disk(
     _, blocks = tflite.run_file(made.path, made.case, oracle, **made.options, cache=tmp_path)
     monkeypatch.setattr(packing, "ACTIVATIONS", 0)
     free(monkeypatch, made.path.stat().st_size)
+    opened: list[Path] = []
+    own = tflite.compiled_model.open_file
+
+    def spied(path: Path, **options: Any) -> Any:
+        opened.append(path)
+        return own(path, **options)
+
+    monkeypatch.setattr(tflite.compiled_model, "open_file", spied)
     whole, lean = tflite.run_file(made.path, made.case, oracle, **made.options, cache=tmp_path)
     assert blocks is not None
     assert lean is not None
@@ -66,6 +74,7 @@ def test_blocks_and_taps_of_a_file_that_is_packed_on_disk(
         assert list(one) == list(other)
         assert [key for key in one if one[key].tobytes() != other[key].tobytes()] == []
     assert not whole.unavailable
+    assert len(opened) == len(set(opened)) == 2, "packed once untouched, once for both copies"
     assert oracle.provenance["packing"] == ""
     assert whole.provenance["packing"].startswith("XNNPACK packs the weights in a file")
 
