@@ -42,6 +42,7 @@ def report_of(
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             **({"memory": run.memory} if run.memory else {}),
             "peak_memory": peak_memory(),
+            "peak_memory_after": dict(run.peaks),
         },
         legs=legs,
         findings=(

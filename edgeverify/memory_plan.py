@@ -16,6 +16,9 @@ LIBRARIES = 1_150_000_000
 # Of the float32 size, where the model is held in memory: itself, and the fused copies that the
 # re-authored model makes of q, k and v (0.1 to 0.25 of it; see docs/full-size.md).
 WHOLE_SHARE = 1.35
+# The same where files are quantized: the weights, those that a file computes with, and one of the
+# reference's layers in float64.
+QUANTIZED_SHARE = 2.2
 # Traces that are held at once: those of the reference, the oracle (float64, so two), the model as a
 # whole and block by block, and one that is being written.
 WHOLE_TRACES = 6
@@ -34,7 +37,7 @@ class Plan:
         whole: what it would take with the model in memory, about.
         streamed: what it would take with the weights on the disk, about.
         budget: what it may take; None where that is unknown, and all is taken.
-        given: whether the budget was asked for, or is what the machine has free.
+        given: whether the budget is what was asked for, or what the machine has free.
     """
 
     whole: int
@@ -70,23 +73,26 @@ class Plan:
         return f"the model is held in memory: about {whole} of {limit}"
 
 
-def plan_memory(run: Run, budget: int | None) -> Plan:
+def plan_memory(run: Run, budget: int | None, *, quantized: bool = False) -> Plan:
     """Chooses for the reference, the oracle and the re-authored model.
 
     Args:
         run: its checkpoint and case; no weights are loaded.
-        budget: in bytes; what is available if None.
+        budget: in bytes; not more than what is available, which it is if None.
+        quantized: whether quantized files are checked, too.
     """
     total, largest_tensor, largest_block = _sizes(meta_model(run.hf_config))
     trace = trace_bytes(run.port.model_config(run.hf_config), run.case)
-    available = available_memory()
-    if budget is None and available is not None:
-        available += resident_memory() or 0
+    limits = [] if budget is None else [budget]
+    if (available := available_memory()) is not None:
+        limits.append(available + (resident_memory() or 0))
+    share = QUANTIZED_SHARE if quantized else WHOLE_SHARE
+    limit = min(limits, default=None)
     return Plan(
-        whole=LIBRARIES + int(WHOLE_SHARE * total) + WHOLE_TRACES * trace,
+        whole=LIBRARIES + int(share * total) + WHOLE_TRACES * trace,
         streamed=LIBRARIES + max(largest_tensor, WIDENED * largest_block) + STREAMED_TRACES * trace,
-        budget=available if budget is None else budget,
-        given=budget is not None,
+        budget=limit,
+        given=limit == budget,
     )
 
 

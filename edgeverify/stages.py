@@ -27,6 +27,7 @@ from edgeverify.convert import convert
 from edgeverify.diagnose import diagnose
 from edgeverify.errors import PortError
 from edgeverify.mapped import forget
+from edgeverify.memory import peak_memory
 from edgeverify.noise import Floor, floor_of, widest
 from edgeverify.ops import op_findings
 from edgeverify.progress import Progress
@@ -70,6 +71,7 @@ class Run:
     verbose: bool = False
     progress: Progress = field(default_factory=Progress)
     timings: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
     files: dict[str, FileFacts] = field(default_factory=dict)
     streamed: bool = False
     memory: str = ""
@@ -136,7 +138,10 @@ class Run:
 
     @contextmanager
     def timed(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-        """A stage that progress is told of and whose seconds are added to ``timings``."""
+        """A stage that progress is told of and whose seconds are added to ``timings``.
+
+        ``peaks`` gets what the process has had at most by then, in bytes.
+        """
         start = time.perf_counter()
         try:
             with self.progress.stage(name, total) as tick:
@@ -144,6 +149,8 @@ class Run:
         finally:
             elapsed = time.perf_counter() - start
             self.timings[name] = round(self.timings.get(name, 0.0) + elapsed, 3)
+            if (peak := peak_memory()) is not None:
+                self.peaks[name] = peak
 
 
 def is_large(run: Run) -> bool:

@@ -23,6 +23,7 @@ from edgeverify.findings import report_of
 from edgeverify.memory_plan import plan_memory
 from edgeverify.ports import load_port
 from edgeverify.progress import Progress
+from edgeverify.quantization.leg import LEG as QUANTIZATION
 from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult, Report
 from edgeverify.report.words import LISTED
 from edgeverify.runtime_stages import LITERT_LM, FileRun, require_engine, without_taps
@@ -73,9 +74,10 @@ def verify(
     """
     chosen = Selectors.of(**selectors)
     run, tokenizer = prepare(port, chosen, verbose=verbose, progress=progress)
-    plan = plan_memory(run, chosen.memory_budget)
+    quantized = any(name.startswith(QUANTIZATION) for name in chosen.legs)
+    plan = plan_memory(run, chosen.memory_budget, quantized=quantized)
     run.streamed = plan.stream
-    run.memory, run.memory_budget = str(plan), chosen.memory_budget
+    run.memory, run.memory_budget = str(plan), plan.budget
     if not plan.fits:
         legs = {name: without_taps(name, UNCHECKED, run.memory) for name in chosen.legs}
         audits = {name: unchecked(name, "model", run.memory) for name in chosen.audits}

@@ -6,9 +6,11 @@ import re
 
 import pytest
 
+from edgeverify import load_port, memory_plan
 from edgeverify.errors import UsageError
-from edgeverify.memory_plan import GIB, Plan
+from edgeverify.memory_plan import GIB, Plan, plan_memory
 from edgeverify.selectors import Selectors, memory_size
+from edgeverify.verify import prepare
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,23 @@ def test_what_is_no_size(text: str) -> None:
 def test_the_way_that_is_chosen(budget: int | None, stream: bool, fits: bool, told: str) -> None:
     plan = Plan(8 * GIB, 2 * GIB, budget, given=True)
     assert (plan.stream, plan.fits, str(plan)) == (stream, fits, told)
+
+
+def test_no_more_is_planned_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = prepare(load_port("tinyllama"), Selectors.of(), verbose=False, progress=None)
+    monkeypatch.setattr(memory_plan, "available_memory", lambda: 3 * GIB)
+    monkeypatch.setattr(memory_plan, "resident_memory", lambda: GIB)
+    assert str(plan_memory(run, 20 * GIB)).endswith("of 4.0 GiB available")
+    assert str(plan_memory(run, 2 * GIB)).endswith("of 2.0 GiB allowed")
+    assert str(plan_memory(run, None)).endswith("of 4.0 GiB available")
+    monkeypatch.setattr(memory_plan, "available_memory", lambda: None)
+    assert plan_memory(run, None).budget is None
+
+
+def test_quantized_files_need_their_weights_beside_the_checkpoints() -> None:
+    run, _ = prepare(
+        load_port("tinyllama"), Selectors.of(size="1.1b"), verbose=False, progress=None
+    )
+    float32 = 4 * 1.1e9
+    plain, both = (plan_memory(run, None, quantized=told).whole for told in (False, True))
+    assert 0.8 * float32 < both - plain < float32

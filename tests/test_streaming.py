@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,64 @@ def test_a_budget_below_the_whole_model_streams(
     assert note.startswith("weights streamed from the disk: about 1.1 GiB of 2.0 GiB allowed")
     assert report.environment["memory"] == note
     assert report.environment["peak_memory"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma2", "openelm"])
+def test_a_streamed_check_of_all_legs_says_what_the_whole_one_does(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 2's head holds its final softcap in the file, OpenELM's fused q, k and v are cut."""
+    chosen: Any = {"recipes": ("float32", "dynamic_int8"), "decode_steps": 2}
+    whole = verify(name, **chosen, cache=tmp_path / "whole")
+    monkeypatch.setattr("edgeverify.memory_plan.WHOLE_TRACES", 10**6)
+    monkeypatch.setattr("edgeverify.streaming.LARGE_BYTES", 0)
+    monkeypatch.setattr("edgeverify.quantization.weights.LARGE_BYTES", 0)
+    monkeypatch.setattr("edgeverify.flatbuffer.quantization.PIECE", 1000)
+    monkeypatch.setattr("edgeverify.backends.packing.ACTIVATIONS", 0)
+    size = (tmp_path / "whole").glob("converted/*.tflite")
+    room = 2 * max(path.stat().st_size for path in size)
+    monkeypatch.setattr("edgeverify.backends.packing.available_memory", lambda: room)
+    lean = verify(name, **chosen, cache=tmp_path / "lean")
+    assert lean.passed
+    assert list(lean.legs) == ["authoring", "conversion", "quantization:dynamic_int8"]
+    assert "streamed from the disk" in lean.environment["memory"]
+    (note,) = lean.legs["conversion"].notes
+    assert note.startswith("XNNPACK packs the weights in a file, once")
+    for leg, result in whole.legs.items():
+        assert result.taps == lean.legs[leg].taps, leg
+    assert whole.audits == lean.audits
+
+
+@pytest.mark.slow
+def test_a_streamed_port_that_fails_is_diagnosed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = load_port("tinyllama")
+
+    def config(hf_config: Any) -> Any:
+        return right.model_config({**hf_config, "rope_theta": 3800.0})
+
+    wrong = dataclasses.replace(right, model_config=config)
+    whole = verify(wrong, cache=tmp_path / "whole")
+    monkeypatch.setattr("edgeverify.memory_plan.WHOLE_TRACES", 10**6)
+    lean = verify(wrong, cache=tmp_path / "lean")
+    assert "streamed from the disk" in lean.environment["memory"]
+    assert lean.outcome == whole.outcome == "fail"
+    assert lean.findings == whole.findings
+    for leg, result in whole.legs.items():
+        assert result.first_divergence == lean.legs[leg].first_divergence
+
+
+@pytest.mark.slow
+def test_a_file_that_fits_nowhere_is_unchecked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeverify.backends.packing.available_memory", lambda: 0)
+    report = verify("tinyllama", recipes=("float32", "dynamic_int8"), cache=tmp_path)
+    assert report.outcome == "unchecked"
+    assert report.legs["authoring"].outcome == "pass"
+    reason = report.legs["conversion"].reason
+    assert "XNNPACK packs its weights, about 0.0 GiB in memory" in reason
+    assert "--kernel builtin" in reason
+    assert report.legs["quantization:dynamic_int8"].reason == "there is no file to run"

@@ -128,6 +128,7 @@ def _with_weights(run: Run, path: Path, weights: FileWeights) -> Run:
         run.verbose,
         run.progress,
         run.timings,
+        run.peaks,
         streamed=run.streamed,
         memory=run.memory,
         memory_budget=run.memory_budget,
