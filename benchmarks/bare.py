@@ -61,7 +61,7 @@ class Bare:
     """A user's script, in parts."""
 
     def __init__(self, given: Path) -> None:
-        import litert_torch.generative
+        import litert_torch.generative  # noqa: F401
         import torch
         import transformers  # noqa: F401
 

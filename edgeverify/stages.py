@@ -18,6 +18,7 @@ import torch
 
 from edgeverify import artifacts, fingerprint, taps
 from edgeverify.audits.bits import checksums
+from edgeverify.audits.reading import FileReading
 from edgeverify.audits.run import Auditor
 from edgeverify.backends import reauthored, reference, tflite
 from edgeverify.case import Case
@@ -51,6 +52,19 @@ REFERENCE_SOURCES = (
     "references/*.py",
     "taps.py",
 )
+AUDIT_SOURCES = (
+    "audits/*.py",
+    "case.py",
+    "flatbuffer/*.py",
+    "hf.py",
+    "references/*.py",
+    "report/model.py",
+    "taps.py",
+)
+
+
+class _NotKeptError(Exception):
+    """What was made is not for the cache."""
 
 
 @dataclass
@@ -287,10 +301,42 @@ def audit_port(run: Run, auditor: Auditor) -> None:
 
 
 def audit_file(run: Run, auditor: Auditor, path: Path) -> None:
-    """The audits of the converted file, added to those of the port."""
-    model = run.model()
+    """The audits of the converted file, added to those of the port.
+
+    What was read from the same file, for the same case and checkpoint, is in the cache.
+    """
+    model, case = run.model(), run.case
+    key = artifacts.digest(
+        "read-file",
+        CACHE_VERSION,
+        artifacts.versions(),
+        artifacts.source_digest(*AUDIT_SOURCES),
+        artifacts.file_digest(path, root=run.cache),
+        run.checkpoint.identity,
+        run.hf_config,
+        fingerprint.of_config(model.config),
+        [case.kv_layout, list(case.prefill_lengths), case.kv_cache_len, case.decode_batch],
+        [case.mask_as_input, case.prefill_logits, list(run.port.mask_kinds), auditor.for_engine],
+    )
+
+    def remember(read: Callable[[], FileReading]) -> FileReading:
+        found: list[FileReading] = []
+
+        def make(target: Path) -> None:
+            found.append(read())
+            text = found[0].to_json() if found[0].whole else ""
+            if not text:  # not to be kept
+                raise _NotKeptError
+            target.write_text(text, encoding="utf-8")
+
+        try:
+            entry = artifacts.cached("read-files", key, ".json", make, root=run.cache)
+        except _NotKeptError:
+            return found[0]
+        return found[0] if found else FileReading.from_json(entry.read_text(encoding="utf-8"))
+
     with run.timed("audits"):
-        auditor.file(path, model, run.state())
+        auditor.file(path, model, run.state(), remember)
 
 
 def run_reauthored(

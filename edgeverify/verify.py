@@ -42,6 +42,7 @@ from edgeverify.stages import (
     run_reauthored,
 )
 from edgeverify.sublayers import named_alone
+from edgeverify.tokens import RememberedTokenizer
 from edgeverify.trace import Trace
 from models.port import Port
 
@@ -159,7 +160,7 @@ def _judge_legs(
         return legs, traces, causes
     try:
         path = converted(run)
-        run.files["conversion"] = file_facts(path)
+        run.files["conversion"] = file_facts(path, run.cache)
         file = _conversion_leg(
             run, path, auditor, whole, baselines["conversion"], authoring_passed=passed
         )
@@ -204,8 +205,11 @@ def prepare(
         ) from error
     tokenizer = None
     if opened.tokenizer_dir is not None:
-        tokenizer = inputs.load_tokenizer(
-            opened.tokenizer_dir, opened.gguf_file, trust_remote_code=chosen.trust_remote_code
+        tokenizer = RememberedTokenizer(
+            opened.tokenizer_dir,
+            opened.gguf_file,
+            trust_remote_code=chosen.trust_remote_code,
+            cache=chosen.cache,
         )
     require_engine(chosen.runtimes, tokenizer)
     case = inputs.plan_case(

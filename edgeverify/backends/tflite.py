@@ -29,7 +29,9 @@ from edgeverify.flatbuffer import (
     Instrumentation,
     Located,
     ModelFile,
+    Skeleton,
     instrument,
+    instrumented,
 )
 from edgeverify.memory import available_memory
 from edgeverify.quiet import quiet
@@ -63,7 +65,7 @@ def run_file(
 ) -> tuple[Trace, Trace | None]:
     """Runs a file as a whole, and block by block on the oracle's inputs.
 
-    The two instrumented copies are kept in the cache as long as they are small.
+    The two instrumented copies, or their tables, are kept in the cache.
 
     Args:
         path: the converted file.
@@ -142,22 +144,28 @@ def instrumented_copy(
 ) -> Iterator[Path]:
     """A copy of ``path`` that also returns its taps.
 
-    A small one comes from the cache; a large one is made for the time being, because it takes as
-    much room as the file and is made in seconds.
+    A small one comes from the cache. Of a large one the cache keeps the table, and the weights are
+    put behind it for the time being: they take as much room as the file, and no time.
     """
-    if path.stat().st_size > LARGEST_KEPT_COPY:
-        with TemporaryDirectory(dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
-            instrument(path, temporary, isolate=isolate, every_tap=every_tap)
-            yield temporary
-        return
     sources = artifacts.source_digest("flatbuffer/*.py")
     key = artifacts.digest(sources, artifacts.file_digest(path, root=root), isolate, every_tap)
+    if path.stat().st_size <= LARGEST_KEPT_COPY:
 
-    def make(target: Path) -> None:
-        instrument(path, target, isolate=isolate, every_tap=every_tap)
+        def make(target: Path) -> None:
+            instrument(path, target, isolate=isolate, every_tap=every_tap)
 
-    yield artifacts.cached("instrumented", key, ".tflite", make, root=root)
+        yield artifacts.cached("instrumented", key, ".tflite", make, root=root)
+        return
+
+    def make_table(target: Path) -> None:
+        skeleton, _ = instrumented(path, isolate=isolate, every_tap=every_tap)
+        skeleton.save(target)
+
+    table = artifacts.cached("instrumented", key, ".safetensors", make_table, root=root)
+    with TemporaryDirectory(dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        Skeleton.load(table).assemble(path, temporary)
+        yield temporary
 
 
 def run(
