@@ -33,6 +33,7 @@ from edgeverify.progress import Progress
 from edgeverify.report.model import FileFacts, Finding, LegResult
 from edgeverify.streaming import FusingOnDisk, forgetting, put_on_disk
 from edgeverify.trace import Trace
+from models import is_registered
 from models.port import LoadError, Port, build_model
 
 if TYPE_CHECKING:
@@ -394,7 +395,9 @@ def converted(run: Run) -> Path:
     key = artifacts.digest(
         "converted",
         CACHE_VERSION,
-        artifacts.versions(),
+        # No registered port imports transformers (tests/test_imports.py), and neither do
+        # litert-torch's layers and converter. Another port may do anything.
+        artifacts.versions(*(("transformers",) if is_registered(run.port) else ())),
         run.checkpoint.identity,
         artifacts.source_digest("convert.py"),
         fingerprint.of_module(model),

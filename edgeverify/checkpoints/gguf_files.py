@@ -53,7 +53,9 @@ _NOISE = (
 
 @dataclass(frozen=True)
 class OpenedGguf:
-    """A GGUF that passed: its config, the digest of its contents, a note, and how to load it.
+    """A GGUF that passed: its config, a digest, a note, and how to load it.
+
+    The digest is of its contents and of the versions of what turns them into tensors.
 
     ``plan`` dequantizes it where that has not been done, and gives what ``load_tensors`` takes.
     """
@@ -112,7 +114,7 @@ def open_gguf(
         take, copies = resolve(expected, entries, file)
         return SAFETENSORS, entries, take, copies, file
 
-    return OpenedGguf(config, contents, note, plan)
+    return OpenedGguf(config, key, note, plan)
 
 
 def _judge(
