@@ -210,7 +210,7 @@ def least(given: Path) -> None:
     bare.run_file("file.tflite")
 
 
-def cold(given: Path, cache: Path, checkpoint: Path) -> None:
+def cold(given: Path, checkpoint: Path) -> None:
     bare = Bare(given)
     from transformers import AutoModelForCausalLM
 
@@ -219,7 +219,7 @@ def cold(given: Path, cache: Path, checkpoint: Path) -> None:
         checkpoint, gguf_file=gguf.name, dtype=bare.torch.float32
     )
     state = {k: v for k, v in loaded.state_dict().items() if k != "lm_head.weight"}
-    reference_passes(bare, state, cache, checkpoint)
+    reference_passes(bare, state)
     model = bare.reauthored(state)
     bare.run_blocks(model)
     bare.convert(model, given / "bare.tflite")
@@ -227,11 +227,10 @@ def cold(given: Path, cache: Path, checkpoint: Path) -> None:
     bare.run_files()
 
 
-def reference_passes(bare: Bare, state: dict[str, Any], cache: Path, checkpoint: Path) -> None:
+def reference_passes(bare: Bare, state: dict[str, Any]) -> None:
     from edgeverify.backends import reference
     from edgeverify.case import Case, Step
 
-    del cache, checkpoint
     steps = tuple(
         Step(f"{'decode' if s[0] == 'decode' else 'prefill'}.{i}", s[0], s[1], s[2], tuple(s[3]))
         for i, s in enumerate(bare.steps)

@@ -93,6 +93,7 @@ def run_file(
         "window": window,
         "kernel": kernel,
         "num_threads": num_threads,
+        "cache": cache,
         "tick": shared_tick,
     }
     with instrumented_copy(path, root=cache) as tapped:
@@ -131,6 +132,7 @@ def run_every_tap(
             window=window,
             instrumented=cut,
             inject=oracle.arrays,
+            cache=cache,
         )
         found = _instrumentation(cut, isolated=True) or {}
     for step in case.steps:
@@ -180,6 +182,7 @@ def run(
     inject: Mapping[str, np.ndarray] | None = None,
     num_threads: int | None = None,
     opener: Callable[..., Any] | None = None,
+    cache: Path | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Trace:
     """Runs every step of ``case`` from an empty cache.
@@ -197,6 +200,7 @@ def run(
             copy that isolates; everything is then recorded from that copy.
         num_threads: of the interpreter; the machine's if left out.
         opener: opens a file in another runtime, as ``open_file`` does in this one.
+        cache: another cache than the default one, for the file's digest.
         tick: called after every call of a signature.
 
     Returns:
@@ -221,7 +225,7 @@ def run(
             "kernel": kernel,
             "num_threads": num_threads,
             "file": path.name,
-            "file_sha256": artifacts.file_digest(path),
+            "file_sha256": artifacts.file_digest(path, root=cache),
             "isolated": inject is not None,
             "versions": artifacts.versions(),
         }
