@@ -20,7 +20,7 @@ from edgeverify import artifacts, fingerprint, taps
 from edgeverify.audits.bits import checksums
 from edgeverify.audits.reading import FileReading
 from edgeverify.audits.run import Auditor
-from edgeverify.backends import reauthored, reference, tflite
+from edgeverify.backends import reauthored, tflite
 from edgeverify.case import Case
 from edgeverify.checkpoints import Checkpoint
 from edgeverify.compare import Baseline
@@ -179,6 +179,13 @@ def fitting_threads(run: Run) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _reference() -> Any:
+    """The reference's backend. It imports transformers' models, so: where it is to run."""
+    from edgeverify.backends import reference
+
+    return reference
+
+
 def reference_baselines(
     run: Run, *, with_file: bool, summed: Baseline | None = None
 ) -> dict[str, Baseline]:
@@ -206,7 +213,7 @@ def reference_baselines(
 
     def model() -> Any:
         if not built:
-            built.append(reference.build(run.hf_config, run.state()))
+            built.append(_reference().build(run.hf_config, run.state()))
         return built[0]
 
     def cached(kind: str, make: Callable[[], Trace]) -> Trace:
@@ -217,7 +224,7 @@ def reference_baselines(
     def stepwise(inject: Trace | None) -> Trace:
         steps = len(run.case.steps)
         with forgetting(model()), run.timed("reference, float32", steps) as tick:
-            trace, used = reference.run(model(), run.case, inject=inject, tick=tick)
+            trace, used = _reference().run(model(), run.case, inject=inject, tick=tick)
         trace.provenance["decode_tokens"] = [s.tokens[0] for s in used.steps if s.is_decode]
         return trace
 
@@ -225,14 +232,14 @@ def reference_baselines(
         """The other float32 run's floor."""
         name = "reference, float32 summed in order" if sequential else "reference, float32"
         with forgetting(model()), run.timed(name):
-            other = reference.run_otherwise(
+            other = _reference().run_otherwise(
                 model(), run.case, inject=inject, sequential=sequential, linear=summed is None
             )
         return Trace(dict(floor_of(oracle.arrays, other.arrays)))
 
     def oracle_run() -> Trace:
         with forgetting(model()), run.timed("oracle, float64"):
-            return reference.run_oracle(model(), run.case)
+            return _reference().run_oracle(model(), run.case)
 
     def isolated_floor() -> Trace:
         first = floor_of(oracle.arrays, stepwise(oracle).arrays)

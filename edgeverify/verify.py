@@ -83,7 +83,7 @@ def verify(
         return report_of(run, legs, audits, tokenizer, {})
     with fitting_threads(run):
         for_engine = LITERT_LM in chosen.runtimes
-        auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds, for_engine)
+        auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds, for_engine, cache=run.cache)
         try:
             audit_port(run, auditor)
             legs, traces, causes = _judge_legs(run, chosen, auditor, tokenizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from edgeverify.audits.model import (
 from edgeverify.audits.reading import FileReading, not_made, read_file
 from edgeverify.audits.weights import State, audit_module
 from edgeverify.case import Case
+from edgeverify.described import described
 from edgeverify.report.model import FAIL
 
 
@@ -41,6 +42,7 @@ class Auditor:
         for_engine: the file is to run in LiteRT-LM; that it would be refused is a failure then.
         results: the audits so far, by name.
         engine_refusal: why LiteRT-LM would refuse the file, or "".
+        cache: another cache than the default one.
     """
 
     hf_config: Mapping[str, Any]
@@ -49,6 +51,7 @@ class Auditor:
     for_engine: bool = False
     results: dict[str, AuditResult] = field(default_factory=dict)
     engine_refusal: str = ""
+    cache: Path | None = None
     _declared: Readings | None = None
     _read: list[Readings] = field(default_factory=list)
     _of_module: AuditResult | None = None
@@ -61,7 +64,7 @@ class Auditor:
             state: the checkpoint, HF names → float32 tensors.
         """
         try:
-            self._declared = declared(self.hf_config)
+            self._declared = self._read_config()
             config: Any = model.config
             self._read = [of_config(config), of_module(model)]
             self.results[CONFIG] = self._config()
@@ -76,7 +79,7 @@ class Auditor:
     def config_alone(self, config: Any) -> None:
         """Audits a ``ModelConfig`` of which no module could be built or loaded."""
         try:
-            self._declared = declared(self.hf_config)
+            self._declared = self._read_config()
             self._read = [of_config(config)]
             self.results[CONFIG] = self._config()
         except Exception as error:
@@ -124,6 +127,11 @@ class Auditor:
         self._read.append(found.readings)
         self.results[CONFIG] = merged(CONFIG, [self._config(), found.attributes])
         self.results[WEIGHTS] = merged(WEIGHTS, [self._of_module, found.constants])
+
+    def _read_config(self) -> Readings:
+        make = lambda: asdict(declared(self.hf_config))  # noqa: E731
+        sources = ("audits/declared.py", "audits/masks.py", "audits/model.py", "audits/probe.py")
+        return Readings(**described("declared", self.hf_config, sources, make, self.cache))
 
     def _config(self) -> AuditResult:
         assert self._declared is not None

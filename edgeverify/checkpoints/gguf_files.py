@@ -89,17 +89,20 @@ def open_gguf(
     key = artifacts.digest(_FORMAT, contents, {p: metadata.version(p) for p in _PACKAGES})
     judged: list[tuple[dict[str, Any], Expected, str]] = []
 
-    def judge(own: dict[str, Any]) -> None:
-        judged[:] = [_judge(own, weights, port, size)]
+    def expect(config: dict[str, Any], where: object) -> Expected:
+        return expected_tensors(configs.build_reference(config, port, where))
+
+    def remembered(config: dict[str, Any], where: object) -> Expected:
+        return configs.expected_of(config, port, where, cache_root)
 
     def make(target: Path) -> None:
         own = _read_config(file, trust_remote_code)
-        judge(own)  # before anything is kept
+        judged.append(_judge(own, weights, port, size, expect))  # before anything is kept
         target.write_text(json.dumps(own, sort_keys=True))
 
     noted = artifacts.cached("gguf-config", key, ".json", make, root=cache_root)
     if not judged:
-        judge(read_json(noted))
+        judged.append(_judge(read_json(noted), weights, port, size, remembered))
     config, expected, note = judged[0]
 
     def plan() -> Plan:
@@ -118,7 +121,11 @@ def open_gguf(
 
 
 def _judge(
-    own: dict[str, Any], weights: Weights, port: Port, size: str | None
+    own: dict[str, Any],
+    weights: Weights,
+    port: Port,
+    size: str | None,
+    expect: Callable[[dict[str, Any], object], Expected],
 ) -> tuple[dict[str, Any], Expected, str]:
     file = weights.files[0]
     configs.require_family(own, port, file)
@@ -129,7 +136,7 @@ def _judge(
         config, where = configs.of_files(weights, port, size)
     else:
         configs.require_agreement(own, port, size, file)
-    expected = expected_tensors(configs.build_reference(config, port, where))
+    expected = expect(config, where)
     if config is not own and (differing := hf.config_differences(config, own)):
         note += f", with config.json's {', '.join(differing)} instead of its own"
     return config, expected, note
