@@ -55,10 +55,16 @@ def cache_root() -> Path:
     return Path.home() / ".cache" / "edgeverify"
 
 
-def versions() -> dict[str, str]:
-    """Installed package → version, read without importing any of them."""
+def versions(*without: str) -> dict[str, str]:
+    """Installed package → version, read without importing any of them.
+
+    Args:
+        without: packages that what is made does not depend on.
+    """
     found = {}
     for package in PACKAGES:
+        if package in without:
+            continue
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

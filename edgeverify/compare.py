@@ -132,9 +132,10 @@ def compare(
             forget(candidate[key], oracle[key])
     for key, rows, pooled in _pools(measured):
         first = _first_position(key, starts)
-        results[key] = _judge(key, rows, pooled, limits, first)
+        ratios = rows.ratios(pooled.rms_floor)
+        results[key] = _judge(key, rows, ratios, pooled, limits, first)
         if rows_out is not None:
-            rows_out[key] = rows.ratios(pooled.rms_floor)
+            rows_out[key] = ratios
         if results[key].outcome == PASS and taps.split(key)[1] == taps.LOGITS:
             results[key] = _judge_greedy(results[key], candidate, oracle, floor, limits, first)
     wanted = set(expected)
@@ -203,9 +204,13 @@ def _pools(
 
 
 def _judge(
-    key: str, rows: noise.RowErrors, pooled: noise.RowErrors, limits: Thresholds, first: int
+    key: str,
+    rows: noise.RowErrors,
+    ratios: np.ndarray,
+    pooled: noise.RowErrors,
+    limits: Thresholds,
+    first: int,
 ) -> TapResult:
-    ratios = rows.ratios(pooled.rms_floor)
     worst = int(ratios.argmax())
     own, row_ratio = rows.error_ratio, float(ratios[worst])
     reasons = []

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
-from edgeverify import taps
+from edgeverify import artifacts, taps
 from edgeverify.flatbuffer.graph import KV_INPUT as KV_OUTPUT
 from edgeverify.flatbuffer.graph import ModelFile
 from edgeverify.flatbuffer.locate import locate_taps
 from edgeverify.report.model import FileFacts
 
 
-def file_facts(path: Path) -> FileFacts:
-    """The facts of a decoder's file.
+def file_facts(path: Path, cache: Path | None = None) -> FileFacts:
+    """The facts of a decoder's file, from the cache or by parsing it.
 
     Args:
         path: a .tflite with the signatures that ``edgeverify convert`` gives it.
+        cache: another cache than the default one.
 
     Raises:
         ArtifactError: the file cannot be read.
     """
+    code = artifacts.source_digest("file_facts.py", "flatbuffer/*.py", "taps.py")
+    key = artifacts.digest("facts", code, artifacts.file_digest(path, root=cache))
+    write = lambda target: target.write_text(json.dumps(asdict(_read(path))))  # noqa: E731
+    entry = artifacts.cached("facts", key, ".json", write, root=cache)
+    return FileFacts(**json.loads(entry.read_text()))
+
+
+def _read(path: Path) -> FileFacts:
     file = ModelFile(path)
     ops, graphs, nodes = {}, {}, {}
     for name, signature in file.signatures.items():

@@ -69,6 +69,6 @@ def file_legs(
             out.legs |= {other: without_taps(other, UNCHECKED, reason) for other in others}
             continue
         out.traces[name] = checked.file.trace
-        run.files[name] = file_facts(checked.file.path)
+        run.files[name] = file_facts(checked.file.path, run.cache)
         out.add(*run_runtimes(run, chosen.runtimes, checked.file, tokenizer, refusal, suffix))
     return out

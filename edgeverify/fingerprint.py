@@ -60,6 +60,11 @@ def of_module(model: nn.Module) -> str:
     return code.sha.hexdigest()
 
 
+def of_config(config: Any) -> str:
+    """Digest of a ``ModelConfig``: its values, and the code of the functions that it holds."""
+    return hashlib.sha256(_describe(config).encode()).hexdigest()
+
+
 def _describe(value: Any) -> str:
     """``repr`` without addresses: a function is its name and code."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from edgeverify.case import (
     plan_steps,
     prompt_length,
 )
-from edgeverify.errors import CheckpointError, UsageError
+from edgeverify.errors import UsageError
 from edgeverify.selectors import Selectors
 
 # Of our own. Plain prose, so that a trained model is run where it was trained.
@@ -29,28 +28,6 @@ PROSE = (
     "later why she had become a scientist, she said that it began with a column of numbers that "
     "did not agree with her."
 )
-
-
-def load_tokenizer(directory: Path, gguf_file: str | None, *, trust_remote_code: bool) -> Any:
-    """The checkpoint's tokenizer.
-
-    Raises:
-        CheckpointError: it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if gguf_file is not None:
-        options["gguf_file"] = gguf_file
-    try:
-        return AutoTokenizer.from_pretrained(str(directory), **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CheckpointError(
-            f"the tokenizer cannot be loaded ({error})",
-            where=directory,
-            expected="tokenizer.json or tokenizer.model beside the weights",
-            fix="add the tokenizer's files, or leave out --prompt",
-        ) from error
 
 
 def plan_case(

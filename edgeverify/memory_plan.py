@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeverify.case import Case
+from edgeverify.described import described
 from edgeverify.hf import meta_model
 from edgeverify.memory import available_memory, resident_memory
 from edgeverify.stages import Run
@@ -81,7 +82,7 @@ def plan_memory(run: Run, budget: int | None, *, quantized: bool = False) -> Pla
         budget: in bytes; not more than what is available, which it is if None.
         quantized: whether quantized files are checked, too.
     """
-    total, largest_tensor, largest_block = _sizes(meta_model(run.hf_config))
+    total, largest_tensor, largest_block = _sizes(run)
     trace = trace_bytes(run.port.model_config(run.hf_config), run.case)
     limits = [] if budget is None else [budget]
     if (available := available_memory()) is not None:
@@ -114,8 +115,14 @@ def trace_bytes(config: Any, case: Case) -> int:
     return 4 * int(values)
 
 
-def _sizes(model: Any) -> tuple[int, int, int]:
+def _sizes(run: Run) -> tuple[int, int, int]:
     """Float32 bytes of all parameters, of the largest, and of the largest block."""
+    make = lambda: _measured(meta_model(run.hf_config))  # noqa: E731
+    total, tensor, block = described("sizes", run.hf_config, ("memory_plan.py",), make, run.cache)
+    return total, tensor, block
+
+
+def _measured(model: Any) -> list[int]:
     sizes = {name: 4 * parameter.numel() for name, parameter in model.named_parameters()}
     blocks: dict[str, int] = {}
     for name, size in sizes.items():
@@ -123,7 +130,7 @@ def _sizes(model: Any) -> tuple[int, int, int]:
         if rest:
             block = owner + rest.split(".")[0]
             blocks[block] = blocks.get(block, 0) + size
-    return sum(sizes.values()), max(sizes.values()), max(blocks.values(), default=0)
+    return [sum(sizes.values()), max(sizes.values()), max(blocks.values(), default=0)]
 
 
 def _gib(size: int) -> str:

@@ -40,7 +40,8 @@ def quantized(path: Path, recipe: Recipe, *, cache: Path | None = None) -> Path:
     key = artifacts.digest(
         "quantized",
         CACHE_VERSION,
-        artifacts.versions(),
+        # ai-edge-quantizer knows nothing of transformers, and the file is told by its bytes.
+        artifacts.versions("transformers"),
         artifacts.file_digest(path, root=cache),
         list(recipe.rules),
     )

@@ -18,8 +18,9 @@ import torch
 
 from edgeverify import artifacts, fingerprint, taps
 from edgeverify.audits.bits import checksums
+from edgeverify.audits.reading import FileReading
 from edgeverify.audits.run import Auditor
-from edgeverify.backends import reauthored, reference, tflite
+from edgeverify.backends import reauthored, tflite
 from edgeverify.case import Case
 from edgeverify.checkpoints import Checkpoint
 from edgeverify.compare import Baseline
@@ -34,6 +35,7 @@ from edgeverify.progress import Progress
 from edgeverify.report.model import FileFacts, Finding, LegResult
 from edgeverify.streaming import FusingOnDisk, forgetting, put_on_disk
 from edgeverify.trace import Trace
+from models import is_registered
 from models.port import LoadError, Port, build_model
 
 if TYPE_CHECKING:
@@ -53,6 +55,19 @@ REFERENCE_SOURCES = (
     "references/*.py",
     "taps.py",
 )
+AUDIT_SOURCES = (
+    "audits/*.py",
+    "case.py",
+    "flatbuffer/*.py",
+    "hf.py",
+    "references/*.py",
+    "report/model.py",
+    "taps.py",
+)
+
+
+class _NotKeptError(Exception):
+    """What was made is not for the cache."""
 
 
 @dataclass
@@ -174,6 +189,13 @@ def fitting_threads(run: Run) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _reference() -> Any:
+    """The reference's backend. It imports transformers' models, so: where it is to run."""
+    from edgeverify.backends import reference
+
+    return reference
+
+
 def reference_baselines(
     run: Run, *, with_file: bool, summed: Baseline | None = None
 ) -> dict[str, Baseline]:
@@ -201,7 +223,7 @@ def reference_baselines(
 
     def model() -> Any:
         if not built:
-            built.append(reference.build(run.hf_config, run.state()))
+            built.append(_reference().build(run.hf_config, run.state()))
         return built[0]
 
     def cached(kind: str, make: Callable[[], Trace]) -> Trace:
@@ -212,7 +234,7 @@ def reference_baselines(
     def stepwise(inject: Trace | None) -> Trace:
         steps = len(run.case.steps)
         with forgetting(model()), run.timed("reference, float32", steps) as tick:
-            trace, used = reference.run(model(), run.case, inject=inject, tick=tick)
+            trace, used = _reference().run(model(), run.case, inject=inject, tick=tick)
         trace.provenance["decode_tokens"] = [s.tokens[0] for s in used.steps if s.is_decode]
         return trace
 
@@ -220,14 +242,14 @@ def reference_baselines(
         """The other float32 run's floor."""
         name = "reference, float32 summed in order" if sequential else "reference, float32"
         with forgetting(model()), run.timed(name):
-            other = reference.run_otherwise(
+            other = _reference().run_otherwise(
                 model(), run.case, inject=inject, sequential=sequential, linear=summed is None
             )
         return Trace(dict(floor_of(oracle.arrays, other.arrays)))
 
     def oracle_run() -> Trace:
         with forgetting(model()), run.timed("oracle, float64"):
-            return reference.run_oracle(model(), run.case)
+            return _reference().run_oracle(model(), run.case)
 
     def isolated_floor() -> Trace:
         first = floor_of(oracle.arrays, stepwise(oracle).arrays)
@@ -297,10 +319,42 @@ def audit_port(run: Run, auditor: Auditor) -> None:
 
 
 def audit_file(run: Run, auditor: Auditor, path: Path) -> None:
-    """The audits of the converted file, added to those of the port."""
-    model = run.model()
+    """The audits of the converted file, added to those of the port.
+
+    What was read from the same file, for the same case and checkpoint, is in the cache.
+    """
+    model, case = run.model(), run.case
+    key = artifacts.digest(
+        "read-file",
+        CACHE_VERSION,
+        artifacts.versions(),
+        artifacts.source_digest(*AUDIT_SOURCES),
+        artifacts.file_digest(path, root=run.cache),
+        run.checkpoint.identity,
+        run.hf_config,
+        fingerprint.of_config(model.config),
+        [case.kv_layout, list(case.prefill_lengths), case.kv_cache_len, case.decode_batch],
+        [case.mask_as_input, case.prefill_logits, list(run.port.mask_kinds), auditor.for_engine],
+    )
+
+    def remember(read: Callable[[], FileReading]) -> FileReading:
+        found: list[FileReading] = []
+
+        def make(target: Path) -> None:
+            found.append(read())
+            text = found[0].to_json() if found[0].whole else ""
+            if not text:  # not to be kept
+                raise _NotKeptError
+            target.write_text(text, encoding="utf-8")
+
+        try:
+            entry = artifacts.cached("read-files", key, ".json", make, root=run.cache)
+        except _NotKeptError:
+            return found[0]
+        return found[0] if found else FileReading.from_json(entry.read_text(encoding="utf-8"))
+
     with run.timed("audits"):
-        auditor.file(path, model, run.state())
+        auditor.file(path, model, run.state(), remember)
 
 
 def run_reauthored(
@@ -359,7 +413,9 @@ def converted(run: Run) -> Path:
     key = artifacts.digest(
         "converted",
         CACHE_VERSION,
-        artifacts.versions(),
+        # No registered port imports transformers (tests/test_imports.py), and neither do
+        # litert-torch's layers and converter. Another port may do anything.
+        artifacts.versions(*(("transformers",) if is_registered(run.port) else ())),
         run.checkpoint.identity,
         artifacts.source_digest("convert.py"),
         fingerprint.of_module(model),

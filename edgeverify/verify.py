@@ -43,6 +43,7 @@ from edgeverify.stages import (
     run_reauthored,
 )
 from edgeverify.sublayers import named_alone
+from edgeverify.tokens import RememberedTokenizer
 from edgeverify.trace import Trace
 from models.port import Port
 
@@ -84,7 +85,7 @@ def verify(
         return report_of(run, legs, audits, tokenizer, {})
     with fitting_threads(run):
         for_engine = LITERT_LM in chosen.runtimes
-        auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds, for_engine)
+        auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds, for_engine, cache=run.cache)
         try:
             audit_port(run, auditor)
             legs, traces, causes = _judge_legs(run, chosen, auditor, tokenizer)
@@ -161,7 +162,7 @@ def _judge_legs(
         return legs, traces, causes
     try:
         path = converted(run)
-        run.files["conversion"] = file_facts(path)
+        run.files["conversion"] = file_facts(path, run.cache)
         file = _conversion_leg(
             run, path, auditor, whole, baselines["conversion"], authoring_passed=passed
         )
@@ -208,8 +209,11 @@ def prepare(
         ) from error
     tokenizer = None
     if opened.tokenizer_dir is not None:
-        tokenizer = inputs.load_tokenizer(
-            opened.tokenizer_dir, opened.gguf_file, trust_remote_code=chosen.trust_remote_code
+        tokenizer = RememberedTokenizer(
+            opened.tokenizer_dir,
+            opened.gguf_file,
+            trust_remote_code=chosen.trust_remote_code,
+            cache=chosen.cache,
         )
     require_engine(chosen.runtimes, tokenizer)
     case = inputs.plan_case(

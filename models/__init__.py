@@ -88,3 +88,8 @@ def load(name: str) -> Port:
     entry = CATALOGUE[name]
     port: Port = getattr(import_module(entry.module), entry.attribute)
     return port
+
+
+def is_registered(port: Port) -> bool:
+    """Whether a port is the catalogue's own, and no variant of it."""
+    return port.name in CATALOGUE and load(port.name) is port

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgeverify import inputs
 from edgeverify.case import Case, cache_rows_needed, prompt_length
-from edgeverify.errors import CheckpointError, UsageError
+from edgeverify.errors import UsageError
 from edgeverify.selectors import Selectors
 
 VOCABULARY = 331
@@ -117,10 +116,3 @@ def test_the_cache_takes_the_models_last_position_before_it_is_refused() -> None
     assert needed < plan().kv_cache_len
     with pytest.raises(UsageError):
         plan(positions=needed - 1)
-
-
-def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError) as error:
-        inputs.load_tokenizer(tmp_path, None, trust_remote_code=False)
-    assert error.value.where == str(tmp_path)
-    assert error.value.fix == "add the tokenizer's files, or leave out --prompt"

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from edgeverify.audits.attributes import odd_attributes
 from edgeverify.audits.authored import of_config, of_module
 from edgeverify.audits.config import audit_config, audit_mask_inputs
-from edgeverify.audits.constants import find_weights
-from edgeverify.audits.converted import of_file
 from edgeverify.audits.declared import declared
-from edgeverify.audits.file_weights import audit_file
 from edgeverify.audits.model import (
     CONFIG,
     SIGNATURES,
@@ -25,13 +21,11 @@ from edgeverify.audits.model import (
     merged,
     unchecked,
 )
-from edgeverify.audits.signatures import audit_signatures, litert_lm_accepts
+from edgeverify.audits.reading import FileReading, not_made, read_file
 from edgeverify.audits.weights import State, audit_module
 from edgeverify.case import Case
-from edgeverify.flatbuffer import ModelFile, locate_taps
+from edgeverify.described import described
 from edgeverify.report.model import FAIL
-
-DECODE = "decode"
 
 
 @dataclass
@@ -48,6 +42,7 @@ class Auditor:
         for_engine: the file is to run in LiteRT-LM; that it would be refused is a failure then.
         results: the audits so far, by name.
         engine_refusal: why LiteRT-LM would refuse the file, or "".
+        cache: another cache than the default one.
     """
 
     hf_config: Mapping[str, Any]
@@ -56,6 +51,7 @@ class Auditor:
     for_engine: bool = False
     results: dict[str, AuditResult] = field(default_factory=dict)
     engine_refusal: str = ""
+    cache: Path | None = None
     _declared: Readings | None = None
     _read: list[Readings] = field(default_factory=list)
     _of_module: AuditResult | None = None
@@ -68,26 +64,26 @@ class Auditor:
             state: the checkpoint, HF names → float32 tensors.
         """
         try:
-            self._declared = declared(self.hf_config)
+            self._declared = self._read_config()
             config: Any = model.config
             self._read = [of_config(config), of_module(model)]
             self.results[CONFIG] = self._config()
         except Exception as error:
-            self.results[CONFIG] = _not_made(CONFIG, "HF config or module", error)
+            self.results[CONFIG] = not_made(CONFIG, "HF config or module", error)
         try:
             self._of_module = audit_module(model, state)
         except Exception as error:
-            self._of_module = _not_made(WEIGHTS, "module", error)
+            self._of_module = not_made(WEIGHTS, "module", error)
         self.results[WEIGHTS] = self._of_module
 
     def config_alone(self, config: Any) -> None:
         """Audits a ``ModelConfig`` of which no module could be built or loaded."""
         try:
-            self._declared = declared(self.hf_config)
+            self._declared = self._read_config()
             self._read = [of_config(config)]
             self.results[CONFIG] = self._config()
         except Exception as error:
-            self.results[CONFIG] = _not_made(CONFIG, "HF config", error)
+            self.results[CONFIG] = not_made(CONFIG, "HF config", error)
 
     @property
     def failures(self) -> list[str]:
@@ -95,38 +91,47 @@ class Auditor:
         found = (check for audit in self.results.values() for check in audit.odd)
         return [str(check) for check in found if check.outcome == FAIL]
 
-    def file(self, path: Path, model: nn.Module, state: State) -> None:
+    def file(
+        self,
+        path: Path,
+        model: nn.Module,
+        state: State,
+        remember: Callable[[Callable[[], FileReading]], FileReading] = lambda read: read(),
+    ) -> None:
         """Audits a converted file, after ``port``.
 
         Args:
             path: the .tflite.
             model: as for ``port``.
             state: as for ``port``.
+            remember: gives what was read from this file before, or has it read.
         """
-        if self._declared is None or self._of_module is None:
+        declared = self._declared
+        if declared is None or self._of_module is None:
             reason = "the HF config could not be read"
             self.results[SIGNATURES] = unchecked(SIGNATURES, "file", reason)
             return
-        file = ModelFile(path)
-        wanted = (file, self.case, self._declared, self.mask_kinds, self.for_engine)
-        accepted, reason = litert_lm_accepts(file)
-        self.engine_refusal = "" if accepted else reason
-        self.results[SIGNATURES] = _made(SIGNATURES, audit_signatures, *wanted)
-        try:
-            found = {name: find_weights(file, name, locate_taps(file, name))
-                     for name in file.signatures}  # fmt: skip
-            base = self._declared.values.get("rotary base")
-            self._read.append(of_file(file, found[DECODE], base))
-        except Exception as error:
+
+        def read() -> FileReading:
+            wanted = (self.case, declared, self.mask_kinds, self.for_engine, self.hf_config)
+            return read_file(path, *wanted, model.config, state)
+
+        found = remember(read)
+        self.engine_refusal = found.engine_refusal
+        self.results[SIGNATURES] = found.signatures
+        if found.readings is None or found.attributes is None or found.constants is None:
             for name, before in ((CONFIG, self.results[CONFIG]), (WEIGHTS, self._of_module)):
-                self.results[name] = merged(name, [before, _not_made(name, "file", error)])
+                odd = unchecked(name, "file", found.fault)
+                self.results[name] = merged(name, [before, odd])
             return
-        others = [name for name in found if name != DECODE]
-        family = str(self.hf_config.get("model_type"))
-        said = AuditResult(CONFIG, odd_attributes(self._declared, found, others, family))
-        self.results[CONFIG] = merged(CONFIG, [self._config(), said])
-        of_constants = _made(WEIGHTS, audit_file, file, found, model.config, state, self._declared)
-        self.results[WEIGHTS] = merged(WEIGHTS, [self._of_module, of_constants])
+        self._read.append(found.readings)
+        self.results[CONFIG] = merged(CONFIG, [self._config(), found.attributes])
+        self.results[WEIGHTS] = merged(WEIGHTS, [self._of_module, found.constants])
+
+    def _read_config(self) -> Readings:
+        make = lambda: asdict(declared(self.hf_config))  # noqa: E731
+        sources = ("audits/declared.py", "audits/masks.py", "audits/model.py", "audits/probe.py")
+        return Readings(**described("declared", self.hf_config, sources, make, self.cache))
 
     def _config(self) -> AuditResult:
         assert self._declared is not None
@@ -141,15 +146,3 @@ class Auditor:
         if self.case.mask_as_input:
             parts.append(audit_mask_inputs(self._declared, self.mask_kinds))
         return merged(CONFIG, parts)
-
-
-def _made(name: str, audit: Any, *arguments: Any) -> AuditResult:
-    try:
-        result: AuditResult = audit(*arguments)
-    except Exception as error:
-        return _not_made(name, "file", error)
-    return result
-
-
-def _not_made(name: str, where: str, error: Exception) -> AuditResult:
-    return unchecked(name, where, f"cannot be read: {type(error).__name__}: {error}")

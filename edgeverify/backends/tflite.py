@@ -32,7 +32,9 @@ from edgeverify.flatbuffer import (
     Instrumentation,
     Located,
     ModelFile,
+    Skeleton,
     instrument,
+    instrumented,
 )
 from edgeverify.quiet import quiet
 from edgeverify.sublayers import forget_unfed
@@ -66,8 +68,8 @@ def run_file(
 ) -> tuple[Trace, Trace | None]:
     """Runs a file as a whole, and block by block on the oracle's inputs.
 
-    The two instrumented copies are kept in the cache as long as they are small. Where XNNPACK packs
-    weights on the disk, they are one: all signatures of a file share them there.
+    The two instrumented copies, or their tables, are kept in the cache. Where XNNPACK packs weights
+    on the disk, they are one: all signatures of a file share them there.
 
     Args:
         path: the converted file.
@@ -99,6 +101,7 @@ def run_file(
         "kernel": kernel,
         "num_threads": num_threads,
         "opener": opener,
+        "cache": cache,
         "tick": shared_tick,
     }
     if told and oracle is not None:
@@ -162,6 +165,7 @@ def run_every_tap(
             instrumented=cut,
             inject=oracle.arrays,
             opener=opener,
+            cache=cache,
         )
         found = _instrumentation(cut, isolated=True)
     assert found is not None
@@ -181,23 +185,29 @@ def instrumented_copy(
 ) -> Iterator[Path]:
     """A copy of ``path`` that also returns its taps.
 
-    A small one comes from the cache; a large one is made for the time being, because it takes as
-    much room as the file and is made in seconds.
+    A small one comes from the cache. Of a large one the cache keeps the table, and the weights are
+    put behind it for the time being: they take as much room as the file, and no time.
     """
     cuts: Any = {"isolate": isolate, "every_tap": every_tap, "beside": beside}
-    if path.stat().st_size > LARGEST_KEPT_COPY:
-        with TemporaryDirectory(dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
-            instrument(path, temporary, **cuts)
-            yield temporary
-        return
     sources = artifacts.source_digest("flatbuffer/*.py")
     key = artifacts.digest(sources, artifacts.file_digest(path, root=root), cuts)
+    if path.stat().st_size <= LARGEST_KEPT_COPY:
 
-    def make(target: Path) -> None:
-        instrument(path, target, **cuts)
+        def make(target: Path) -> None:
+            instrument(path, target, **cuts)
 
-    yield artifacts.cached("instrumented", key, ".tflite", make, root=root)
+        yield artifacts.cached("instrumented", key, ".tflite", make, root=root)
+        return
+
+    def make_table(target: Path) -> None:
+        skeleton, _ = instrumented(path, **cuts)
+        skeleton.save(target)
+
+    table = artifacts.cached("instrumented", key, ".safetensors", make_table, root=root)
+    with TemporaryDirectory(dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        Skeleton.load(table).assemble(path, temporary)
+        yield temporary
 
 
 def run(
@@ -212,6 +222,7 @@ def run(
     inject: Mapping[str, np.ndarray] | None = None,
     num_threads: int | None = None,
     opener: Callable[..., Any] | None = None,
+    cache: Path | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Trace:
     """Runs every step of ``case`` from an empty cache.
@@ -230,6 +241,7 @@ def run(
         num_threads: of the interpreter; the machine's if left out.
         opener: opens a file, from ``choose_opener`` or of another runtime; ``open_file`` if left
             out.
+        cache: another cache than the default one, for the file's digest.
         tick: called after every call of a signature.
 
     Returns:
@@ -254,7 +266,7 @@ def run(
             "kernel": kernel,
             "num_threads": num_threads,
             "file": path.name,
-            "file_sha256": artifacts.file_digest(path),
+            "file_sha256": artifacts.file_digest(path, root=cache),
             "isolated": inject is not None,
             "versions": artifacts.versions(),
         }

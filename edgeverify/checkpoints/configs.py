@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from edgeverify import hf
-from edgeverify.checkpoints.expected import some
+from edgeverify.checkpoints.expected import Expected, expected_tensors, some
 from edgeverify.checkpoints.locate import Weights, read_json
+from edgeverify.described import described
 from edgeverify.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -105,11 +107,36 @@ def build_reference(config: Mapping[str, Any], port: Port, where: object) -> nn.
         model = hf.meta_model(config)
     except Exception as error:  # config values of any type reach transformers' constructors
         raise _refused("transformers", error, where) from error
+    _require_port(config, port, where)
+    return model
+
+
+def expected_of(
+    config: Mapping[str, Any], port: Port, where: object, cache: Path | None
+) -> Expected:
+    """The tensors of the reference of a config, which is built where they are not known yet.
+
+    Raises:
+        CheckpointError: as ``build_reference``.
+    """
+
+    def make() -> Any:
+        found = expected_tensors(build_reference(config, port, where))
+        shapes = [[name, list(shape)] for name, shape in found.shapes.items()]
+        return [found.model, shapes, dict(found.tied), dict(found.untied_head), list(found.ignored)]
+
+    told = described("expected tensors", config, ("checkpoints/expected.py",), make, cache)
+    _require_port(config, port, where)
+    model, shapes, tied, untied, ignored = told
+    sizes = {name: tuple(shape) for name, shape in shapes}
+    return Expected(model, sizes, tied, untied, tuple(ignored))
+
+
+def _require_port(config: Mapping[str, Any], port: Port, where: object) -> None:
     try:
         port.model_config(config)
-    except Exception as error:  # likewise the port's
+    except Exception as error:  # config values of any type reach the port's constructors
         raise _refused(f"port {port.name!r}", error, where) from error
-    return model
 
 
 def size_of(config: Mapping[str, Any], port: Port) -> str:

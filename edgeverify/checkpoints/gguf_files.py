@@ -53,7 +53,9 @@ _NOISE = (
 
 @dataclass(frozen=True)
 class OpenedGguf:
-    """A GGUF that passed: its config, the digest of its contents, a note, and how to load it.
+    """A GGUF that passed: its config, a digest, a note, and how to load it.
+
+    The digest is of its contents and of the versions of what turns them into tensors.
 
     ``plan`` dequantizes it where that has not been done, and gives what ``load_tensors`` takes.
     """
@@ -87,17 +89,20 @@ def open_gguf(
     key = artifacts.digest(_FORMAT, contents, {p: metadata.version(p) for p in _PACKAGES})
     judged: list[tuple[dict[str, Any], Expected, str]] = []
 
-    def judge(own: dict[str, Any]) -> None:
-        judged[:] = [_judge(own, weights, port, size)]
+    def expect(config: dict[str, Any], where: object) -> Expected:
+        return expected_tensors(configs.build_reference(config, port, where))
+
+    def remembered(config: dict[str, Any], where: object) -> Expected:
+        return configs.expected_of(config, port, where, cache_root)
 
     def make(target: Path) -> None:
         own = _read_config(file, trust_remote_code)
-        judge(own)  # before anything is kept
+        judged.append(_judge(own, weights, port, size, expect))  # before anything is kept
         target.write_text(json.dumps(own, sort_keys=True))
 
     noted = artifacts.cached("gguf-config", key, ".json", make, root=cache_root)
     if not judged:
-        judge(read_json(noted))
+        judged.append(_judge(read_json(noted), weights, port, size, remembered))
     config, expected, note = judged[0]
 
     def plan() -> Plan:
@@ -112,11 +117,15 @@ def open_gguf(
         take, copies = resolve(expected, entries, file)
         return SAFETENSORS, entries, take, copies, file
 
-    return OpenedGguf(config, contents, note, plan)
+    return OpenedGguf(config, key, note, plan)
 
 
 def _judge(
-    own: dict[str, Any], weights: Weights, port: Port, size: str | None
+    own: dict[str, Any],
+    weights: Weights,
+    port: Port,
+    size: str | None,
+    expect: Callable[[dict[str, Any], object], Expected],
 ) -> tuple[dict[str, Any], Expected, str]:
     file = weights.files[0]
     configs.require_family(own, port, file)
@@ -127,7 +136,7 @@ def _judge(
         config, where = configs.of_files(weights, port, size)
     else:
         configs.require_agreement(own, port, size, file)
-    expected = expected_tensors(configs.build_reference(config, port, where))
+    expected = expect(config, where)
     if config is not own and (differing := hf.config_differences(config, own)):
         note += f", with config.json's {', '.join(differing)} instead of its own"
     return config, expected, note

@@ -1,8 +1,16 @@
 """Reading a .tflite's graph, finding the taps in it, and writing copies that yield them."""
 
 from edgeverify.flatbuffer.graph import Graph, ModelFile, Signature
-from edgeverify.flatbuffer.instrument import INJECT, TAP, Instrumentation, cut_points, instrument
+from edgeverify.flatbuffer.instrument import (
+    INJECT,
+    TAP,
+    Instrumentation,
+    cut_points,
+    instrument,
+    instrumented,
+)
 from edgeverify.flatbuffer.locate import Located, TapRef, locate_taps
+from edgeverify.flatbuffer.skeleton import Skeleton
 
 __all__ = [
     "INJECT",
@@ -12,8 +20,10 @@ __all__ = [
     "Located",
     "ModelFile",
     "Signature",
+    "Skeleton",
     "TapRef",
     "cut_points",
     "instrument",
+    "instrumented",
     "locate_taps",
 ]

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
@@ -22,6 +21,7 @@ from ai_edge_litert import schema_py_generated as schema
 from edgeverify import taps as tap_names
 from edgeverify.flatbuffer.graph import IDENTIFIER, ModelFile, Signature
 from edgeverify.flatbuffer.locate import Located, TapRef, locate_taps
+from edgeverify.flatbuffer.skeleton import Skeleton
 
 TAP = "tap:"
 INJECT = "inject:"
@@ -110,6 +110,29 @@ def instrument(
         ArtifactError: the source cannot be read.
         OSError: the target cannot be written.
     """
+    skeleton, result = instrumented(
+        source, located, isolate=isolate, every_tap=every_tap, beside=beside
+    )
+    skeleton.assemble(source, target)
+    return result
+
+
+def instrumented(
+    source: Path,
+    located: Mapping[str, Located] | None = None,
+    *,
+    isolate: bool = False,
+    every_tap: bool = False,
+    beside: bool = False,
+) -> tuple[Skeleton, Instrumentation]:
+    """The copy that ``instrument`` writes, without the weights.
+
+    Args:
+        source, located, isolate, every_tap, beside: as for ``instrument``.
+
+    Raises:
+        ArtifactError: the source cannot be read.
+    """
     file = ModelFile(source)
     if located is None:
         located = {name: locate_taps(file, name) for name in file.signatures}
@@ -123,8 +146,7 @@ def instrument(
             _cut(file.model, signature, found, points)
     result = Instrumentation(isolate or every_tap, located, beside)
     _add_metadata(file.model, result.to_json().encode())
-    write(file, target)
-    return result
+    return skeleton_of(file), result
 
 
 def _add_outputs(model: Any, signature: Signature, found: Located) -> None:
@@ -200,6 +222,11 @@ def write(file: ModelFile, target: Path) -> None:
     Raises:
         OSError: the target cannot be written.
     """
+    skeleton_of(file).assemble(file.path, target)
+
+
+def skeleton_of(file: ModelFile) -> Skeleton:
+    """A file's changed object tree as a table, with where its weights go behind it."""
     model = file.model
     moved: list[tuple[Any, str, int, int]] = []  # (holder, attribute, where from, bytes)
     for index, buffer in enumerate(model.buffers):
@@ -218,18 +245,13 @@ def write(file: ModelFile, target: Path) -> None:
     for holder, attribute, _, _ in moved:
         setattr(holder, attribute, _PLACEHOLDER)
     end = len(_pack(model))
-    for holder, attribute, _, size in moved:
+    spans = []
+    for holder, attribute, origin, size in moved:
         start = _aligned(end)
         setattr(holder, attribute, start)
+        spans.append((start, origin, size))
         end = start + size
-    table = _pack(model)
-
-    with file.path.open("rb") as source, target.open("wb") as out:
-        out.write(table)
-        for holder, attribute, origin, size in moved:
-            start = getattr(holder, attribute)
-            out.write(b"\0" * (start - out.tell()))
-            _copy(source, out, origin, size)
+    return Skeleton(_pack(model), np.array(spans, np.int64).reshape(-1, 3))
 
 
 def _aligned(position: int) -> int:
@@ -240,25 +262,3 @@ def _pack(model: Any) -> bytes:
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
-
-
-def _copy(source: IO[bytes], target: IO[bytes], start: int, size: int) -> None:
-    """Appends a span of ``source`` to ``target``, within the kernel where that is possible."""
-    target.flush()
-    done = 0
-    while done < size:
-        try:
-            count = os.copy_file_range(
-                source.fileno(), target.fileno(), size - done, start + done, target.tell()
-            )
-        except (AttributeError, OSError):  # another system, or two file systems
-            source.seek(start + done)
-            chunk = source.read(min(size - done, 16 * 2**20))
-            target.write(chunk)
-            target.flush()
-            count = len(chunk)
-        else:
-            target.seek(count, os.SEEK_CUR)
-        if count == 0:
-            raise OSError(f"{source.name} ended {size - done} bytes early")
-        done += count

@@ -37,6 +37,7 @@ from edgeverify.report.model import FAIL, UNCHECKED, LegResult, Report
 from edgeverify.selectors import Selectors
 from edgeverify.stages import Run, fitting_threads, reference_baselines
 from edgeverify.sublayers import named_alone
+from edgeverify.tokens import RememberedTokenizer
 from edgeverify.trace import Trace
 from models.port import Port
 
@@ -171,8 +172,11 @@ def _prepare(
     )
     tokenizer = None
     if opened.tokenizer_dir is not None:
-        tokenizer = inputs.load_tokenizer(
-            opened.tokenizer_dir, opened.gguf_file, trust_remote_code=chosen.trust_remote_code
+        tokenizer = RememberedTokenizer(
+            opened.tokenizer_dir,
+            opened.gguf_file,
+            trust_remote_code=chosen.trust_remote_code,
+            cache=chosen.cache,
         )
     wanted = wanted_tokens(file.facts)
     prompt, decode = inputs.tokens(opened.hf_config, tokenizer, chosen, wanted)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from edgeverify import artifacts, taps
-from edgeverify.backends import reference
 from edgeverify.checkpoints import Checkpoint
 from edgeverify.compare import Baseline, judge_leg, leg_of, thresholds
 from edgeverify.noise import floor_of, widest
@@ -149,6 +148,8 @@ def expect(run: Run, weights: FileWeights, original: Baseline) -> Expectation:
         original: the baseline of the checkpoint's own weights.
     """
     floating = reference_baselines(run, with_file=True, summed=original)["conversion"]
+    from edgeverify.backends import reference  # it imports transformers' models
+
     rounded = roundings(weights, run.case.kernel)
     if not rounded:
         return Expectation(floating, floating)

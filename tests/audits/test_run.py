@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from edgeverify.audits import run
+from edgeverify.audits import reading
 from edgeverify.audits.model import CONFIG, SIGNATURES, WEIGHTS, Check
 from edgeverify.audits.run import Auditor
 from edgeverify.case import Case
@@ -160,7 +160,7 @@ def test_a_file_that_no_audit_can_read_is_unchecked_in_all_three(
 ) -> None:
     auditor, made = port_done
     before = {name: audit.checks for name, audit in auditor.results.items()}
-    monkeypatch.setattr(run, "ModelFile", Opened)
+    monkeypatch.setattr(reading, "ModelFile", Opened)
     auditor.file(tmp_path / "x.tflite", made.model, made.state)
     assert outcomes(auditor) == dict.fromkeys((CONFIG, WEIGHTS, SIGNATURES), UNCHECKED)
     for name in (CONFIG, WEIGHTS):
@@ -203,7 +203,7 @@ def test_constants_that_cannot_be_held_leave_the_config_s_audit(
     def broken(*_: Any) -> None:
         raise KeyError("norm")
 
-    monkeypatch.setattr(run, "audit_file", broken)
+    monkeypatch.setattr(reading, "audit_file", broken)
     auditor.file(made.path, made.model, state)
     assert outcomes(auditor) == {CONFIG: PASS, WEIGHTS: UNCHECKED, SIGNATURES: PASS}
     assert auditor.results[WEIGHTS].odd == (

@@ -145,6 +145,27 @@ def test_a_block_whose_input_was_not_found_is_not_taken_for_isolated(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("isolate", [False, True])
+def test_of_a_large_file_s_copy_the_table_alone_is_kept(
+    made: Any, isolate: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, plain = tmp_path / "own.tflite", tmp_path / "plain.tflite"
+    shutil.copyfile(made.path, own)
+    instrument(own, plain, isolate=isolate)
+    monkeypatch.setattr(tflite, "LARGEST_KEPT_COPY", 0)
+    copies = []
+    for _ in range(2):
+        with tflite.instrumented_copy(own, isolate=isolate, root=tmp_path / "cache") as copy:
+            copies.append(copy.read_bytes())
+        assert not copy.exists()
+        # The second time nothing is parsed.
+        monkeypatch.setattr(tflite, "instrumented", None)
+    assert copies == [plain.read_bytes()] * 2
+    (kept,) = (tmp_path / "cache" / "instrumented").glob("[!.]*")
+    assert kept.stat().st_size < own.stat().st_size // 2
+
+
+@pytest.mark.slow
 def test_taps_of_a_copy_that_computes_something_else_are_unchecked(
     made: Any, tmp_path: Path
 ) -> None:
