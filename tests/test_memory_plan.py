@@ -6,9 +6,11 @@ import re
 
 import pytest
 
+from edgeverify.case import Case, plan_steps
 from edgeverify.errors import UsageError
-from edgeverify.memory_plan import GIB, Plan
+from edgeverify.memory_plan import GIB, Plan, trace_bytes
 from edgeverify.selectors import Selectors, memory_size
+from models.smollm import SMOLLM
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,13 @@ def test_what_is_no_size(text: str) -> None:
 def test_the_way_that_is_chosen(budget: int | None, stream: bool, fits: bool, told: str) -> None:
     plan = Plan(8 * GIB, 2 * GIB, budget, given=True)
     assert (plan.stream, plan.fits, str(plan)) == (stream, fits, told)
+
+
+def test_a_trace_grows_with_the_steps_not_with_their_square() -> None:
+    config = SMOLLM.model_config(SMOLLM.hf_configs["tiny"])
+
+    def size(steps: int) -> int:
+        planned = plan_steps([1] * 16, (16,), [1] * steps)
+        return trace_bytes(config, Case("smollm", "tiny", "default", (16,), 1024, planned))
+
+    assert size(401) - size(400) == size(1) - size(0)
