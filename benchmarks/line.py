@@ -1,4 +1,4 @@
-"""Whether a cost grows as a straight line: a least-squares fit, and how far the largest is above it."""
+"""Whether a cost grows as a straight line: least squares, and how far the largest is above."""
 
 from __future__ import annotations
 
