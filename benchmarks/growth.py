@@ -252,7 +252,7 @@ def panels(told: Sequence[Told]) -> list[Panel]:
     return found
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", action="append", choices=[*AXES, *WAYS], metavar="CURVE")
     parser.add_argument("--repeat", type=int, default=2, help="times of each point (default: 2)")
@@ -260,7 +260,7 @@ def main() -> int:
     parser.add_argument("--svg", type=Path, help="draw the curves")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     if options.measure:
         cost = measure(Point(**json.loads(options.measure)), options.folder)
         print(f"\n{json.dumps(asdict(cost))}")
