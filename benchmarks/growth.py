@@ -281,7 +281,8 @@ def main(given: Sequence[str] | None = None) -> int:
     for line in told:
         print(line)
     if options.svg:
-        options.svg.write_text(drawn(panels(told)))
+        axes = {line.axis for line in told}
+        options.svg.write_text(drawn(panels(told), columns=len(axes)))
     above = [line for line in told if line.what != "seconds" and line.growth > LIMIT]
     for line in above:
         print(f"{line.axis}, {line.way}, {line.what}: grows {line.growth:.2f}, allowed {LIMIT}")
