@@ -22,6 +22,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from edgeverify.shared_rows import joined, parted
+
 PAGE = mmap.PAGESIZE
 # Python names it from 3.13 on; the number is that of Linux's asm-generic/mman-common.h.
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -101,17 +103,19 @@ def forget(*holders: Any) -> None:
 
 def spilled(arrays: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
     """The same arrays, moved into a scratch file."""
-    begins, end = offsets({name: array.nbytes for name, array in arrays.items()})
+    held, shared = parted(arrays)
+    begins, end = offsets({name: array.nbytes for name, array in held.items()})
     if not end:
         return dict(arrays)
     room = scratch(end, folder)
     moved = {}
-    for name, array in arrays.items():
+    for name, array in held.items():
         place = room[begins[name] : begins[name] + array.nbytes]
         moved[name] = place.view(array.dtype).reshape(array.shape)
         moved[name][...] = array
         forget(moved[name])
-    return moved
+    found = joined(moved, shared)
+    return {name: found[name] for name in arrays}
 
 
 def register(mapping: mmap.mmap) -> np.ndarray:

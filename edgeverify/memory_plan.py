@@ -105,7 +105,8 @@ def trace_bytes(config: Any, case: Case) -> int:
         case: its steps.
     """
     rows = sum(len(step.tokens) for step in case.steps)
-    cached = sum(step.end for step in case.steps)
+    # The caches of all steps share their rows, in arrays that are doubled where they are too small.
+    cached = 2 * case.steps[-1].end
     values = rows * (2 * config.embedding_dim + config.vocab_size)
     for index in range(config.num_layers):
         attention = config.block_config(index).attn_config

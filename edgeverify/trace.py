@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from edgeverify.errors import TraceError
 from edgeverify.mapped import map_file, spilled
+from edgeverify.shared_rows import GrowingRows, joined, parted
 
 FORMAT = "edgeverify-trace-1"
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
@@ -38,12 +39,22 @@ class Trace:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
+    _caches: dict[str, GrowingRows] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def add(self, step: str, tap: str, array: np.ndarray) -> None:
-        """Records ``array`` under ``step/tap``. A tap is recorded once per step."""
+        """Records ``array`` under ``step/tap``. A tap is recorded once per step.
+
+        A KV cache of float32 or float64 whose first rows are those of the step before shares
+        them with it, in memory and in files.
+        """
         key = f"{step}/{tap}"
         if key in self.arrays:
             raise ValueError(f"{key} was recorded twice")
+        if tap.startswith("kv.") and array.shape[0] == 1 and array.dtype.kind == "f":
+            rows = self._caches.setdefault(tap, GrowingRows())
+            array = rows.put(np.ascontiguousarray(array))
         self.arrays[key] = array
 
     def __iter__(self) -> Iterator[str]:
@@ -59,14 +70,16 @@ class Trace:
         """Writes the trace atomically: a killed run leaves no half file under ``path``."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        held, shared = parted(self.arrays)
         metadata = {
             "format": FORMAT,
             "order": json.dumps(list(self.arrays)),
             "provenance": json.dumps(self.provenance, sort_keys=True),
             "unavailable": json.dumps(self.unavailable),
+            "shared": json.dumps(shared),
         }
         try:
-            arrays = {key: np.ascontiguousarray(value) for key, value in self.arrays.items()}
+            arrays = {key: np.ascontiguousarray(value) for key, value in held.items()}
             save_file(arrays, temporary, metadata=metadata)
             os.replace(temporary, path)
         finally:
@@ -94,15 +107,17 @@ class Trace:
                         fix="make the trace again with this version",
                     )
                 order = json.loads(metadata["order"])
-                if sorted(order) != sorted(file.keys()):
+                shared = json.loads(metadata.get("shared", "{}"))
+                if sorted(order) != sorted([*file.keys(), *shared]):
                     raise ValueError("its order does not name the arrays it holds")
-                views = _views(path) if mapped else {key: file.get_tensor(key) for key in order}
+                held = _views(path) if mapped else {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+                arrays = joined(held, shared)
                 return cls(
-                    {key: views[key] for key in order},
+                    {key: arrays[key] for key in order},
                     json.loads(metadata["provenance"]),
                     json.loads(metadata["unavailable"]),
                 )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise TraceError(
                 f"cannot be read as a trace ({error})",
                 where=path,

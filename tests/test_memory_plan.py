@@ -7,10 +7,12 @@ import re
 import pytest
 
 from edgeverify import load_port, memory_plan
+from edgeverify.case import Case, plan_steps
 from edgeverify.errors import UsageError
-from edgeverify.memory_plan import GIB, Plan, plan_memory
+from edgeverify.memory_plan import GIB, Plan, plan_memory, trace_bytes
 from edgeverify.selectors import Selectors, memory_size
 from edgeverify.verify import prepare
+from models.smollm import SMOLLM
 
 
 @pytest.mark.parametrize(
@@ -73,3 +75,13 @@ def test_quantized_files_need_their_weights_beside_the_checkpoints() -> None:
     float32 = 4 * 1.1e9
     plain, both = (plan_memory(run, None, quantized=told).whole for told in (False, True))
     assert 0.8 * float32 < both - plain < float32
+
+
+def test_a_trace_grows_with_the_steps_not_with_their_square() -> None:
+    config = SMOLLM.model_config(SMOLLM.hf_configs["tiny"])
+
+    def size(steps: int) -> int:
+        planned = plan_steps([1] * 16, (16,), [1] * steps)
+        return trace_bytes(config, Case("smollm", "tiny", "default", (16,), 1024, planned))
+
+    assert size(401) - size(400) == size(1) - size(0)

@@ -125,6 +125,9 @@ def test_a_foreign_safetensors_is_refused(tmp_path: Path, metadata: dict[str, st
         ("order", '["a"]'),  # "b" is in the file, too
         ("provenance", "{"),
         ("unavailable", None),
+        ("shared", '{"b": ["a", 1]}'),  # "b" is in the file itself
+        ("shared", '{"c": 1}'),
+        ("shared", "[1]"),
     ],
 )
 def test_damaged_metadata_is_refused(tmp_path: Path, field: str, value: str | None) -> None:
