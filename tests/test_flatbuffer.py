@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 
 from edgeverify import taps
 from edgeverify.backends import tflite
@@ -208,3 +210,30 @@ def test_a_file_that_was_cut_short_is_refused(
     cut.write_bytes(data[:2000])
     with pytest.raises(ArtifactError, match=r"cannot be read as a \.tflite"):
         ModelFile(cut)
+
+
+@pytest.mark.slow
+def test_constants_behind_the_table_are_read(
+    converted: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file above 2 GB has all of its buffers there, Gemma 2's final softcap among them."""
+    source, target = converted("gemma2", "default").path, tmp_path / "large.tflite"
+    monkeypatch.setattr(sys.modules[write.__module__], "INLINE_BYTES", -1)
+    write(ModelFile(source), target)
+    monkeypatch.undo()
+    before, after = ModelFile(source), ModelFile(target)
+    held = [b for b in schema.ModelT.InitFromObj(after._table).buffers if b.data is not None]
+    assert held == [], "all of them are behind the table"
+    seen = 0
+    for name in before.signatures:
+        old, new = before.graph(name), after.graph(name)
+        for tensor in range(len(old.raw.tensors)):
+            assert old.is_constant(tensor) == new.is_constant(tensor)
+            span = before.buffer_span(old.raw.tensors[tensor].buffer)
+            if span is not None and span[1] == 4 and tensor not in old.producer:
+                seen += 1
+                assert old.constant(tensor) == new.constant(tensor)
+    assert seen > 3
+    again = tmp_path / "again.tflite"
+    write(ModelFile(target), again)
+    assert any(b.data is not None for b in ModelFile(again).model.buffers)

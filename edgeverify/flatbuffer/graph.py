@@ -28,6 +28,8 @@ KV_INPUT = re.compile(r"^kv_cache_([kv])_(\d+)$")
 _OP_NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
 # Offsets 0 and 1 are placeholders (schema.fbs, table Buffer): the data is not outside the table.
 _FIRST_OUTSIDE_OFFSET = 2
+# Smaller buffers (shapes, scales, metadata) are read into the tree, wherever they are.
+INLINE_BYTES = 1024
 # What the generated readers raise on bytes that are no table.
 _DAMAGE = (
     struct.error,
@@ -116,10 +118,15 @@ class ModelFile:
     def model(self) -> Any:
         """The object tree (``schema.ModelT``), built when it is first needed: that takes a while.
 
-        Buffers hold views into the mapped file.
+        Buffers hold views into the mapped file: those in the table, and small ones behind it, too.
+        A file above 2 GB has all of them there, scalars and shapes as well as weights.
         """
         try:
             model = schema.ModelT.InitFromObj(self._table)
+            for index, buffer in enumerate(model.buffers or ()):
+                span = self.buffer_span(index)
+                if buffer.data is None and span is not None and span[1] <= INLINE_BYTES:
+                    buffer.data = np.frombuffer(self.map, np.uint8, span[1], span[0])
             fault = next(faults(model), None)
         except _DAMAGE as error:
             raise _unreadable(self.path, f"its table is damaged: {error}") from error
@@ -273,7 +280,7 @@ class Graph:
         return (buffer.data is not None and len(buffer.data) > 0) or buffer.offset > 0
 
     def constant(self, tensor: int, dtype: str = "<i4") -> np.ndarray | None:
-        """A small constant's values; None if it is computed or lies outside the table."""
+        """A small constant's values; None if it is computed, or large and outside the table."""
         data = self.model.buffers[self.raw.tensors[tensor].buffer].data
         if tensor in self.producer or data is None:
             return None

@@ -19,7 +19,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeverify import taps as tap_names
-from edgeverify.flatbuffer.graph import IDENTIFIER, ModelFile, Signature
+from edgeverify.flatbuffer.graph import IDENTIFIER, INLINE_BYTES, ModelFile, Signature
 from edgeverify.flatbuffer.locate import Located, TapRef, locate_taps
 from edgeverify.flatbuffer.skeleton import Skeleton
 
@@ -29,8 +29,6 @@ ISOLATED = "isolated:"
 METADATA = "edgeverify.instrumentation"
 # The runtime wants 16 (schema.fbs, Buffer.data, force_align); 64 keeps weights on cache lines.
 ALIGNMENT = 64
-# Smaller buffers (shapes, scales, metadata) stay in the table, where Graph.constant reads them.
-INLINE_BYTES = 1024
 _PLACEHOLDER = 2**40
 
 
@@ -232,9 +230,13 @@ def skeleton_of(file: ModelFile) -> Skeleton:
     for index, buffer in enumerate(model.buffers):
         # Buffers that were added have no place in the source; they are small and stay inside.
         span = file.buffer_span(index) if index < file.num_buffers else None
-        if span is not None and (buffer.offset or span[1] > INLINE_BYTES):
+        if span is None:
+            continue
+        if span[1] > INLINE_BYTES:
             buffer.data, buffer.size = None, span[1]
             moved.append((buffer, "offset", *span))
+        else:
+            buffer.offset = buffer.size = 0
     for graph in model.subgraphs:
         for op in graph.operators:
             if op.largeCustomOptionsOffset:
