@@ -79,7 +79,7 @@ def write_checkpoint(model: str, source: Path | None, size: str | None, folder: 
     from safetensors.torch import save_file
 
     from edgeverify.checkpoints import open_checkpoint
-    from edgeverify.inputs import load_tokenizer
+    from edgeverify.tokens import RememberedTokenizer
     from models import load
 
     opened = open_checkpoint(
@@ -91,7 +91,12 @@ def write_checkpoint(model: str, source: Path | None, size: str | None, folder: 
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(dict(opened.hf_config)))
     if opened.tokenizer_dir is not None:
-        tokenizer = load_tokenizer(opened.tokenizer_dir, opened.gguf_file, trust_remote_code=False)
+        tokenizer = RememberedTokenizer(
+            opened.tokenizer_dir,
+            opened.gguf_file,
+            trust_remote_code=False,
+            cache=folder / "cache",
+        )
         tokenizer.save_pretrained(folder)
     shutil.rmtree(folder / "cache", ignore_errors=True)
     total = sum(tensor.numel() * 4 for tensor in tensors.values())

@@ -99,7 +99,8 @@ def audited(
         for one in found.values():
             one.signature.folded = folded  # type: ignore[attr-defined]
         declared = Readings("HF config", {"final softcap": "none", **said})
-        file: Any = SimpleNamespace(constants=next(iter(found.values())).graph)
+        constants = next(iter(found.values())).graph
+        file: Any = SimpleNamespace(constants=constants, forget=lambda buffer: None)
         return file_weights.audit_file(file, found, CONFIG, state, declared)
 
     return audit
