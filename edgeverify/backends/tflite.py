@@ -33,6 +33,7 @@ from edgeverify.flatbuffer import (
     Located,
     ModelFile,
     Skeleton,
+    by_tap,
     instrument,
     instrumented,
 )
@@ -307,14 +308,17 @@ def _drive(
     interpreter = options["opener"](
         path, kernel=options["kernel"], num_threads=options["num_threads"]
     )
+    signatures = {} if told is None else ModelFile(path).signatures
     runners: dict[str, Any] = {}
     cache: dict[str, np.ndarray] = {}
     try:
         for step in case.steps:
-            name, located = step.signature, None
+            name, located, taps_of = step.signature, None, {}
             if told is not None:
                 located = told.located.get(name)
                 name = told.signature(name, isolated=inject is not None)
+            if located is not None and name in signatures:
+                taps_of = by_tap(signatures[name], located)
             if name not in runners:
                 runners[name] = runner_of(interpreter, path, name)
             runner = runners[name]
@@ -333,6 +337,8 @@ def _drive(
             outputs = call(runner, path, step, inputs, shapes, first=step is case.steps[0])
             cache = {name: outputs[name] for name in cache}
             options["tick"]()
+            for tap, output in taps_of.items():
+                outputs[TAP + tap] = outputs[output]
             yield step, outputs, located
     finally:
         del interpreter

@@ -151,11 +151,28 @@ def _add_outputs(model: Any, signature: Signature, found: Located) -> None:
     graph = model.subgraphs[signature.subgraph]
     outputs = [int(i) for i in graph.outputs]
     definition = model.signatureDefs[signature.position]
+    named = set(signature.outputs.values())
     for tap, ref in found.taps.items():
         if ref.tensor not in outputs:
             outputs.append(ref.tensor)
-        definition.outputs.append(_entry(TAP + tap, ref.tensor))
+        # CompiledModel opens no file in which a tensor has two names; see ``by_tap``.
+        if ref.tensor not in named:
+            named.add(ref.tensor)
+            definition.outputs.append(_entry(TAP + tap, ref.tensor))
     graph.outputs = np.array(outputs, np.int32)
+
+
+def by_tap(signature: Signature, found: Located) -> dict[str, str]:
+    """Tap → the name of the output that returns it. A tensor that is two taps has one name.
+
+    Args:
+        signature: of an instrumented copy.
+        found: what it is instrumented for.
+    """
+    names: dict[int, str] = {}
+    for name, tensor in signature.outputs.items():
+        names.setdefault(tensor, name)
+    return {tap: names[ref.tensor] for tap, ref in found.taps.items() if ref.tensor in names}
 
 
 def _doubled(model: Any, signature: Signature) -> Signature:

@@ -52,11 +52,15 @@ def test_packed_on_disk_gives_the_same_bits(made: Any, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["gemma2", "phi2", "openelm"])
 def test_blocks_and_taps_of_a_file_that_is_packed_on_disk(
-    made: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    family: str, converted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """One norm feeds both halves of Phi-2's blocks: a tensor that is two taps."""
+    made = converted(family, "default")
     oracle, _ = tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
     _, blocks = tflite.run_file(made.path, made.case, oracle, **made.options, cache=tmp_path)
+    every = tflite.run_every_tap(made.path, made.case, oracle, **made.options, cache=tmp_path)
     monkeypatch.setattr(packing, "ACTIVATIONS", 0)
     free(monkeypatch, made.path.stat().st_size)
     opened: list[Path] = []
@@ -68,13 +72,14 @@ def test_blocks_and_taps_of_a_file_that_is_packed_on_disk(
 
     monkeypatch.setattr(tflite.compiled_model, "open_file", spied)
     whole, lean = tflite.run_file(made.path, made.case, oracle, **made.options, cache=tmp_path)
+    assert len(opened) == len(set(opened)) == 2, "packed once untouched, once for both copies"
+    fed = tflite.run_every_tap(made.path, made.case, oracle, **made.options, cache=tmp_path)
     assert blocks is not None
     assert lean is not None
-    for one, other in ((oracle, whole), (blocks, lean)):
+    for one, other in ((oracle, whole), (blocks, lean), (every, fed)):
         assert list(one) == list(other)
         assert [key for key in one if one[key].tobytes() != other[key].tobytes()] == []
     assert not whole.unavailable
-    assert len(opened) == len(set(opened)) == 2, "packed once untouched, once for both copies"
     assert oracle.provenance["packing"] == ""
     assert whole.provenance["packing"].startswith("XNNPACK packs the weights in a file")
 
