@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -264,6 +265,26 @@ def full_disk(folder: Path) -> DiskFullError:
         expected="room for a converted model (about its float32 size) and its instrumented copies",
         fix="free some space, or set EDGEVERIFY_CACHE to a directory on a larger disk",
     )
+
+
+@contextmanager
+def working_folder(folder: Path) -> Iterator[Path]:
+    """A folder within ``folder`` for the time being.
+
+    What a killed process left of one is removed by the next that works there.
+
+    Raises:
+        ArtifactError: ``folder`` cannot be written, or the disk is full.
+    """
+    with full_disk_told(folder):
+        remove_abandoned(folder)
+        name = uuid.uuid4().hex
+        with locked(folder / f".{name}.lock"):
+            made = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_STAGING, dir=folder))
+            try:
+                yield made
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgeverify import bundle, engine, taps
+from edgeverify import artifacts, bundle, engine, taps
 from edgeverify.backends import litert_lm
 from edgeverify.compare import Baseline, thresholds
 from edgeverify.errors import ArtifactError
@@ -176,8 +175,8 @@ def bundler(run: Run, tokenizer: Any, what: str) -> Callable[[Path], AbstractCon
 
     @contextmanager
     def bundled(path: Path) -> Iterator[Path]:
-        with TemporaryDirectory(dir=path.parent) as folder:
-            target = Path(folder) / path.with_suffix(".litertlm").name
+        with artifacts.working_folder(path.parent) as folder:
+            target = folder / path.with_suffix(".litertlm").name
             with run.timed("bundle"):
                 bundle.write_litertlm(path, words, usage, target)
             yield target

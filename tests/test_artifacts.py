@@ -223,3 +223,22 @@ def test_a_cache_below_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ArtifactError, match=r"cannot be written \(Not a directory\)"):
         cached("kind", "key", ".txt", lambda path: None, root=tmp_path / "file" / "cache")
+
+
+def test_what_a_killed_process_left_of_its_working_folder_is_removed(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, sys\n"
+        "from edgeverify.artifacts import working_folder\n"
+        "with working_folder(pathlib.Path(sys.argv[1])) as made:\n"
+        "    (made / 'copy').write_bytes(b'x' * 100)\n"
+        "    os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert len(list(tmp_path.glob(".*.making/copy"))) == 1
+    with artifacts.working_folder(tmp_path) as made:
+        others = [path for path in tmp_path.glob(".*.making") if path != made]
+        assert others == []
+        with artifacts.working_folder(tmp_path) as second:
+            assert made.exists(), "a folder that is in use is left alone"
+            assert second != made
+    assert list(tmp_path.iterdir()) == []

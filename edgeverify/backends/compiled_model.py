@@ -13,11 +13,11 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from edgeverify import artifacts
 from edgeverify.errors import ArtifactError
 from edgeverify.quiet import quiet
 
@@ -48,9 +48,9 @@ def open_file(
     _hush_at_exit()
     mode = CpuKernelMode[KERNEL_MODES[kernel]]
     try:
-        with TemporaryDirectory(dir=path.parent) as folder, quiet(show=False):
+        with artifacts.working_folder(path.parent) as folder, quiet(show=False):
             # ai-edge-litert 2.3 says "directory", and takes a file.
-            packed = str(Path(folder) / "packed") if packed_on_disk else ""
+            packed = str(folder / "packed") if packed_on_disk else ""
             cpu = CpuOptions(num_threads, mode, xnnpack_weight_cache_path=packed)
             options = Options(HardwareAccelerator.CPU, cpu)
             return CompiledFile(CompiledModel.from_file(str(path), options=options))

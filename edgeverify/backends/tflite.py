@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -205,8 +204,8 @@ def instrumented_copy(
         skeleton.save(target)
 
     table = artifacts.cached("instrumented", key, ".safetensors", make_table, root=root)
-    with TemporaryDirectory(dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
+    with artifacts.working_folder(path.parent) as folder:
+        temporary = folder / path.name
         Skeleton.load(table).assemble(path, temporary)
         yield temporary
 
