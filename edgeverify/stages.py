@@ -155,16 +155,16 @@ class Run:
     def timed(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
         """A stage that progress is told of and whose seconds are added to ``timings``.
 
-        ``peaks`` gets what the process has had at most by then, in bytes.
+        If the process takes more memory than ever before, ``peaks`` gets how much, in bytes.
         """
-        start = time.perf_counter()
+        start, before = time.perf_counter(), peak_memory()
         try:
             with self.progress.stage(name, total) as tick:
                 yield tick
         finally:
             elapsed = time.perf_counter() - start
             self.timings[name] = round(self.timings.get(name, 0.0) + elapsed, 3)
-            if (peak := peak_memory()) is not None:
+            if before is not None and (peak := peak_memory() or 0) > before:
                 self.peaks[name] = peak
 
 
