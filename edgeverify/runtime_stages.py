@@ -12,7 +12,7 @@ from typing import Any
 from edgeverify import artifacts, bundle, engine, taps
 from edgeverify.backends import litert_lm
 from edgeverify.compare import Baseline, thresholds
-from edgeverify.errors import ArtifactError
+from edgeverify.errors import ArtifactError, NoRoomError
 from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult
 from edgeverify.runtimes import LEG, of_interpreter, runtime_leg
 from edgeverify.sessions.tflite import TfliteSession
@@ -94,6 +94,8 @@ def run_runtimes(
                 legs[name], more = _engine_leg(run, file, tokenizer, name)
             else:
                 legs[name] = _runtime_leg(run, file, runtime, name)
+        except NoRoomError as error:
+            legs[name] = without_taps(name, UNCHECKED, str(error))
         except ArtifactError as error:
             # The interpreter has run this very file.
             legs[name] = without_taps(name, FAIL, error.what)

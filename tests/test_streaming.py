@@ -206,3 +206,20 @@ def test_a_file_that_fits_nowhere_is_unchecked(
     assert "XNNPACK packs its weights, about 0.0 GiB in memory" in reason
     assert "--kernel builtin" in reason
     assert report.legs["quantization:dynamic_int8"].reason == "there is no file to run"
+
+
+@pytest.mark.slow
+def test_a_runtime_that_cannot_pack_on_the_disk_is_unchecked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeverify.backends.packing.ACTIVATIONS", 0)
+    verify("tinyllama", backends=("reauthored", "tflite"), cache=tmp_path)
+    (file,) = tmp_path.glob("converted/*.tflite")
+    room = file.stat().st_size
+    monkeypatch.setattr("edgeverify.backends.packing.available_memory", lambda: room)
+    report = verify("tinyllama", runtimes=("compiled_model", "tf_lite"), cache=tmp_path)
+    assert report.legs["conversion"].outcome == "pass"
+    assert report.legs["runtime:compiled_model"].outcome == "pass"
+    refused = report.legs["runtime:tf_lite"]
+    assert refused.outcome == "unchecked"
+    assert "XNNPACK packs its weights once for each signature" in refused.reason

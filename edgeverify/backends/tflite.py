@@ -378,6 +378,16 @@ def choose_opener(
     return open_file, ""
 
 
+def open_fitting(path: Path, *, kernel: str, num_threads: int) -> Any:
+    """The file, opened with what ``choose_opener`` chooses.
+
+    Raises:
+        ArtifactError: the file cannot be opened, or its packed weights fit nowhere.
+    """
+    opener, _ = choose_opener(path, kernel)
+    return opener(path, kernel=kernel, num_threads=num_threads)
+
+
 def open_file(path: Path, *, kernel: str, num_threads: int) -> Interpreter:
     """An interpreter of ``path`` with the given kernels.
 

@@ -106,7 +106,7 @@ def score_file(
             another vocabulary.
     """
     length = case.prefill_lengths[0]
-    interpreter = tflite.open_file(path, kernel=case.kernel, num_threads=num_threads)
+    interpreter = tflite.open_fitting(path, kernel=case.kernel, num_threads=num_threads)
     steps = [_step(window, length) for window in windows]
     runner = tflite.runner_of(interpreter, path, steps[0].signature)
     details = runner.get_input_details()

@@ -42,7 +42,7 @@ class TfliteSession(Session):
         super().__init__(f"tflite-{kernel}", case.kv_cache_len, case.prefill_lengths)
         self._path, self._case = path, case
         self._masks = (mask_kinds, window)
-        self._interpreter = tflite.open_file(path, kernel=kernel, num_threads=num_threads)
+        self._interpreter = tflite.open_fitting(path, kernel=kernel, num_threads=num_threads)
         self._runners: dict[str, Any] = {}
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
         for step in self._signatures():
