@@ -65,6 +65,9 @@ class RememberedTokenizer:
             return str(self._loaded.decode(ids, **options))
         return str(self._answer(["text", ids], lambda: str(self._loaded.decode(ids))))
 
+    def __len__(self) -> int:
+        return len(self._loaded)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
