@@ -294,7 +294,7 @@ def test_a_failing_case_is_the_run_s_status(nightly: Nightly, tmp_path: Path) ->
 
 def test_interrupted_it_keeps_what_is_done(nightly: Nightly, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = nightly.start("--output", out, pause=0.2)
+    process = nightly.start("--output", out, pause=1)
     until(lambda: len(list((out / store.CASES).glob("*.json"))) >= 3)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
