@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,14 @@ def open_file(
 
     _hush_at_exit()
     mode = CpuKernelMode[KERNEL_MODES[kernel]]
+    # Without need, nothing is written beside the file: its folder may be somebody else's.
+    place: AbstractContextManager[Path | None] = nullcontext()
+    if packed_on_disk:
+        place = artifacts.working_folder(path.parent)
     try:
-        with artifacts.working_folder(path.parent) as folder, quiet(show=False):
+        with place as folder, quiet(show=False):
             # ai-edge-litert 2.3 says "directory", and takes a file.
-            packed = str(folder / "packed") if packed_on_disk else ""
+            packed = "" if folder is None else str(folder / "packed")
             cpu = CpuOptions(num_threads, mode, xnnpack_weight_cache_path=packed)
             options = Options(HardwareAccelerator.CPU, cpu)
             return CompiledFile(CompiledModel.from_file(str(path), options=options))
