@@ -244,6 +244,7 @@ def _judge_greedy(
 ) -> TapResult:
     key = result.tap
     found = noise.greedy_mismatch(candidate[key], oracle[key], floor[key], limits.row)
+    forget(candidate[key], oracle[key])
     if found is None:
         return result
     row, wanted, got, gap, explained = found

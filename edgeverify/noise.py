@@ -15,7 +15,7 @@ rows, whichever is larger (measured: without it, the worst row of clean runs is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,6 +26,9 @@ from edgeverify.mapped import forget
 Floor = Mapping[str, np.ndarray]
 # The largest of 1e5 normal deviates (a vocabulary of logits) is about 4.4 standard deviations.
 LARGEST_OF_MANY = 4.4
+# Values that are compared at a time, 8 MiB in float64: copies of the logits of a long chunk would be
+# the most that a streamed check has in memory.
+PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,15 @@ def floor_of(oracle: Mapping[str, np.ndarray], *runs: Mapping[str, np.ndarray]) 
     table = {}
     for key, truth in oracle.items():
         if all(key in run for run in runs):
-            exact = _rows(truth)
-            rounded = exact.astype(np.float32).astype(np.float64)
-            errors = [_norms(_rows(run[key]) - exact) for run in runs]
-            table[key] = np.max([_norms(rounded - exact), *errors], axis=0) / _scale(exact)
+            table[key] = _by_rows(_floors, truth, *(run[key] for run in runs))
             forget(truth, *(run[key] for run in runs))
     return table
+
+
+def _floors(exact: np.ndarray, *runs: np.ndarray) -> np.ndarray:
+    rounded = exact.astype(np.float32).astype(np.float64)
+    errors = [_norms(run - exact) for run in (rounded, *runs)]
+    return np.max(errors, axis=0) / _scale(exact)
 
 
 def widest(*floors: Floor) -> Floor:
@@ -128,9 +134,14 @@ def measure(candidate: np.ndarray, oracle: np.ndarray, floor: np.ndarray) -> Row
         oracle: (B, T, ...) float64.
         floor: (B·T,), from ``floor_of``.
     """
-    exact = _rows(oracle)
+    error, mark = _by_rows(_errors, candidate, oracle)
+    return RowErrors(error, floor, mark)
+
+
+def _errors(given: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """(2, rows): each row's error, and its mark."""
     # Not the norm, which RoPE leaves alone: the same token further on is another row of K.
-    return RowErrors(_norms(_rows(candidate) - exact) / _scale(exact), floor, exact.sum(1))
+    return np.stack([_norms(given - exact) / _scale(exact), exact.sum(1)])
 
 
 def greedy_mismatch(
@@ -175,7 +186,24 @@ def explained_gap(logits: np.ndarray, floor: float, allowed_ratio: float) -> flo
 
 
 def _rows(array: np.ndarray) -> np.ndarray:
-    return np.asarray(array, np.float64).reshape(array.shape[0] * array.shape[1], -1)
+    return array.reshape(array.shape[0] * array.shape[1], -1)
+
+
+def _by_rows(figures: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """Figures of each row, of ``PIECE`` values at a time.
+
+    Args:
+        figures: float64 arrays (rows, C) → (..., rows), of each row what it would be without others.
+        arrays: (B, T, ...) of any float dtype.
+    """
+    rows = [_rows(array) for array in arrays]
+    count, size = rows[0].shape
+    step = max(1, PIECE // max(1, size))
+    parts = [
+        figures(*(np.asarray(given[start : start + step], np.float64) for given in rows))
+        for start in range(0, count, step)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
 def _scale(rows: np.ndarray) -> np.ndarray:

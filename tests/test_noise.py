@@ -192,3 +192,23 @@ class TestGreedy:
         found = noise.greedy_mismatch(given, rows, self.FLOOR, self.ALLOWED)
         assert found is not None
         assert found[0] == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 7), (2, 3, 4, 16), (1, 1, 300), (1, 300, 1)])
+def test_rows_are_measured_alike_in_pieces(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    oracle = rng.normal(size=shape)
+    run, other = (oracle.astype(np.float32) * np.float32(1 + 1e-6 * n) for n in (1, 2))
+
+    def figures() -> tuple[np.ndarray, ...]:
+        floor = noise.floor_of({"a": oracle}, {"a": run})["a"]
+        rows = noise.measure(other, oracle, floor)
+        assert rows.mark is not None
+        return floor, rows.error, rows.mark
+
+    whole = figures()
+    monkeypatch.setattr(noise, "PIECE", 2 * int(np.prod(shape[2:])))  # two rows; the last may be one
+    for in_pieces, at_once in zip(figures(), whole, strict=True):
+        assert in_pieces.shape == (shape[0] * shape[1],)
+        np.testing.assert_array_equal(in_pieces, at_once)

@@ -135,7 +135,8 @@ def run(
                 past_key_values=cache,
                 use_cache=True,
             )
-        record[taps.LOGITS] = _array(output.logits)
+        # Of all that is recorded, the logits alone are nobody else's: no copy of them is made.
+        record[taps.LOGITS] = output.logits.detach().numpy()
         for index, layer in enumerate(cache.layers):
             record[taps.kv(index, "k")] = _array(layer.keys.transpose(1, 2))
             record[taps.kv(index, "v")] = _array(layer.values.transpose(1, 2))
@@ -210,7 +211,7 @@ def _run_at_once(
     record: Record = {}
     with torch.no_grad(), _recording(model, record, inputs):
         output = model(input_ids=torch.tensor([case.tokens]), use_cache=False)
-        record[taps.LOGITS] = _array(output.logits)
+        record[taps.LOGITS] = output.logits.detach().numpy()
     made = str(record[taps.LOGITS].dtype)
     trace = Trace(provenance={"backend": "reference", "dtype": made})
     for step in case.steps:

@@ -81,12 +81,14 @@ class head_widened(TorchFunctionMode):  # noqa: N801 - a context, as ``rows_wide
         return func(*args, **(kwargs or {}))
 
     def _in_pieces(self, x: torch.Tensor) -> torch.Tensor:
-        head, outputs = self._head, []
+        head = self._head
+        # Logits of a long conversation are larger than the head: they are written once.
+        logits = x.new_empty((*x.shape[:-1], head.out_features))
         for start in range(0, head.out_features, self._rows):
             piece = slice(start, start + self._rows)
             with _disable_current_modes():
                 weight = head.weight.data[piece].to(torch.float64)
                 forget(head.weight.data[piece])
                 bias = None if head.bias is None else head.bias.data[piece].to(torch.float64)
-            outputs.append(functional.linear(x, weight, bias))
-        return torch.cat(outputs, dim=-1)
+            logits[..., piece] = functional.linear(x, weight, bias)
+        return logits

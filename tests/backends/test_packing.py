@@ -91,8 +91,9 @@ def test_a_budget_decides_where_weights_are_packed(
     size, signatures = made.path.stat().st_size, len(made.case.signatures)
     free(monkeypatch, 100 * GIB)
     monkeypatch.setattr(packing, "resident_memory", lambda: GIB)
-    roomy = packing.choose_packing(made.path, GIB + size * signatures)
+    roomy = packing.choose_packing(made.path, GIB + size * (signatures + 1))
     assert roomy.in_memory
+    assert not replace(roomy, room=size * (signatures + 1) - 1).in_memory, "the file is mapped, too"
     assert str(roomy) == "XNNPACK packs the weights in memory: 0.0 GiB of 0.0 GiB"
     tight = packing.choose_packing(made.path, 2 * GIB - 1)
     assert tight.in_memory, "all signatures of a small file are below 1 GiB"
@@ -120,9 +121,10 @@ def test_weights_that_fit_nowhere_are_refused(
 
 
 def test_how_much_there_is_may_be_unknown() -> None:
-    unknown = packing.Packing(memory=3, disk=1, largest=1, room=None, disk_room=0)
+    unknown = packing.Packing(memory=3, disk=1, file=1, largest=1, room=None, disk_room=0)
     assert unknown.in_memory
     assert unknown.fits
-    full = replace(unknown, room=2)
+    assert replace(unknown, room=4).in_memory
+    full = replace(unknown, room=3)
     assert not full.in_memory
     assert not full.fits, "no disk, either"
