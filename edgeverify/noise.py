@@ -26,8 +26,8 @@ from edgeverify.mapped import forget
 Floor = Mapping[str, np.ndarray]
 # The largest of 1e5 normal deviates (a vocabulary of logits) is about 4.4 standard deviations.
 LARGEST_OF_MANY = 4.4
-# Values that are compared at a time, 8 MiB in float64: copies of the logits of a long chunk would be
-# the most that a streamed check has in memory.
+# Values that are compared at a time: 8 MiB in float64, which a processor's cache holds. Copies of
+# the logits of a long chunk would be the most that a streamed check has in memory.
 PIECE = 1 << 20
 
 
@@ -193,7 +193,7 @@ def _by_rows(figures: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndar
     """Figures of each row, of ``PIECE`` values at a time.
 
     Args:
-        figures: float64 arrays (rows, C) → (..., rows), of each row what it would be without others.
+        figures: float64 arrays (rows, C) → (..., rows), each row's whatever the others are.
         arrays: (B, T, ...) of any float dtype.
     """
     rows = [_rows(array) for array in arrays]

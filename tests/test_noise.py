@@ -208,7 +208,7 @@ def test_rows_are_measured_alike_in_pieces(
         return floor, rows.error, rows.mark
 
     whole = figures()
-    monkeypatch.setattr(noise, "PIECE", 2 * int(np.prod(shape[2:])))  # two rows; the last may be one
+    monkeypatch.setattr(noise, "PIECE", 2 * int(np.prod(shape[2:])))
     for in_pieces, at_once in zip(figures(), whole, strict=True):
         assert in_pieces.shape == (shape[0] * shape[1],)
         np.testing.assert_array_equal(in_pieces, at_once)

@@ -2,9 +2,9 @@
 
 XNNPACK repacks the weights of all signatures when a file is opened, in memory each signature for
 itself: 154 MB for a file of 77 MB with two signatures, 13 GB for one of 4.4 GB with three. The file
-that they are read from is mapped meanwhile, and counts as memory as well (6.9 GB of 23.1 GB measured
-with SmolLM 1.7B), although the system can take its pages back. In a file they are packed once, and
-need no memory but what is being packed.
+that they are read from is mapped meanwhile, and counts as memory, too (6.9 of 23.1 GB measured with
+SmolLM 1.7B), although the system can take its pages back. In a file they are packed once, and need
+no memory but what is being packed.
 """
 
 from __future__ import annotations
