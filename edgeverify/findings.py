@@ -41,6 +41,7 @@ def report_of(
             "threads": torch.get_num_threads(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             **({"memory": run.memory} if run.memory else {}),
+            **({"runtime": run.runtime} if run.runtime else {}),
             "peak_memory": peak_memory(),
             "peak_memory_after": dict(run.peaks),
         },

@@ -76,7 +76,7 @@ class Run:
 
     ``streamed``: the weights stay on the disk, and so do traces (see ``edgeverify.streaming``).
     ``memory``: why, or why not. ``memory_budget``: bytes that the process may take; what the
-    machine has if None.
+    machine has if None. ``runtime``: what ran the last file.
     """
 
     port: Port
@@ -91,6 +91,7 @@ class Run:
     streamed: bool = False
     memory: str = ""
     memory_budget: int | None = None
+    runtime: str = ""
     _state: dict[str, torch.Tensor] | None = None
     _model: nn.Module | None = None
 
@@ -446,6 +447,7 @@ def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
             memory_budget=run.memory_budget,
             tick=tick,
         )
+    run.runtime = whole.provenance["runtime"]
     return run.lean(whole), None if isolated is None else run.lean(isolated)
 
 

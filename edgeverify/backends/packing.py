@@ -4,13 +4,14 @@ XNNPACK repacks the weights of all signatures when a file is opened, in memory e
 itself: 154 MB for a file of 77 MB with two signatures, 13 GB for one of 4.4 GB with three. The file
 that they are read from is mapped meanwhile, and counts as memory, too (6.9 of 23.1 GB measured with
 SmolLM 1.7B), although the system can take its pages back. In a file they are packed once, and need
-no memory but what is being packed.
+no memory but what is being packed. That is also faster: in a check, all runs of TinyLlama 1.1B's
+file took 24 s instead of 88 s, those of SmolLM 135M's 8.3 s instead of 10.0 s.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeverify.errors import NoRoomError
@@ -19,6 +20,8 @@ from edgeverify.memory import available_memory, resident_memory
 
 # What a run takes beside its weights: activations of a signature, caches, what it returns.
 ACTIVATIONS = 2**28
+# Files that are packed faster on the disk; smaller ones take no time in either place.
+LARGE = 2**28
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Packing:
         largest: the largest weight, which is packed in memory wherever it goes.
         room: what may be taken; None where it is not known, and all is taken.
         disk_room: what is free where the file would be.
+        prefer_disk: whether they go there, too, if they fit both places.
     """
 
     memory: int
@@ -40,19 +44,26 @@ class Packing:
     largest: int
     room: int | None
     disk_room: int
+    prefer_disk: bool = False
 
     @property
     def in_memory(self) -> bool:
         """Whether they are kept in memory."""
-        return self.room is None or self.memory + self.file <= self.room
+        return self.fits_memory and not (self.prefer_disk and self.fits_disk)
 
     @property
     def fits(self) -> bool:
         """Whether they fit in one of the two places."""
-        on_disk = self.disk <= self.disk_room and (
-            self.room is None or self.largest + ACTIVATIONS <= self.room
-        )
-        return self.in_memory or on_disk
+        return self.fits_memory or self.fits_disk
+
+    @property
+    def fits_memory(self) -> bool:
+        return self.room is None or self.memory + self.file <= self.room
+
+    @property
+    def fits_disk(self) -> bool:
+        enough = self.room is None or self.largest + ACTIVATIONS <= self.room
+        return enough and self.disk <= self.disk_room
 
     def __str__(self) -> str:
         room = "" if self.room is None else f" of {_gib(self.room)}"
@@ -64,18 +75,20 @@ class Packing:
         )
 
 
-def choose_packing(path: Path, budget: int | None = None) -> Packing:
+def choose_packing(path: Path, budget: int | None = None, *, own: bool = False) -> Packing:
     """Chooses where the weights of a file are packed.
 
     Args:
         path: a .tflite.
         budget: what the process may take, in bytes; what is available if None.
+        own: whether its folder is our own. If not, nothing is written there without need.
 
     Raises:
         ArtifactError: it is no .tflite.
         NoRoomError: they fit neither in memory nor on the disk.
     """
     chosen = _packing(path, budget)
+    chosen = replace(chosen, prefer_disk=own and chosen.file >= LARGE)
     if not chosen.fits:
         raise NoRoomError(
             f"XNNPACK packs its weights, about {_gib(chosen.memory)} in memory or "

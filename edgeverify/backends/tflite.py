@@ -69,10 +69,11 @@ def run_file(
     """Runs a file as a whole, and block by block on the oracle's inputs.
 
     The two instrumented copies, or their tables, are kept in the cache. Where XNNPACK packs weights
-    on the disk, they are one: all signatures of a file share them there.
+    on the disk, they are one: all signatures of a file share them there. Large files are run that
+    way, too, where they need not be, for it is faster.
 
     Args:
-        path: the converted file.
+        path: the converted file; large copies of it are made beside it for the time being.
         case, mask_kinds, window, kernel, num_threads: as for ``run``.
         oracle: the trace whose block inputs the blocks are fed with, rounded to float32.
         cache: another cache than the default one.
@@ -81,7 +82,8 @@ def run_file(
 
     Returns:
         The trace of the whole file, and that of its blocks in isolation (None without oracle). The
-        first one's provenance has, as ``packing``, what ``choose_opener`` says.
+        first one's provenance has, as ``runtime``, what ran the file, and, as ``packing``, what
+        ``choose_opener`` says.
 
     Raises:
         ArtifactError: as for ``run``.
@@ -92,32 +94,50 @@ def run_file(
         if next(calls) % passes == 0:
             tick()
 
-    opener, told = choose_opener(path, kernel or case.kernel, memory_budget)
-    num_blocks = next(iter(ModelFile(path).signatures.values())).num_blocks
+    opener, told = choose_opener(path, kernel or case.kernel, memory_budget, own=True)
     shared: dict[str, Any] = {
-        "num_blocks": num_blocks,
+        "num_blocks": next(iter(ModelFile(path).signatures.values())).num_blocks,
         "mask_kinds": mask_kinds,
         "window": window,
         "kernel": kernel,
         "num_threads": num_threads,
-        "opener": opener,
         "cache": cache,
         "tick": shared_tick,
     }
-    if told and oracle is not None:
-        with instrumented_copy(path, isolate=True, beside=True, root=cache) as both:
-            shared["opener"] = _opening_once(both, opener)
-            whole = run(path, case, **shared, instrumented=both)
-            alone = run(path, case, **shared, instrumented=both, inject=oracle.arrays)
-        whole.provenance["packing"] = told
-        return whole, alone
+    if opener is not open_file:
+        try:
+            whole, isolated = _run_packed_once(path, case, oracle, opener, shared)
+            whole.provenance |= {"runtime": "CompiledModel", "packing": told}
+            return whole, isolated
+        except ArtifactError:
+            # What it refuses, the interpreter may well take: of a file that both refuse, the
+            # interpreter's reason is told.
+            if told:
+                raise
     with instrumented_copy(path, root=cache) as tapped:
         whole = run(path, case, **shared, instrumented=tapped)
-    whole.provenance["packing"] = told
+    whole.provenance |= {"runtime": "Interpreter", "packing": ""}
     if oracle is None:
         return whole, None
     with instrumented_copy(path, isolate=True, root=cache) as cut:
         return whole, run(path, case, **shared, instrumented=cut, inject=oracle.arrays)
+
+
+def _run_packed_once(
+    path: Path,
+    case: Case,
+    oracle: Trace | None,
+    opener: Callable[..., Any],
+    shared: Mapping[str, Any],
+) -> tuple[Trace, Trace | None]:
+    """``run_file`` where all signatures of a file share the packed weights."""
+    alone = oracle is not None
+    with instrumented_copy(path, isolate=alone, beside=alone, root=shared["cache"]) as both:
+        options = {**shared, "instrumented": both, "opener": _opening_once(both, opener)}
+        whole = run(path, case, **options)
+        if oracle is None:
+            return whole, None
+        return whole, run(path, case, **options, inject=oracle.arrays)
 
 
 def _opening_once(kept: Path, opener: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,7 +173,7 @@ def run_every_tap(
     Raises:
         ArtifactError: as for ``run``.
     """
-    opener, _ = choose_opener(path, case.kernel, memory_budget)
+    opener, _ = choose_opener(path, case.kernel, memory_budget, own=True)
     num_blocks = next(iter(ModelFile(path).signatures.values())).num_blocks
     with instrumented_copy(path, every_tap=True, root=cache) as cut:
         trace = run(
@@ -357,7 +377,7 @@ def _instrumentation(path: Path, *, isolated: bool) -> Instrumentation | None:
 
 
 def choose_opener(
-    path: Path, kernel: str, memory_budget: int | None = None
+    path: Path, kernel: str, memory_budget: int | None = None, *, own: bool = False
 ) -> tuple[Callable[..., Any], str]:
     """Chooses what a file and its copies are opened with, by what XNNPACK's packed weights take.
 
@@ -365,17 +385,19 @@ def choose_opener(
         path: the file.
         kernel: ``xnnpack``, ``builtin`` or ``reference``.
         memory_budget: bytes that the process may take; what is available if None.
+        own: as for ``choose_packing``.
 
     Returns:
-        ``open_file`` where they fit the memory. Else a ``CompiledModel`` whose packed weights are
-        on the disk, which computes the same bits (held by a test), and why it was chosen.
+        ``open_file``, or what opens a ``CompiledModel`` whose packed weights are on the disk, which
+        computes the same bits (held by a test); and why, where the memory is too short for them.
 
     Raises:
         NoRoomError: they fit nowhere.
     """
-    if kernel == "xnnpack" and not (chosen := choose_packing(path, memory_budget)).in_memory:
-        return partial(compiled_model.open_file, packed_on_disk=True), str(chosen)
-    return open_file, ""
+    if kernel != "xnnpack" or (chosen := choose_packing(path, memory_budget, own=own)).in_memory:
+        return open_file, ""
+    told = "" if chosen.fits_memory else str(chosen)
+    return partial(compiled_model.open_file, packed_on_disk=True), told
 
 
 def open_fitting(path: Path, *, kernel: str, num_threads: int) -> Any:

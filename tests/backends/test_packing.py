@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgeverify.backends import packing, runtimes, tflite
-from edgeverify.errors import NoRoomError
+from edgeverify.errors import ArtifactError, NoRoomError
 
 GIB = 2**30
 
@@ -128,3 +128,46 @@ def test_how_much_there_is_may_be_unknown() -> None:
     full = replace(unknown, room=3)
     assert not full.in_memory
     assert not full.fits, "no disk, either"
+
+
+@pytest.mark.slow
+def test_a_large_file_of_our_own_is_packed_on_the_disk_without_need(
+    made: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is faster. Beside somebody else's file nothing is written."""
+    plain, _ = tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
+    assert plain.provenance["runtime"] == "Interpreter"
+    monkeypatch.setattr(packing, "LARGE", made.path.stat().st_size)
+    free(monkeypatch, 100 * GIB)
+    assert packing.choose_packing(made.path).in_memory
+    large, _ = tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
+    assert large.provenance["runtime"] == "CompiledModel"
+    assert large.provenance["packing"] == "", "the memory was not short"
+    assert [key for key in plain if plain[key].tobytes() != large[key].tobytes()] == []
+    monkeypatch.setattr(packing, "LARGE", made.path.stat().st_size + 1)
+    assert packing.choose_packing(made.path, own=True).in_memory
+
+
+@pytest.mark.slow
+def test_what_compiled_model_refuses_without_need_is_left_to_the_interpreter(
+    made: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(path: Path, **_: Any) -> Any:
+        raise ArtifactError("no", where=path)
+
+    monkeypatch.setattr(packing, "LARGE", 0)
+    monkeypatch.setattr(packing, "ACTIVATIONS", 0)
+    monkeypatch.setattr(tflite.compiled_model, "open_file", refuse)
+    oracle, _ = tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
+    assert oracle.provenance["runtime"] == "Interpreter"
+    free(monkeypatch, made.path.stat().st_size)
+    with pytest.raises(ArtifactError, match="no"):
+        tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
+
+
+def test_a_disk_that_is_full_is_no_better_place() -> None:
+    roomy = packing.Packing(
+        memory=3, disk=2, file=1, largest=1, room=2**40, disk_room=2, prefer_disk=True
+    )
+    assert not roomy.in_memory
+    assert replace(roomy, disk_room=1).in_memory
