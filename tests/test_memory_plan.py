@@ -74,7 +74,7 @@ def test_quantized_files_need_their_weights_beside_the_checkpoints() -> None:
     )
     float32 = 4 * 1.1e9
     plain, both = (plan_memory(run, None, quantized=told).whole for told in (False, True))
-    assert 0.8 * float32 < both - plain < float32
+    assert 1.3 * float32 < both - plain < 1.6 * float32
 
 
 def test_a_trace_grows_with_the_steps_not_with_their_square() -> None:
