@@ -166,8 +166,9 @@ def greedy_mismatch(
     floors = np.maximum(floor, _rms(floor))
     wanted, got = exact.argmax(1), given.argmax(1)
     for row in np.flatnonzero(wanted != got):
-        gap = float(exact[row, wanted[row]] - exact[row, got[row]])
-        explained = explained_gap(exact[row], float(floors[row]), allowed_ratio)
+        truth = exact[row].astype(np.float64)
+        gap = float(truth[wanted[row]] - truth[got[row]])
+        explained = explained_gap(truth, float(floors[row]), allowed_ratio)
         if gap > explained:
             return int(row), int(wanted[row]), int(got[row]), gap, explained
     return None
