@@ -7,8 +7,8 @@ is also the budget that the check is given.
 
 Each runs in a process of its own, with seeded weights and a cache that is deleted afterwards. It
 takes the float32 size on the disk, four times that with ``--all-legs``. Printed are seconds, peak
-memory (VmHWM), the bar and their ratio; the exit status is 1 if a model is above its bar or does
-not pass. What follows ``--`` goes to ``edgeverify check``.
+memory (VmHWM), the bar and their ratio, and each leg's worst error ratio; the exit status is 1 if
+a model is above its bar or does not pass. What follows ``--`` goes to ``edgeverify check``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MODELS = (
     "tinyllama:1.1b",
@@ -43,10 +45,28 @@ def float32_bytes(model: str, size: str) -> int:
     return sum(4 * parameter.numel() for parameter in built.parameters())
 
 
-def measured(
-    model: str, size: str, bar: int, folder: Path, options: Sequence[str]
-) -> tuple[str, float, int]:
-    """Outcome, seconds and peak bytes of one check."""
+@dataclass(frozen=True)
+class Measured:
+    """One check: its outcome, seconds, peak in bytes, and the legs' worst error ratios."""
+
+    outcome: str
+    seconds: float
+    peak: int = 0
+    worst: str = ""
+
+
+def worst_ratios(legs: dict[str, Any]) -> str:
+    """The worst error ratio of each leg of a JSON report, and how many taps a leg compares."""
+    ran = [legs["authoring"], legs.get("conversion"), *legs.get("quantization", {}).values()]
+    found = [leg for leg in ran if leg and leg["worst"]]
+    if not found:
+        return "no leg was compared"
+    ratios = " / ".join(f"{leg['worst']['error_ratio']:.2f}" for leg in found)
+    return f"worst {ratios}, {max(len(leg['taps']) for leg in found)} taps"
+
+
+def measured(model: str, size: str, bar: int, folder: Path, options: Sequence[str]) -> Measured:
+    """Checks a model in a process of its own."""
     report = folder / "report.json"
     command = [sys.executable, "-m", "edgeverify.cli", "check", model, "--size", size, "-q"]
     command += ["--memory-budget", str(bar), "--json", str(report), "--cache", str(folder)]
@@ -54,9 +74,10 @@ def measured(
     done = subprocess.run([*command, *options], check=False, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - start
     if not report.exists():
-        return f"exit status {done.returncode}", seconds, 0
+        return Measured(f"exit status {done.returncode}", seconds)
     told = json.loads(report.read_text())
-    return told["outcome"], seconds, int(told["environment"]["peak_memory"])
+    peak = int(told["environment"]["peak_memory"])
+    return Measured(told["outcome"], seconds, peak, worst_ratios(told["legs"]))
 
 
 def main() -> int:
@@ -75,13 +96,12 @@ def main() -> int:
         bar = ALL_LEGS if chosen.all_legs else int(SHARE * total) + FIXED
         with tempfile.TemporaryDirectory() as folder:
             run = measured(model, size, bar, Path(folder), [*legs, *more])
-        outcome, seconds, peak = run
-        right = outcome == "pass" and 0 < peak <= bar
+        right = run.outcome == "pass" and 0 < run.peak <= bar
         status |= not right
-        sizes = [f"{n / 1e9:6.2f} GB" for n in (total, peak, bar)]
+        sizes = [f"{n / 1e9:6.2f} GB" for n in (total, run.peak, bar)]
         print(
-            f"{name:16} {sizes[0]} {outcome:>10} {seconds:8.0f} {sizes[1]} {sizes[2]}  "
-            f"{peak / bar:.2f} of the bar",
+            f"{name:16} {sizes[0]} {run.outcome:>10} {run.seconds:8.0f} {sizes[1]} {sizes[2]}  "
+            f"{run.peak / bar:.2f} of the bar · {run.worst}",
             flush=True,
         )
     return status
