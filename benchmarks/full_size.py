@@ -22,7 +22,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeverify.report.model import Report
 
 MODELS = (
     "tinyllama:1.1b",
@@ -47,26 +50,27 @@ def float32_bytes(model: str, size: str) -> int:
 
 @dataclass(frozen=True)
 class Measured:
-    """One check: its outcome, seconds, peak in bytes, and the legs' worst error ratios."""
+    """One check: its outcome, seconds, peak in bytes, and what its legs say."""
 
     outcome: str
     seconds: float
     peak: int = 0
-    worst: str = ""
+    legs: str = ""
 
 
-def worst_ratios(legs: dict[str, Any]) -> str:
-    """The worst error ratio of each leg of a JSON report, and how many taps a leg compares."""
-    ran = [legs["authoring"], legs.get("conversion"), *legs.get("quantization", {}).values()]
-    found = [leg for leg in ran if leg and leg["worst"]]
-    if not found:
-        return "no leg was compared"
-    ratios = " / ".join(f"{leg['worst']['error_ratio']:.2f}" for leg in found)
-    return f"worst {ratios}, {max(len(leg['taps']) for leg in found)} taps"
+def worst_ratios(report: Report) -> str:
+    """The worst error ratio of each leg, by name, and the most taps that a leg compares."""
+    from edgeverify.report.words import number
+
+    legs = report.legs
+    found = [f"{name} {number(leg.worst and leg.worst.error_ratio)}" for name, leg in legs.items()]
+    return f"worst {', '.join(found)}; {max(len(leg.taps) for leg in legs.values())} taps"
 
 
 def measured(model: str, size: str, bar: int, folder: Path, options: Sequence[str]) -> Measured:
     """Checks a model in a process of its own."""
+    from edgeverify.report.read import report_from
+
     report = folder / "report.json"
     command = [sys.executable, "-m", "edgeverify.cli", "check", model, "--size", size, "-q"]
     command += ["--memory-budget", str(bar), "--json", str(report), "--cache", str(folder)]
@@ -75,9 +79,9 @@ def measured(model: str, size: str, bar: int, folder: Path, options: Sequence[st
     seconds = time.perf_counter() - start
     if not report.exists():
         return Measured(f"exit status {done.returncode}", seconds)
-    told = json.loads(report.read_text())
-    peak = int(told["environment"]["peak_memory"])
-    return Measured(told["outcome"], seconds, peak, worst_ratios(told["legs"]))
+    told = report_from(json.loads(report.read_text()))
+    peak = int(told.environment["peak_memory"])
+    return Measured(told.outcome, seconds, peak, worst_ratios(told))
 
 
 def main() -> int:
@@ -101,7 +105,7 @@ def main() -> int:
         sizes = [f"{n / 1e9:6.2f} GB" for n in (total, run.peak, bar)]
         print(
             f"{name:16} {sizes[0]} {run.outcome:>10} {run.seconds:8.0f} {sizes[1]} {sizes[2]}  "
-            f"{run.peak / bar:.2f} of the bar · {run.worst}",
+            f"{run.peak / bar:.2f} of the bar · {run.legs}",
             flush=True,
         )
     return status
