@@ -12,16 +12,17 @@ _BYTES |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", star
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-def bytes_of(where: str, text: str) -> int:
-    """``8GiB``, ``512MiB``, ``2.5GB`` or plain bytes, as bytes.
+def bytes_of(where: str, text: str | int) -> int:
+    """``8GiB``, ``512MiB``, ``2.5gb`` or a number of bytes, as bytes.
 
     Raises:
-        UsageError: none of these, or not above 0.
+        UsageError: none of these, or less than one byte.
     """
-    number, unit = _parts(text)
-    if number <= 0 or unit not in _BYTES:
-        raise UsageError(f"got {text!r}", where=where, expected="an amount such as 8GiB or 512MiB")
-    return int(number * _BYTES[unit])
+    number, unit = _parts(str(text))
+    size = int(number * _BYTES.get(unit, 0))
+    if size < 1:
+        raise UsageError(f"got {text!r}", where=where, expected="a size such as 8GiB or 512MiB")
+    return size
 
 
 def seconds_of(where: str, text: str) -> float:

@@ -114,11 +114,21 @@ def _jsonable(value: Any) -> Any:
 
 
 def source_digest(*patterns: str) -> str:
-    """Digest of files of this package, so that a change to them makes new cache entries."""
+    """Digest of files of this package, so that a change to them makes new cache entries.
+
+    Args:
+        patterns: globs below the package's folder, e.g. ``"flatbuffer/*.py"``.
+
+    Raises:
+        ValueError: a pattern matches no file. After a rename, code would silently leave the keys.
+    """
     package = Path(__file__).parent
     sha = hashlib.sha256()
     for pattern in patterns:
-        for path in sorted(package.glob(pattern)):
+        paths = sorted(package.glob(pattern))
+        if not paths:
+            raise ValueError(f"no file of edgeverify matches {pattern!r}, which a cache key names")
+        for path in paths:
             sha.update(path.name.encode() + path.read_bytes())
     return sha.hexdigest()
 

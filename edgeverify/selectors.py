@@ -6,13 +6,13 @@ words, before anything heavy is imported.
 
 from __future__ import annotations
 
-import re
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from edgeverify.amounts import bytes_of
 from edgeverify.case import (
     DEFAULT_DECODE_STEPS,
     DEFAULT_PREFILL_LENGTHS,
@@ -36,12 +36,6 @@ RUNTIMES = ("compiled_model", "tf_lite", "litert_lm")
 MAX_SEED = 2**32 - 1  # what numpy takes
 MAX_LENGTH = 2**20  # tokens; no model of today has as many positions
 PREFIX = "edgeverify_"
-_UNITS = {
-    "B": 1,
-    **{f"{letter}B": 1000 ** (n + 1) for n, letter in enumerate("KMGT")},
-    **{f"{letter}iB": 1024 ** (n + 1) for n, letter in enumerate("KMGT")},
-}
-
 _LENGTHS = " ".join(str(length) for length in DEFAULT_PREFILL_LENGTHS)
 # Flag → (metavar, how it is taken, help). Taken: once, repeated, or as a switch.
 OPTIONS: dict[str, tuple[str, str, str]] = {
@@ -164,7 +158,7 @@ class Selectors:
         chosen = replace(
             chosen,
             recipes=expand(chosen.recipes, where="recipes"),
-            memory_budget=memory_size("memory_budget", chosen.memory_budget),
+            memory_budget=_budget("memory_budget", chosen.memory_budget),
         )
         for backend in chosen.backends:
             one_of("backends", backend, BACKENDS)
@@ -322,23 +316,12 @@ def parse(options: Namespace) -> Selectors:
         trust_remote_code=bool(given("trust_remote_code")),
         cache=_folder("--cache", given("cache")),
         profile=one_of("--profile", given("profile") or "dev", PROFILES),
-        memory_budget=memory_size("--memory-budget", given("memory_budget")),
+        memory_budget=_budget("--memory-budget", given("memory_budget")),
     ).checked()
 
 
-def memory_size(option: str, value: str | int | None) -> int | None:
-    """A size in bytes: ``8GiB``, ``512MiB``, ``8GB``, or a number of bytes; None as it is.
-
-    Raises:
-        UsageError: no size, or none at all.
-    """
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]i?B|B)?", str(value).strip())
-    size = int(float(found.group(1)) * _UNITS[found.group(2) or "B"]) if found else 0
-    if size < 1:
-        raise UsageError(f"got {str(value)!r}", where=option, expected="a size as 8GiB or 512MiB")
-    return size
+def _budget(option: str, value: str | int | None) -> int | None:
+    return None if value is None else bytes_of(option, value)
 
 
 def _several(

@@ -28,7 +28,7 @@ def test_bytes(text: str, amount: int) -> None:
 def test_what_is_no_amount_of_bytes(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         bytes_of("--max-size", text)
-    expected = f"--max-size: got {text!r}; expected an amount such as 8GiB or 512MiB"
+    expected = f"--max-size: got {text!r}; expected a size such as 8GiB or 512MiB"
     assert str(caught.value) == " ".join(expected.split())
 
 

@@ -10,25 +10,27 @@ from edgeverify import load_port, memory_plan
 from edgeverify.case import Case, plan_steps
 from edgeverify.errors import UsageError
 from edgeverify.memory_plan import GIB, Plan, plan_memory, trace_bytes
-from edgeverify.selectors import Selectors, memory_size
+from edgeverify.nightly import drive
+from edgeverify.selectors import Selectors
 from edgeverify.verify import prepare
 from models.smollm import SMOLLM
 
 
 @pytest.mark.parametrize(
-    ("text", "size"),
-    [("8GiB", 8 * GIB), ("512MiB", 512 * 2**20), ("2.5GB", 2_500_000_000), ("7", 7), ("1KB", 1000)],
+    ("text", "size"), [("8GiB", 8 * GIB), ("8gib", 8 * GIB), ("512 MiB", 512 * 2**20), (7, 7)]
 )
-def test_sizes(text: str, size: int) -> None:
-    assert memory_size("--memory-budget", text) == size
+def test_check_and_nightly_read_the_same_sizes(text: str | int, size: int) -> None:
     assert Selectors.of(memory_budget=text).memory_budget == size
+    assert drive._budget(str(text)) == size
 
 
-@pytest.mark.parametrize("text", ["lots", "0", "-1GiB", "8 gib", "GiB", "0.0001B"])
-def test_what_is_no_size(text: str) -> None:
-    words = f"--memory-budget: got {text!r}; expected a size as 8GiB or 512MiB"
-    with pytest.raises(UsageError, match=re.escape(words)):
-        memory_size("--memory-budget", text)
+@pytest.mark.parametrize("text", ["lots", "0", "-1GiB", "GiB", "0.0001B"])
+def test_check_and_nightly_refuse_the_same_sizes(text: str) -> None:
+    words = f"got {text!r}; expected a size such as 8GiB or 512MiB"
+    with pytest.raises(UsageError, match=re.escape(f"memory_budget: {words}")):
+        Selectors.of(memory_budget=text)
+    with pytest.raises(UsageError, match=re.escape(f"--memory-budget: {words}")):
+        drive._budget(text)
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,10 @@ def load_matrix(path: Path | None = None) -> Matrix:
         raise UsageError(
             f"is no TOML ({error})", where=f"--matrix {path}", fix="see docs/nightly.md"
         ) from error
-    return oftables_of(found, path)
+    return of_tables(found, path)
 
 
-def oftables_of(found: Mapping[str, Any], path: Path) -> Matrix:
+def of_tables(found: Mapping[str, Any], path: Path) -> Matrix:
     """The matrix of a file's tables; ``path`` is told in errors and the root of relative paths."""
     where = f"--matrix {path}"
     known(found, ("schema", "defaults", "include", "exclude"), where)
