@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from edgeverify.audits.model import AuditResult, Check
-from edgeverify.report.model import (
+from edgeverify.core.results import (
     FAIL,
     PASS,
     UNCHECKED,
+    AuditResult,
+    Check,
     Divergence,
     Finding,
     LegResult,
@@ -206,5 +207,5 @@ def fake_verify(monkeypatch: pytest.MonkeyPatch) -> FakeVerify:
     monkeypatch.setitem(sys.modules, "edgeverify.export", fake)
     monkeypatch.setattr("edgeverify.launch.load_port", lambda model: f"port {model}")
     # What is set while chatter is silenced must not outlive the test.
-    monkeypatch.setattr("edgeverify.launch.QUIET_ENVIRONMENT", {})
+    monkeypatch.setattr("edgeverify.core.quiet.QUIET_ENVIRONMENT", {})
     return fake

@@ -229,7 +229,7 @@ def cold(given: Path, checkpoint: Path) -> None:
 
 def reference_passes(bare: Bare, state: dict[str, Any]) -> None:
     from edgeverify.backends import reference
-    from edgeverify.case import Case, Step
+    from edgeverify.core.case import Case, Step
 
     steps = tuple(
         Step(f"{'decode' if s[0] == 'decode' else 'prefill'}.{i}", s[0], s[1], s[2], tuple(s[3]))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgeverify.report.model import Report
+    from edgeverify.core.results import Report
 
 MODELS = (
     "tinyllama:1.1b",

@@ -67,7 +67,7 @@ class Point:
     @property
     def tokens(self) -> int:
         """All tokens of the conversation."""
-        from edgeverify.case import prompt_length
+        from edgeverify.core.case import prompt_length
 
         return prompt_length((self.prefill, 2 * self.prefill)) + self.decode_steps
 

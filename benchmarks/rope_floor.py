@@ -22,11 +22,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 import models
 from edgeverify.checkpoints import open_checkpoint
-from edgeverify.compare import MIN_ROWS_FOR_RMS, thresholds
+from edgeverify.core.compare import MIN_ROWS_FOR_RMS, thresholds
+from edgeverify.core.noise import RowErrors
 from edgeverify.invariants import rope
 from edgeverify.invariants.model import Facts, Invariant, NotApplicableError
 from edgeverify.invariants.rotaries import ReauthoredRotation
-from edgeverify.noise import RowErrors
 from models.port import Port
 
 ONE_BLOCK = {"intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 101}

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgeverify.memory import peak_memory
+from edgeverify.core.memory import peak_memory
 
 PREFILL, ROWS = 32, 96
 PROMPT = "What is the meaning of life?"  # of upstream's own verify scripts
@@ -93,7 +93,7 @@ def forwards(model: str, checkpoint: Path) -> dict[str, Any]:
     from litert_torch.generative.layers.kv_cache import KVCache
     from litert_torch.generative.utilities.export_config import ExportConfig
 
-    from edgeverify.case import DEFAULT_DECODE_STEPS, DEFAULT_PREFILL_LENGTHS, prompt_length
+    from edgeverify.core.case import DEFAULT_DECODE_STEPS, DEFAULT_PREFILL_LENGTHS, prompt_length
 
     count = prompt_length(DEFAULT_PREFILL_LENGTHS) + DEFAULT_DECODE_STEPS
     with torch.inference_mode():

@@ -12,16 +12,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgeverify.core.results import Report as Report
     from edgeverify.foreign.check import verify_artifact as verify_artifact
     from edgeverify.ports import load_port as load_port
-    from edgeverify.report.model import Report as Report
     from edgeverify.verify import verify as verify
 
 __all__ = ["Report", "load_port", "verify", "verify_artifact"]
 
 _HOMES = {
     "load_port": "edgeverify.ports",
-    "Report": "edgeverify.report.model",
+    "Report": "edgeverify.core.results",
     "verify_artifact": "edgeverify.foreign.check",
 }
 

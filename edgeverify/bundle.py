@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgeverify.errors import ArtifactError, EdgeVerifyError, UsageError
+from edgeverify.core.errors import ArtifactError, EdgeVerifyError, UsageError
 
 EXTRA = "litert-lm"
 # How LiteRT-LM 0.18 hands a message to its template: the content is a list of parts, and templates

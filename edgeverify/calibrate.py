@@ -18,14 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeverify.artifacts import versions
-from edgeverify.case import KERNELS, KV_LAYOUTS
-from edgeverify.compare import MIN_ROWS_FOR_RMS
+from edgeverify.core import compare
+from edgeverify.core.case import KERNELS, KV_LAYOUTS
+from edgeverify.core.compare import MIN_ROWS_FOR_RMS
+from edgeverify.core.results import PASS, LegResult
+from edgeverify.core.store.entries import versions
 from edgeverify.recipes import NAMED
-from edgeverify.report.model import PASS, LegResult
 from models import CATALOGUE
 
-PACKAGE = Path(__file__).parent
+CALIBRATION = Path(__file__).with_name("calibration.json")
+THRESHOLDS = Path(compare.__file__).with_name("thresholds.json")
 # A clean run just past the largest seen so far must not fail: the maximum over twice as many runs
 # grows by a few per cent.
 MARGIN = 1.15
@@ -189,7 +191,7 @@ def derive(runs: Sequence[CleanRun]) -> dict[str, dict[str, float]]:
     return derived
 
 
-def load_runs(path: Path = PACKAGE / "calibration.json") -> list[CleanRun]:
+def load_runs(path: Path = CALIBRATION) -> list[CleanRun]:
     """The runs of a calibration on disk."""
     rows = json.loads(path.read_text())["runs"]
     return [CleanRun(**{**row, "prefill": tuple(row["prefill"])}) for row in rows]
@@ -251,7 +253,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=sorted(CATALOGUE),
         help="calibrate these again and keep the runs of the others (default: all)",
     )
-    parser.add_argument("--output", type=Path, default=PACKAGE, help="directory of the two files")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="directory of the two files (default: their places in the package)",
+    )
     parser.add_argument(
         "--widen",
         action="store_true",
@@ -261,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--table", action="store_true", help="print the tables of the calibration on disk, and end"
     )
     options = parser.parse_args(argv)
-    calibration = options.output / "calibration.json"
+    calibration, known = _files(options.output)
     if options.table:
         runs = load_runs(calibration)
         print(f"{table(runs)}\n\n{quantization_table(runs)}")
@@ -289,18 +295,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         "thresholds": limits,
         "runs": [asdict(row) for row in rows],
     }
-    options.output.mkdir(parents=True, exist_ok=True)
+    calibration.parent.mkdir(parents=True, exist_ok=True)
     calibration.write_text(_one_run_a_line(document))
     # The limits of the invariants rest on other runs: see edgeverify/invariants/__main__.py.
-    others = {k: v for k, v in _known_thresholds(options.output).items() if k not in limits}
+    others = {k: v for k, v in _known_thresholds(known).items() if k not in limits}
     text = json.dumps({**limits, **others}, indent=2)
-    (options.output / "thresholds.json").write_text(text + "\n")
+    known.write_text(text + "\n")
     print(f"{len(rows)} clean runs, {len(failed)} above their thresholds; wrote {calibration}")
     return 0
 
 
-def _known_thresholds(folder: Path) -> dict[str, Any]:
-    path = folder / "thresholds.json"
+def _files(folder: Path | None) -> tuple[Path, Path]:
+    """Where the calibration and the thresholds that follow from it are written."""
+    if folder is None:
+        return CALIBRATION, THRESHOLDS
+    return folder / CALIBRATION.name, folder / THRESHOLDS.name
+
+
+def _known_thresholds(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 

@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from edgeverify import selectors
-from edgeverify.choices import one_of
 from edgeverify.commands import (
     bench,
     cache,
@@ -25,10 +24,11 @@ from edgeverify.commands import (
     nightly,
 )
 from edgeverify.commands.shown import show
-from edgeverify.errors import EdgeVerifyError, UsageError
+from edgeverify.core.choices import one_of
+from edgeverify.core.errors import EdgeVerifyError, UsageError
+from edgeverify.core.results import FAIL, PASS, UNCHECKED
 from edgeverify.ports import catalogue, check_name
 from edgeverify.report.files import FORMATS, check_paths, write_atomically
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
 
 EXIT_CODES = {PASS: 0, FAIL: 1, UNCHECKED: 3}
 EXIT_USAGE = 2

@@ -15,11 +15,11 @@ from litert_torch.generative.utilities.export_config import ExportConfig
 from torch import nn
 from torch.fx.experimental import proxy_tensor
 
-from edgeverify.case import Case
-from edgeverify.errors import ArtifactError
+from edgeverify.core.case import Case
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.progress import Progress
+from edgeverify.core.quiet import quiet
 from edgeverify.flatbuffer import ModelFile
-from edgeverify.progress import Progress
-from edgeverify.quiet import quiet
 
 # A file is its float32 weights and a table: 0.5 MB for 12 blocks and two signatures.
 TABLE_BYTES = 16 * 2**20

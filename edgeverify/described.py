@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeverify import artifacts
+from edgeverify.core.store import entries
 
 # What builds a model from a config, beside transformers.
 _BUILDERS = ("described.py", "hf.py", "references/*.py")
@@ -36,9 +36,9 @@ def described(
     Returns:
         What ``make`` gave; where JSON would give something else back, it is made every time.
     """
-    code = artifacts.source_digest(*_BUILDERS, *sources)
+    code = entries.source_digest(*_BUILDERS, *sources)
     try:
-        key = artifacts.digest(what, hf_config, artifacts.versions(), code)
+        key = entries.digest(what, hf_config, entries.versions(), code)
     except TypeError:  # a config of a port's own that no config.json could hold
         return make()
     made: list[Any] = []
@@ -51,7 +51,7 @@ def described(
         path.write_text(text, encoding="utf-8")
 
     try:
-        entry = artifacts.cached("described", key, ".json", write, root=cache)
+        entry = entries.cached("described", key, ".json", write, root=cache)
     except (TypeError, ValueError):
         if not made:
             raise

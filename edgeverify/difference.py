@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgeverify.report.model import FAIL, NOT_APPLICABLE, PASS, UNCHECKED
+from edgeverify.core.results import FAIL, NOT_APPLICABLE, PASS, UNCHECKED
 from edgeverify.report.read import flat, ratio
 from edgeverify.report.series import NIGHTLY, Entry, measured
 

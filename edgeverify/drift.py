@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgeverify.compare import Thresholds
+from edgeverify.core.compare import Thresholds
+from edgeverify.core.results import FAIL, PASS, GoldenChange, GoldenResult
 from edgeverify.golden import Golden
 from edgeverify.golden_compare import ORACLE, REAUTHORED, Moved, Now, compare, limits
-from edgeverify.report.model import FAIL, PASS, GoldenChange, GoldenResult
 
 # What decides how a float32 sum is taken, besides the libraries' versions.
 PLACE = ("machine", "instruction_set", "kernel", "threads")

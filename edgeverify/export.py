@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeverify import artifacts
 from edgeverify.bundle import require_layout
-from edgeverify.progress import Progress
+from edgeverify.core.progress import Progress
+from edgeverify.core.store import entries
 from edgeverify.quantize import quantized
 from edgeverify.recipes import FLOAT32, load_recipe
 from edgeverify.runtime_stages import bundler
@@ -66,9 +66,9 @@ def convert_model(
         stem = f"{case.model}_{case.size}_{name}_{case.kv_layout}_ekv{case.kv_cache_len}"
         target = output / f"{stem}.{format}"
         if wrap is None:
-            artifacts.place(file, target)
+            entries.place(file, target)
         else:
             with wrap(file) as bundled:
-                artifacts.place(bundled, target)
+                entries.place(bundled, target)
         written.append(target)
     return written

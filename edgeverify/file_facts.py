@@ -7,11 +7,12 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from edgeverify import artifacts, taps
+from edgeverify.core import taps
+from edgeverify.core.results import FileFacts
+from edgeverify.core.store import entries
 from edgeverify.flatbuffer.graph import KV_INPUT as KV_OUTPUT
 from edgeverify.flatbuffer.graph import ModelFile
 from edgeverify.flatbuffer.locate import locate_taps
-from edgeverify.report.model import FileFacts
 
 
 def file_facts(path: Path, cache: Path | None = None) -> FileFacts:
@@ -24,10 +25,10 @@ def file_facts(path: Path, cache: Path | None = None) -> FileFacts:
     Raises:
         ArtifactError: the file cannot be read.
     """
-    code = artifacts.source_digest("file_facts.py", "flatbuffer/*.py", "taps.py")
-    key = artifacts.digest("facts", code, artifacts.file_digest(path, root=cache))
+    code = entries.source_digest("file_facts.py", "flatbuffer/*.py", "core/taps.py")
+    key = entries.digest("facts", code, entries.file_digest(path, root=cache))
     write = lambda target: target.write_text(json.dumps(asdict(_read(path))))  # noqa: E731
-    entry = artifacts.cached("facts", key, ".json", write, root=cache)
+    entry = entries.cached("facts", key, ".json", write, root=cache)
     return FileFacts(**json.loads(entry.read_text()))
 
 

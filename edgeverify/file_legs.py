@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeverify.audits.run import Auditor
-from edgeverify.compare import Baseline
+from edgeverify.core.compare import Baseline
+from edgeverify.core.results import FAIL, UNCHECKED, Finding, LegResult
+from edgeverify.core.trace import Trace
 from edgeverify.file_facts import file_facts
 from edgeverify.quantization.check import check_recipes
 from edgeverify.quantization.leg import LEG
-from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult
 from edgeverify.runtime_stages import FileRun, run_runtimes, without_taps
 from edgeverify.selectors import Selectors
 from edgeverify.stages import Run
-from edgeverify.trace import Trace
 
 
 @dataclass

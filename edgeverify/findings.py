@@ -10,17 +10,27 @@ from typing import Any
 
 import torch
 
-from edgeverify import artifacts, taps
-from edgeverify.audits.model import SIGNATURES, AuditResult
-from edgeverify.case import Case
-from edgeverify.compare import POSITION_0_AGREES, thresholds
+from edgeverify.core import taps
+from edgeverify.core.case import Case
+from edgeverify.core.compare import POSITION_0_AGREES, thresholds
+from edgeverify.core.memory import peak_memory
+from edgeverify.core.results import (
+    FAIL,
+    PASS,
+    SIGNATURES,
+    UNCHECKED,
+    AuditResult,
+    Finding,
+    LegResult,
+    Report,
+    TapResult,
+)
+from edgeverify.core.store import entries
+from edgeverify.core.trace import Trace
 from edgeverify.hints import hint
-from edgeverify.memory import peak_memory
 from edgeverify.quantization.leg import LEG as QUANTIZATION
-from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, LegResult, Report, TapResult
 from edgeverify.report.words import LISTED
 from edgeverify.stages import Run
-from edgeverify.trace import Trace
 
 
 def report_of(
@@ -35,7 +45,7 @@ def report_of(
     return Report(
         case=_describe(run, legs, tokenizer, traces),
         environment={
-            **artifacts.versions(),
+            **entries.versions(),
             "python": platform.python_version(),
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),

@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from edgeverify.case import Case, plan_steps
-from edgeverify.trace import Trace
+from edgeverify.core.case import Case, plan_steps
+from edgeverify.core.trace import Trace
 
 LIBRARIES = ("torch.", "litert_torch.")
 PLAIN = (bool, int, float, complex, str, bytes, frozenset, type(None))

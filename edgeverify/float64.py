@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from edgeverify.mapped import forget
+from edgeverify.core.store.mapped import forget
 
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _TORCH_FIELDS = ("_parameters", "_buffers", "_modules")

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify import taps
-from edgeverify.errors import GoldenError, TraceError
-from edgeverify.trace import Trace
+from edgeverify.core import taps
+from edgeverify.core.errors import GoldenError, TraceError
+from edgeverify.core.trace import Trace
 
 FORMAT = 1
 # A repository keeps every version of every golden for ever.

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from edgeverify import golden as goldens
-from edgeverify import noise
-from edgeverify.compare import Thresholds
+from edgeverify.core import noise
+from edgeverify.core.compare import Thresholds
+from edgeverify.core.results import GoldenChange
+from edgeverify.core.trace import Trace
 from edgeverify.golden import Golden
-from edgeverify.report.model import GoldenChange
-from edgeverify.trace import Trace
 
 ORACLE, REAUTHORED = "oracle/", "reauthored/"
 # The oracle's own rounding is 1e-9 of the floor; what moves it by more is another computation.

@@ -73,8 +73,9 @@ def _make(kernel: str, folder: Path) -> None:
 def _compare(first: Path, second: Path) -> list[float]:
     import numpy as np
 
-    from edgeverify import golden, noise
-    from edgeverify.trace import Trace
+    from edgeverify import golden
+    from edgeverify.core import noise
+    from edgeverify.core.trace import Trace
 
     worst = [0.0, 0.0]
     for model in catalogue():

@@ -14,20 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeverify import artifacts, drift, fingerprint, golden, taps
+from edgeverify import drift, fingerprint, golden
 from edgeverify.backends import tflite
-from edgeverify.compare import Baseline
-from edgeverify.errors import GoldenError, RecipeError
+from edgeverify.core import taps
+from edgeverify.core.compare import Baseline
+from edgeverify.core.errors import GoldenError, RecipeError
+from edgeverify.core.results import FAIL, PASS, GoldenResult
+from edgeverify.core.store import entries
+from edgeverify.core.trace import Trace
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.golden import Golden
 from edgeverify.golden_compare import ORACLE, REAUTHORED, Now
 from edgeverify.quality import statistics
 from edgeverify.quantize import quantized
 from edgeverify.recipes import FLOAT32, NAMED, load_recipe
-from edgeverify.report.model import FAIL, PASS, GoldenResult
 from edgeverify.selectors import GOLDENS, Selectors
 from edgeverify.stages import Run, converted, is_large, reference_baselines, run_reauthored
-from edgeverify.trace import Trace
 
 REFERENCE, TFLITE = GOLDENS
 # A signature that is filled, one that is filled, the larger padded, two decode steps: 25 positions,
@@ -95,7 +97,7 @@ def check(
     again = command(model, chosen, directory)
     # What is kept must not name a folder of the machine that it was made on.
     kept = command(run.case.model, replace(chosen, checkpoint=_name_of(chosen)), DIRECTORY)
-    inputs = artifacts.digest([asdict(step) for step in run.case.steps])
+    inputs = entries.digest([asdict(step) for step in run.case.steps])
     baselines = reference_baselines(run, with_file=TFLITE in kinds)
     now = {}
     if REFERENCE in kinds:
@@ -149,7 +151,7 @@ def _givens(run: Run, inputs: str) -> dict[str, Any]:
         sha.update(f"{name} {tuple(tensor.shape)}".encode())
         sha.update(tensor.contiguous().numpy().tobytes())
     return {
-        "config": artifacts.digest(dict(run.hf_config)),
+        "config": entries.digest(dict(run.hf_config)),
         "weights": sha.hexdigest(),
         "inputs": inputs,
         "condensed": is_large(run),
@@ -159,7 +161,7 @@ def _givens(run: Run, inputs: str) -> dict[str, Any]:
 def _environment(run: Run, *, kernel: str | None = None) -> dict[str, Any]:
     """Versions, and what decides how sums are taken."""
     place: dict[str, Any] = {
-        **artifacts.versions(),
+        **entries.versions(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
@@ -204,7 +206,7 @@ def _file_now(run: Run, baselines: Mapping[str, Baseline], inputs: str) -> Now:
 def _file_facts(path: Path, cache: Path | None) -> dict[str, Any]:
     file = ModelFile(path)
     return {
-        "file": artifacts.file_digest(path, root=cache),
+        "file": entries.file_digest(path, root=cache),
         "bytes": path.stat().st_size,
         "ops": {n: dict(Counter(op.name for op in file.graph(n).ops)) for n in file.signatures},
     }
@@ -244,7 +246,7 @@ def _quality(run: Run, oracle: Trace, files: Mapping[str, Path]) -> dict[str, An
 
 def keep_traces(run: Run, folder: Path) -> None:
     """Writes the traces that goldens are made from, with their floors, to be compared elsewhere."""
-    inputs = artifacts.digest([asdict(step) for step in run.case.steps])
+    inputs = entries.digest([asdict(step) for step in run.case.steps])
     baselines = reference_baselines(run, with_file=True)
     file = _file_now(run, baselines, inputs)
     for name, trace, floor in (

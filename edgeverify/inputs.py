@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify.case import (
+from edgeverify.core.case import (
     Case,
     cache_rows_needed,
     check_lengths,
@@ -15,7 +15,7 @@ from edgeverify.case import (
     plan_steps,
     prompt_length,
 )
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 from edgeverify.selectors import Selectors
 
 # Of our own. Plain prose, so that a trained model is run where it was trained.

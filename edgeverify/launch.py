@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import gc
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from edgeverify.errors import PortError
+from edgeverify.core.progress import Progress
+from edgeverify.core.quiet import hush, without_chatter
+from edgeverify.core.results import Report
 from edgeverify.ports import load_port
-from edgeverify.progress import Progress
-from edgeverify.quiet import quiet
-from edgeverify.report.model import Report
 from edgeverify.selectors import GOLDENS, Selectors
 
 if TYPE_CHECKING:
@@ -24,19 +19,6 @@ if TYPE_CHECKING:
     from edgeverify.quality.gate import Gates
     from edgeverify.quality.model import Evaluation
     from edgeverify.selftest.matrix import Result
-
-Outcome = TypeVar("Outcome")
-
-# What TensorFlow, XNNPACK, absl, transformers and the hub write while they are imported and used.
-QUIET_ENVIRONMENT = {
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "GLOG_minloglevel": "3",
-    "ABSL_MIN_LOG_LEVEL": "3",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
 
 def check(
@@ -275,41 +257,3 @@ def selftest(
         return matrix.run(jobs, cache=cache, workers=count, prepare=hush, progress=progress)
 
     return without_chatter(run, enabled=not verbose)
-
-
-def hush() -> None:
-    """Silences a worker process for good: what it has to say, it returns."""
-    for name, value in QUIET_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("torchao").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-
-
-def without_chatter(run: Callable[[], Outcome], *, enabled: bool = True) -> Outcome:
-    """Runs something while the libraries' warnings and their writing to the terminal are off."""
-    if enabled:
-        for name, value in QUIET_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        # It warns, while it is imported, of each of its libraries that is for another machine.
-        logging.getLogger("torchao").setLevel(logging.ERROR)
-    error: Exception | None = None
-    with warnings.catch_warnings(), quiet(enabled):
-        if enabled and not sys.warnoptions:
-            warnings.simplefilter("ignore")
-        try:
-            return run()
-        except SystemExit as raised:
-            # It would end the check with the port's own status: 0 would be read as a pass.
-            error = PortError(
-                f"called sys.exit({raised.code!r}) while it ran",
-                where="the port",
-                expected="a port that raises where it cannot go on",
-                fix="take the call out of its code",
-            )
-        except Exception as raised:
-            # Past ``quiet`` it would bring the chatter along, and bad input is told in one line.
-            error = raised
-    raise error

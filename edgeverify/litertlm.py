@@ -23,7 +23,7 @@ from typing import Any
 from flatbuffers import number_types  # type: ignore[import-untyped]
 from flatbuffers.table import Table  # type: ignore[import-untyped]
 
-from edgeverify.errors import ArtifactError
+from edgeverify.core.errors import ArtifactError
 from edgeverify.llm_metadata import LLM_METADATA
 from edgeverify.protobuf import parse
 

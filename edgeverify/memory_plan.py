@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgeverify.case import Case
+from edgeverify.core.case import Case
+from edgeverify.core.memory import available_memory, resident_memory
 from edgeverify.described import described
 from edgeverify.hf import meta_model
-from edgeverify.memory import available_memory, resident_memory
 from edgeverify.stages import Run
 
 GIB = 2**30

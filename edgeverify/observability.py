@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import models
-from edgeverify.artifacts import versions
-from edgeverify.errors import EdgeVerifyError
+from edgeverify.core.errors import EdgeVerifyError
+from edgeverify.core.results import FAIL
+from edgeverify.core.store.entries import versions
 from edgeverify.faults.changes import with_config
-from edgeverify.report.model import FAIL
 from edgeverify.selftest.bench import Bench, judge_port, one_thread
 
 PACKAGE = Path(__file__).parent

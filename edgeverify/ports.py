@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import importlib.util
 import sys
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeverify.choices import did_you_mean, one_of
-from edgeverify.errors import PortError, UsageError
+from edgeverify.core.choices import did_you_mean, one_of
+from edgeverify.core.errors import PortError, UsageError
+from edgeverify.core.loading import FORMS, _load, is_file, split
 
 if TYPE_CHECKING:
     from models.port import Port
-
-FORMS = "a registered name, package.module:ATTR or path/to/file.py:ATTR"
 
 
 def catalogue() -> Mapping[str, Any]:
@@ -61,24 +57,6 @@ def load_port(name_or_path: str) -> Port:
     return port
 
 
-def load_attribute(place_and_name: str) -> Any:
-    """What ``package.module:ATTR`` or ``path/to/file.py:ATTR`` names.
-
-    Raises:
-        UsageError: neither form.
-        PortError: the file, module or attribute is missing, or raises when it is imported.
-    """
-    place, attribute = split(place_and_name)
-    module = _load(place)
-    if not hasattr(module, attribute):
-        raise PortError(f"has no {attribute!r}", where=place, expected="a name that it defines")
-    return getattr(module, attribute)
-
-
-def _load(place: str) -> Any:
-    return _load_file(Path(place)) if is_file(place) else _load_module(place)
-
-
 def check_name(name_or_path: str, size: str | None = None) -> None:
     """Refuses what can be refused without importing the port.
 
@@ -103,101 +81,6 @@ def check_name(name_or_path: str, size: str | None = None) -> None:
         )
     if size is not None:
         one_of(f"--size of {name_or_path}", size, list(names[name_or_path].sizes))
-
-
-def split(name_or_path: str) -> tuple[str, str]:
-    """``path/to/file.py:PORT`` → ``("path/to/file.py", "PORT")``.
-
-    Raises:
-        UsageError: one of the two is empty, or the attribute is no name.
-    """
-    place, _, attribute = name_or_path.rpartition(":")
-    if not place or not attribute.isidentifier():
-        raise UsageError(f"cannot read {name_or_path!r}", where="MODEL", expected=FORMS)
-    return place, attribute
-
-
-def is_file(place: str) -> bool:
-    """Whether the part before the colon names a file rather than a module."""
-    return place.endswith(".py") or "/" in place or "\\" in place
-
-
-def _load_module(name: str) -> Any:
-    # A console script has no working directory on its path, though the user's project is there.
-    with _on_path(Path.cwd(), last=True):
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-                raise PortError(
-                    f"there is no module {error.name!r}",
-                    where=name,
-                    expected=FORMS,
-                    fix="install it, or run from its folder",
-                ) from error
-            raise _import_failed(name, error) from error
-        except (Exception, SystemExit) as error:
-            raise _import_failed(name, error) from error
-
-
-def _load_file(path: Path) -> Any:
-    path = path.resolve()
-    importlib.import_module("models.port")  # before the user's folder could hide ``models``
-    # The name is the whole path's, so that two files of one name do not collide.
-    name = f"edgeverify_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise PortError("is no Python file", where=path, expected=FORMS)
-    module = importlib.util.module_from_spec(spec)
-    before = set(sys.modules)
-    sys.modules[name] = module  # dataclasses look their own module up there
-    try:
-        with _on_path(path.parent):
-            spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise _import_failed(path, error) from error
-    finally:
-        _forget_siblings(path.parent, set(sys.modules) - before - {name})
-    return module
-
-
-@contextmanager
-def _on_path(folder: Path, *, last: bool = False) -> Iterator[None]:
-    """``folder`` is on ``sys.path`` for as long as this lasts, so that siblings can be imported."""
-    before = list(sys.path)
-    sys.path.insert(len(sys.path) if last else 0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def _forget_siblings(folder: Path, names: set[str]) -> None:
-    """Drops what a port imported from its own folder: another port's ``layers`` is another's."""
-    for name in names:
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file and Path(file).is_relative_to(folder):
-            del sys.modules[name]
-
-
-def _import_failed(place: object, error: BaseException) -> PortError:
-    line = ""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename) == Path(str(place))
-    ]
-    if isinstance(error, SyntaxError) and error.lineno is not None:
-        line = f":{error.lineno}"
-    elif frames:
-        line = f":{frames[-1].lineno}"
-    told = f"{type(error).__name__}: {error}".rstrip(": ")
-    return PortError(
-        f"raises when it is imported, {told}",
-        where=f"{place}{line}",
-        fix="run it with python to see the traceback",
-    )
 
 
 def _port_of(module: Any, attribute: str, place: str) -> Port:

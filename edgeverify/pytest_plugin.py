@@ -19,13 +19,14 @@ import pytest
 
 from edgeverify import selectors
 from edgeverify.commands.golden import check_directory
-from edgeverify.errors import EdgeVerifyError
-from edgeverify.ports import catalogue, check_name, is_file
+from edgeverify.core.errors import EdgeVerifyError
+from edgeverify.core.loading import is_file
+from edgeverify.ports import catalogue, check_name
 from edgeverify.report.files import FORMATS, check_paths, write_reports
 
 if TYPE_CHECKING:
+    from edgeverify.core.results import GoldenResult, Report
     from edgeverify.invariants.examination import Examination
-    from edgeverify.report.model import GoldenResult, Report
 
 PARITY, INVARIANTS, GOLDEN = "parity", "invariants", "golden"
 MARKS = {
@@ -224,7 +225,7 @@ class GoldenItem(pytest.Item):
 
     def runtest(self) -> None:
         """Fails with what has moved."""
-        from edgeverify.report.model import PASS
+        from edgeverify.core.results import PASS
         from edgeverify.report.words import golden_lines
 
         result = self._compared()
@@ -286,7 +287,7 @@ class AuditItem(ModelItem):
 
     def runtest(self) -> None:
         """Fails with what the audit found unless it passed."""
-        from edgeverify.report.model import PASS
+        from edgeverify.core.results import PASS
         from edgeverify.report.words import audit_lines
 
         audit = self.report.audits.get(self.audit)
@@ -306,7 +307,7 @@ class ParityItem(ModelItem):
 
     def runtest(self) -> None:
         """Fails with the report's own words unless the step passed."""
-        from edgeverify.report.model import PASS
+        from edgeverify.core.results import PASS
         from edgeverify.report.steps import find_step, step_text
 
         leg = self.report.legs.get(self.leg)
@@ -333,8 +334,8 @@ class InvariantItem(pytest.Item):
 
     def runtest(self) -> None:
         """Fails with the shortest case that was found and the way to see it again."""
-        from edgeverify.launch import without_chatter
-        from edgeverify.report.model import NOT_APPLICABLE, PASS
+        from edgeverify.core.quiet import without_chatter
+        from edgeverify.core.results import NOT_APPLICABLE, PASS
         from edgeverify.report.words import invariant_lines
 
         result = without_chatter(

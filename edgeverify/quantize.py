@@ -11,11 +11,11 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from edgeverify import artifacts
 from edgeverify.cast_once import weights_cast_once
-from edgeverify.errors import ArtifactError, RecipeError
+from edgeverify.core.errors import ArtifactError, RecipeError
+from edgeverify.core.quiet import quiet
+from edgeverify.core.store import entries
 from edgeverify.flatbuffer import ModelFile
-from edgeverify.quiet import quiet
 from edgeverify.recipes import FLOAT32, NAMED, Recipe
 
 # A change to how files are quantized must change this.
@@ -37,15 +37,15 @@ def quantized(path: Path, recipe: Recipe, *, cache: Path | None = None) -> Path:
     """
     if recipe.name == FLOAT32:
         return path
-    key = artifacts.digest(
+    key = entries.digest(
         "quantized",
         CACHE_VERSION,
         # ai-edge-quantizer knows nothing of transformers, and the file is told by its bytes.
-        artifacts.versions("transformers"),
-        artifacts.file_digest(path, root=cache),
+        entries.versions("transformers"),
+        entries.file_digest(path, root=cache),
         list(recipe.rules),
     )
-    return artifacts.cached(
+    return entries.cached(
         "quantized", key, ".tflite", lambda target: _quantize(path, recipe, target), root=cache
     )
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeverify.choices import did_you_mean
-from edgeverify.errors import EdgeVerifyError, RecipeError, UsageError
+from edgeverify.core.choices import did_you_mean
+from edgeverify.core.errors import EdgeVerifyError, RecipeError, UsageError
 
 FLOAT32 = "float32"
 ALL = "all"
@@ -137,7 +137,7 @@ def _named() -> Mapping[str, Callable[[], Any]]:
 
 
 def _object(recipe: str) -> Any:
-    from edgeverify.ports import load_attribute
+    from edgeverify.core.loading import load_attribute
 
     found = load_attribute(recipe)
     return found() if callable(found) else found

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeverify import artifacts, bundle, engine, taps
+from edgeverify import bundle, engine
 from edgeverify.backends import litert_lm
-from edgeverify.compare import Baseline, thresholds
-from edgeverify.errors import ArtifactError, NoRoomError
-from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult
+from edgeverify.core import taps
+from edgeverify.core.compare import Baseline, thresholds
+from edgeverify.core.errors import ArtifactError, NoRoomError
+from edgeverify.core.results import FAIL, UNCHECKED, Finding, LegResult
+from edgeverify.core.store import entries
+from edgeverify.core.trace import Trace
 from edgeverify.runtimes import LEG, of_interpreter, runtime_leg
 from edgeverify.sessions.tflite import TfliteSession
 from edgeverify.stages import Run
-from edgeverify.trace import Trace
 
 LITERT_LM = "litert_lm"
 # What LiteRT-LM computes with on the CPU. Other kernels round activations otherwise.
@@ -177,7 +179,7 @@ def bundler(run: Run, tokenizer: Any, what: str) -> Callable[[Path], AbstractCon
 
     @contextmanager
     def bundled(path: Path) -> Iterator[Path]:
-        with artifacts.working_folder(path.parent) as folder:
+        with entries.working_folder(path.parent) as folder:
             target = folder / path.with_suffix(".litertlm").name
             with run.timed("bundle"):
                 bundle.write_litertlm(path, words, usage, target)

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify import taps
 from edgeverify.backends import runtimes, tflite
-from edgeverify.case import Case
-from edgeverify.compare import Baseline, judge_leg
-from edgeverify.report.model import FAIL, LegResult
-from edgeverify.trace import Trace
+from edgeverify.core import taps
+from edgeverify.core.case import Case
+from edgeverify.core.compare import Baseline, judge_leg
+from edgeverify.core.results import FAIL, LegResult
+from edgeverify.core.trace import Trace
 
 LEG = "runtime"
 # Two right runs differ by both their errors, which are independent: by the root of two.

@@ -12,8 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edgeverify.amounts import bytes_of
-from edgeverify.case import (
+from edgeverify.core.case import (
     DEFAULT_DECODE_STEPS,
     DEFAULT_PREFILL_LENGTHS,
     KERNELS,
@@ -23,8 +22,9 @@ from edgeverify.case import (
     plan_steps,
     prompt_length,
 )
-from edgeverify.choices import one_of
-from edgeverify.errors import UsageError
+from edgeverify.core.choices import one_of, whole_number
+from edgeverify.core.errors import UsageError
+from edgeverify.core.units import bytes_of
 from edgeverify.recipes import ALL, FLOAT32, RECIPES, expand, label
 
 # Of the invariants. ``nightly`` draws at least 20 times the examples of ``ci``.
@@ -345,33 +345,6 @@ def _folder(option: str, value: str | None) -> Path | None:
     if path.exists() and not path.is_dir():
         raise UsageError("is a file", where=f"{option} {path}", expected="a folder")
     return path
-
-
-def whole_number(
-    option: str,
-    value: str | None,
-    default: int | None,
-    *,
-    lowest: int = 1,
-    highest: int | None = None,
-) -> int | None:
-    """An option's text as a whole number; ``default`` where it was not given.
-
-    Raises:
-        UsageError: no whole number, or out of bounds.
-    """
-    if value is None:
-        return default
-    expected = f"a whole number of {lowest} or more"
-    if highest is not None:
-        expected = f"a whole number from {lowest} to {highest}"
-    try:
-        number = int(value)
-    except ValueError:
-        number = lowest - 1
-    if number < lowest or (highest is not None and number > highest):
-        raise UsageError(f"got {value!r}", where=option, expected=expected)
-    return number
 
 
 def _lengths(values: Sequence[str] | None) -> tuple[int, ...]:

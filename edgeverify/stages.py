@@ -16,25 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgeverify import artifacts, fingerprint, taps
+from edgeverify import fingerprint
 from edgeverify.audits.bits import checksums
 from edgeverify.audits.reading import FileReading
 from edgeverify.audits.run import Auditor
 from edgeverify.backends import reauthored, tflite
-from edgeverify.case import Case
 from edgeverify.checkpoints import Checkpoint
-from edgeverify.compare import Baseline
 from edgeverify.convert import convert
+from edgeverify.core import taps
+from edgeverify.core.case import Case
+from edgeverify.core.compare import Baseline
+from edgeverify.core.errors import PortError
+from edgeverify.core.memory import peak_memory
+from edgeverify.core.noise import Floor, floor_of, widest
+from edgeverify.core.progress import Progress
+from edgeverify.core.results import FileFacts, Finding, LegResult
+from edgeverify.core.store import entries
+from edgeverify.core.store.mapped import forget
+from edgeverify.core.trace import Trace
 from edgeverify.diagnose import diagnose
-from edgeverify.errors import PortError
-from edgeverify.mapped import forget
-from edgeverify.memory import peak_memory
-from edgeverify.noise import Floor, floor_of, widest
 from edgeverify.ops import op_findings
-from edgeverify.progress import Progress
-from edgeverify.report.model import FileFacts, Finding, LegResult
 from edgeverify.streaming import FusingOnDisk, forgetting, put_on_disk
-from edgeverify.trace import Trace
 from models import is_registered
 from models.port import LoadError, Port, build_model
 
@@ -51,18 +53,18 @@ REFERENCE_SOURCES = (
     "float32.py",
     "float64.py",
     "hf.py",
-    "noise.py",
+    "core/noise.py",
     "references/*.py",
-    "taps.py",
+    "core/taps.py",
 )
 AUDIT_SOURCES = (
     "audits/*.py",
-    "case.py",
+    "core/case.py",
     "flatbuffer/*.py",
     "hf.py",
     "references/*.py",
-    "report/model.py",
-    "taps.py",
+    "core/results.py",
+    "core/taps.py",
 )
 
 
@@ -114,7 +116,7 @@ class Run:
     @property
     def scratch(self) -> Path:
         """The folder of scratch files."""
-        return (self.cache or artifacts.cache_root()) / "scratch"
+        return (self.cache or entries.cache_root()) / "scratch"
 
     def lean(self, trace: Trace) -> Trace:
         """The trace, on the disk where the run is streamed."""
@@ -211,11 +213,11 @@ def reference_baselines(
         summed: the same baseline of a model of the same geometry. Its floors then stand in for
             linear layers that sum in order, which are slow to run.
     """
-    key = artifacts.digest(
+    key = entries.digest(
         "reference",
         CACHE_VERSION,
-        artifacts.versions(),
-        artifacts.source_digest(*REFERENCE_SOURCES),
+        entries.versions(),
+        entries.source_digest(*REFERENCE_SOURCES),
         run.checkpoint.identity,
         [asdict(step) for step in run.case.steps],
         run.case.greedy,
@@ -229,7 +231,7 @@ def reference_baselines(
 
     def cached(kind: str, make: Callable[[], Trace]) -> Trace:
         write = lambda path: make().save(path)  # noqa: E731
-        path = artifacts.cached(kind, key, ".safetensors", write, root=run.cache)
+        path = entries.cached(kind, key, ".safetensors", write, root=run.cache)
         return Trace.load(path, mapped=run.streamed)
 
     def stepwise(inject: Trace | None) -> Trace:
@@ -325,12 +327,12 @@ def audit_file(run: Run, auditor: Auditor, path: Path) -> None:
     What was read from the same file, for the same case and checkpoint, is in the cache.
     """
     model, case = run.model(), run.case
-    key = artifacts.digest(
+    key = entries.digest(
         "read-file",
         CACHE_VERSION,
-        artifacts.versions(),
-        artifacts.source_digest(*AUDIT_SOURCES),
-        artifacts.file_digest(path, root=run.cache),
+        entries.versions(),
+        entries.source_digest(*AUDIT_SOURCES),
+        entries.file_digest(path, root=run.cache),
         run.checkpoint.identity,
         run.hf_config,
         fingerprint.of_config(model.config),
@@ -349,7 +351,7 @@ def audit_file(run: Run, auditor: Auditor, path: Path) -> None:
             target.write_text(text, encoding="utf-8")
 
         try:
-            entry = artifacts.cached("read-files", key, ".json", make, root=run.cache)
+            entry = entries.cached("read-files", key, ".json", make, root=run.cache)
         except _NotKeptError:
             return found[0]
         return found[0] if found else FileReading.from_json(entry.read_text(encoding="utf-8"))
@@ -411,14 +413,14 @@ def converted(run: Run) -> Path:
             mask_kinds=run.port.mask_kinds,
             window=run.window,
         )
-    key = artifacts.digest(
+    key = entries.digest(
         "converted",
         CACHE_VERSION,
         # No registered port imports transformers (tests/test_imports.py), and neither do
         # litert-torch's layers and converter. Another port may do anything.
-        artifacts.versions(*(("transformers",) if is_registered(run.port) else ())),
+        entries.versions(*(("transformers",) if is_registered(run.port) else ())),
         run.checkpoint.identity,
-        artifacts.source_digest("convert.py"),
+        entries.source_digest("convert.py"),
         fingerprint.of_module(model),
         fingerprint.of_trace(probed),
         [case.kv_layout, list(case.prefill_lengths), case.kv_cache_len, case.decode_batch],
@@ -430,7 +432,7 @@ def converted(run: Run) -> Path:
             convert(model, case, path, mask_kinds=run.port.mask_kinds, verbose=run.verbose)
             forget(*model.parameters())
 
-    return artifacts.cached("converted", key, ".tflite", make, root=run.cache)
+    return entries.cached("converted", key, ".tflite", make, root=run.cache)
 
 
 def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:

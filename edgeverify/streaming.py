@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from edgeverify.mapped import forget, is_mapped, scratch
+from edgeverify.core.store.mapped import forget, is_mapped, scratch
 
 # Smaller tensors (norms, biases) stay in memory: a model has a few hundred of them.
 LARGE_BYTES = 1 << 20

@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgeverify import artifacts
-from edgeverify.errors import CheckpointError
+from edgeverify.core.errors import CheckpointError
+from edgeverify.core.store import entries
 
 # What a tokenizer is read from, beside a GGUF. Weights are not.
 _SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".vocab"}
@@ -104,14 +104,14 @@ class RememberedTokenizer:
                 versions[package] = metadata.version(package)
             except metadata.PackageNotFoundError:
                 continue
-        digests = {path.name: artifacts.file_digest(path, root=self._cache) for path in files}
-        return artifacts.digest("tokens-1", self._gguf_file, digests, versions)
+        digests = {path.name: entries.file_digest(path, root=self._cache) for path in files}
+        return entries.digest("tokens-1", self._gguf_file, digests, versions)
 
     def _answer(self, question: Any, ask: Callable[[], Any]) -> Any:
-        key = artifacts.digest(self._identity, question)
+        key = entries.digest(self._identity, question)
 
         def make(path: Path) -> None:
             path.write_text(json.dumps(ask()), encoding="utf-8")
 
-        answer = artifacts.cached("tokens", key, ".json", make, root=self._cache)
+        answer = entries.cached("tokens", key, ".json", make, root=self._cache)
         return json.loads(answer.read_text(encoding="utf-8"))

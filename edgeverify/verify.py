@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from edgeverify import inputs
-from edgeverify.audits.model import unchecked
 from edgeverify.audits.run import Auditor
 from edgeverify.checkpoints import open_checkpoint
-from edgeverify.compare import Baseline, judge_leg, thresholds
-from edgeverify.errors import NoRoomError, PortError
+from edgeverify.core.compare import Baseline, judge_leg, thresholds
+from edgeverify.core.errors import NoRoomError, PortError
+from edgeverify.core.localise import named_alone
+from edgeverify.core.progress import Progress
+from edgeverify.core.results import FAIL, UNCHECKED, Finding, LegResult, Report, unchecked
+from edgeverify.core.trace import Trace
 from edgeverify.file_facts import file_facts
 from edgeverify.file_legs import file_legs
 from edgeverify.findings import report_of
 from edgeverify.memory_plan import plan_memory
 from edgeverify.ports import load_port
-from edgeverify.progress import Progress
 from edgeverify.quantization.leg import LEG as QUANTIZATION
-from edgeverify.report.model import FAIL, UNCHECKED, Finding, LegResult, Report
 from edgeverify.report.words import LISTED
 from edgeverify.runtime_stages import LITERT_LM, FileRun, require_engine, without_taps
 from edgeverify.selectors import GOLDENS, Selectors
@@ -42,9 +43,7 @@ from edgeverify.stages import (
     run_file,
     run_reauthored,
 )
-from edgeverify.sublayers import named_alone
 from edgeverify.tokens import RememberedTokenizer
-from edgeverify.trace import Trace
 from models.port import Port
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from edgeverify.errors import UsageError
-from edgeverify.progress import Progress
+from edgeverify.core.errors import UsageError
+from edgeverify.core.progress import Progress
 from edgeverify.selectors import Selectors
 from edgeverify.stages import Run
 from edgeverify.verify import prepare

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from edgeverify import artifacts
-from edgeverify.case import Case, plan_steps
+from edgeverify.core.case import Case, plan_steps
+from edgeverify.core.store import entries
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgeverify.trace import Trace
+    from edgeverify.core.trace import Trace
 
 # As many positions as the tiny ports have query heads (4), where shapes alone tell nothing.
 PREFILL_LENGTHS = (4, 11)
@@ -72,14 +72,14 @@ def _convert(name: str, layout: str, **choices: Any) -> Converted:
         checkpoint.tensors(),
         mask_cache_size=0 if case.mask_as_input else KV_CACHE_LEN,
     )
-    key = artifacts.digest(
+    key = entries.digest(
         "tests",
-        artifacts.versions(),
+        entries.versions(),
         checkpoint.identity,
         fingerprint.of_module(model),
         asdict(case),
     )
-    path = artifacts.cached(
+    path = entries.cached(
         "converted", key, ".tflite", lambda p: convert(model, case, p, mask_kinds=port.mask_kinds)
     )
     window = checkpoint.hf_config.get("sliding_window")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgeverify.amounts import bytes_of, seconds_of, shown
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
+from edgeverify.core.units import bytes_of, seconds_of, shown
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeverify import artifacts, cache_use
-from edgeverify.artifacts import cached, digest, file_digest
-from edgeverify.case import Step
-from edgeverify.errors import ArtifactError
+from edgeverify.core.case import Step
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.store import entries, leases
+from edgeverify.core.store.entries import cached, digest, file_digest
 
 SLOW_MAKER = """
 import sys, time
@@ -45,7 +45,7 @@ def start(root: Path, seconds: float) -> subprocess.Popen[str]:
 def files(root: Path) -> list[str]:
     """All but the notes of who uses what (see ``tests/test_cache_use.py``)."""
     found = (p.relative_to(root) for p in root.rglob("*") if p.is_file())
-    return sorted(str(path) for path in found if path.parts[0] != cache_use.FOLDER)
+    return sorted(str(path) for path in found if path.parts[0] != leases.FOLDER)
 
 
 def test_an_entry_is_made_once(tmp_path: Path) -> None:
@@ -167,10 +167,10 @@ def test_a_digest_is_of_values(tmp_path: Path) -> None:
 
 
 def test_a_large_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifacts, "REMEMBERED_BYTES", 4)
+    monkeypatch.setattr(entries, "REMEMBERED_BYTES", 4)
     hashed: list[Path] = []
-    original = artifacts._hash_file
-    monkeypatch.setattr(artifacts, "_hash_file", lambda p: hashed.append(p) or original(p))
+    original = entries._hash_file
+    monkeypatch.setattr(entries, "_hash_file", lambda p: hashed.append(p) or original(p))
     path, root = tmp_path / "weights", tmp_path / "cache"
     path.write_bytes(b"12345678")
     first = file_digest(path, root=root)
@@ -190,11 +190,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEVERIFY_CACHE", "/a")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert artifacts.cache_root() == Path("/a")
+    assert entries.cache_root() == Path("/a")
     monkeypatch.delenv("EDGEVERIFY_CACHE")
-    assert artifacts.cache_root() == Path("/b/edgeverify")
+    assert entries.cache_root() == Path("/b/edgeverify")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert artifacts.cache_root() == Path.home() / ".cache" / "edgeverify"
+    assert entries.cache_root() == Path.home() / ".cache" / "edgeverify"
 
 
 def test_versions_import_nothing_heavy() -> None:
@@ -228,17 +228,17 @@ def test_a_cache_below_a_file_is_told(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_of_its_working_folder_is_removed(tmp_path: Path) -> None:
     code = (
         "import os, pathlib, sys\n"
-        "from edgeverify.artifacts import working_folder\n"
+        "from edgeverify.core.store.entries import working_folder\n"
         "with working_folder(pathlib.Path(sys.argv[1])) as made:\n"
         "    (made / 'copy').write_bytes(b'x' * 100)\n"
         "    os._exit(9)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert len(list(tmp_path.glob(".*.making/copy"))) == 1
-    with artifacts.working_folder(tmp_path) as made:
+    with entries.working_folder(tmp_path) as made:
         others = [path for path in tmp_path.glob(".*.making") if path != made]
         assert others == []
-        with artifacts.working_folder(tmp_path) as second:
+        with entries.working_folder(tmp_path) as second:
             assert made.exists(), "a folder that is in use is left alone"
             assert second != made
     assert list(tmp_path.iterdir()) == []

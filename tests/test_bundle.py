@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from edgeverify import bundle
 from edgeverify.cli import main
-from edgeverify.errors import ArtifactError, EdgeVerifyError
+from edgeverify.core.errors import ArtifactError, EdgeVerifyError
 from tests.engine.conftest import TEMPLATE, make_tokenizer
 
 needs_builder = pytest.mark.skipif(

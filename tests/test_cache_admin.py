@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from edgeverify import cache_admin, cache_use
-from edgeverify.artifacts import cached
 from edgeverify.cli import main
-from edgeverify.errors import ArtifactError, UsageError
+from edgeverify.core.errors import ArtifactError, UsageError
+from edgeverify.core.store import leases, upkeep
+from edgeverify.core.store.entries import cached
 from tests.flatbuffer import made
 
 # Takes entries from the cache and lives until it is told to end.
@@ -72,7 +72,7 @@ def at(root: Path, name: str, ago: float) -> None:
     """Moves an entry's last use into the past."""
     then = time.time() - ago
     entry = root / "kind" / f"{name}.bin"
-    os.utime(cache_use.note_of(root, entry), (then, then))
+    os.utime(leases.note_of(root, entry), (then, then))
 
 
 def names(root: Path) -> list[str]:
@@ -89,43 +89,43 @@ def four(tmp_path: Path) -> Path:
 
 
 def test_the_least_recently_used_go_first(four: Path) -> None:
-    result = cache_admin.prune(four, max_size=2500)
+    result = upkeep.prune(four, max_size=2500)
     assert [entry.path.stem for entry in result.removed] == ["a", "b"]
     assert (result.spared, result.left) == ((), 2000)
     assert names(four) == ["c", "d"]
-    notes = four / cache_use.FOLDER / "notes" / "kind"
+    notes = four / leases.FOLDER / "notes" / "kind"
     assert sorted(path.name for path in notes.iterdir()) == ["c.bin", "d.bin"]
 
 
 def test_a_use_is_noted(four: Path) -> None:
     used(four, "a")
-    cache_admin.prune(four, max_size=2500)
+    upkeep.prune(four, max_size=2500)
     assert names(four) == ["a", "d"]
 
 
 def test_what_was_not_used_for_long_goes_whatever_the_size(four: Path) -> None:
-    assert len(cache_admin.prune(four, older_than=2.5 * 86400).removed) == 2
+    assert len(upkeep.prune(four, older_than=2.5 * 86400).removed) == 2
     assert names(four) == ["c", "d"]
-    assert cache_admin.prune(four, max_size=10**9).removed == ()
+    assert upkeep.prune(four, max_size=10**9).removed == ()
 
 
 def test_what_a_living_process_uses_stays(four: Path) -> None:
     process = use(four, "a")
-    result = cache_admin.prune(four, max_size=1)
+    result = upkeep.prune(four, max_size=1)
     assert [entry.path.stem for entry in result.spared] == ["a"]
     assert [entry.path.stem for entry in result.removed] == ["b", "c", "d"]
     assert result.left == 1000
     process.kill()
     process.communicate()
-    assert [e.path.stem for e in cache_admin.prune(four, max_size=1).removed] == ["a"]
+    assert [e.path.stem for e in upkeep.prune(four, max_size=1).removed] == ["a"]
     # A killed process leaves its lease, but not its lock.
-    assert not list((four / cache_use.FOLDER / "leases").iterdir())
+    assert not list((four / leases.FOLDER / "leases").iterdir())
 
 
 def test_a_process_s_own_entries_stay(tmp_path: Path) -> None:
     cached("kind", "mine", ".bin", lambda p: p.write_bytes(b"x") and None, root=tmp_path)
-    assert [e.path.stem for e in cache_admin.prune(tmp_path, max_size=1).spared] == []
-    result = cache_admin.prune(tmp_path, older_than=-1)
+    assert [e.path.stem for e in upkeep.prune(tmp_path, max_size=1).spared] == []
+    result = upkeep.prune(tmp_path, older_than=-1)
     assert [e.path.stem for e in result.spared] == ["mine"]
 
 
@@ -154,7 +154,7 @@ def test_no_process_finds_an_entry_gone_that_it_was_given(tmp_path: Path) -> Non
         process.stdin.flush()
     removed = 0
     while any(process.poll() is None for process in processes):
-        removed += len(cache_admin.prune(tmp_path, max_size=1).removed)
+        removed += len(upkeep.prune(tmp_path, max_size=1).removed)
     assert removed > 0
     for process in processes:
         _, err = process.communicate(timeout=60)
@@ -162,8 +162,8 @@ def test_no_process_finds_an_entry_gone_that_it_was_given(tmp_path: Path) -> Non
 
 
 def test_removing_waits_for_a_use_that_has_begun(four: Path) -> None:
-    with cache_use._gate(four, alone=False):
-        thread = threading.Thread(target=cache_admin.prune, args=[four], kwargs={"max_size": 1})
+    with leases._gate(four, alone=False):
+        thread = threading.Thread(target=upkeep.prune, args=[four], kwargs={"max_size": 1})
         thread.start()
         time.sleep(0.2)
         assert names(four) == ["a", "b", "c", "d"]
@@ -183,12 +183,12 @@ def test_the_size_is_bounded_by_itself(four: Path, monkeypatch: pytest.MonkeyPat
 def test_a_cache_of_before_has_no_notes(four: Path) -> None:
     import shutil
 
-    shutil.rmtree(four / cache_use.FOLDER)
+    shutil.rmtree(four / leases.FOLDER)
     then = time.time() - 99 * 86400
     os.utime(four / "kind" / "c.bin", (then, then))
-    cache_admin.prune(four, max_size=3000)
+    upkeep.prune(four, max_size=3000)
     assert names(four) == ["a", "b", "d"]
-    assert all(not fault for _, fault in cache_admin.verify(four))
+    assert all(not fault for _, fault in upkeep.verify(four))
 
 
 def test_a_cache_that_cannot_be_written_is_read(
@@ -197,12 +197,12 @@ def test_a_cache_that_cannot_be_written_is_read(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cache_use, "begin", refuse)
-    monkeypatch.setattr(cache_use, "_gate", refuse)
+    monkeypatch.setattr(leases, "begin", refuse)
+    monkeypatch.setattr(leases, "_gate", refuse)
     entry = cached("kind", "a", ".bin", lambda p: pytest.fail("is there"), root=four)
     assert entry.exists()
     with pytest.raises(ArtifactError, match="cannot be written \\(Permission denied\\)"):
-        cache_admin.prune(four, max_size=1)
+        upkeep.prune(four, max_size=1)
 
 
 @pytest.fixture
@@ -227,11 +227,11 @@ def whole(tmp_path: Path) -> Path:
 
 
 def faults(root: Path) -> dict[str, str]:
-    return {entry.path.suffix: fault for entry, fault in cache_admin.verify(root) if fault}
+    return {entry.path.suffix: fault for entry, fault in upkeep.verify(root) if fault}
 
 
 def test_whole_entries_are_whole(whole: Path) -> None:
-    assert len(list(cache_admin.verify(whole))) == 5
+    assert len(list(upkeep.verify(whole))) == 5
     assert faults(whole) == {}
 
 
@@ -247,7 +247,7 @@ def test_one_bit_is_seen(whole: Path, suffix: str) -> None:
 def test_what_has_no_digest_must_be_readable(whole: Path) -> None:
     import shutil
 
-    shutil.rmtree(whole / cache_use.FOLDER)
+    shutil.rmtree(whole / leases.FOLDER)
     for path in (whole / "kind").iterdir():
         path.write_bytes(path.read_bytes()[:-3])
     found = faults(whole)

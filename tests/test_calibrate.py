@@ -8,9 +8,9 @@ import pytest
 
 from edgeverify import calibrate
 from edgeverify.calibrate import CleanRun
-from edgeverify.case import KERNELS, KV_LAYOUTS
-from edgeverify.compare import thresholds
-from edgeverify.report.model import PASS
+from edgeverify.core.case import KERNELS, KV_LAYOUTS
+from edgeverify.core.compare import thresholds
+from edgeverify.core.results import PASS
 from models import CATALOGUE
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeverify.case import (
+from edgeverify.core.case import (
     Case,
     Step,
     cache_rows_needed,
@@ -18,7 +18,7 @@ from edgeverify.case import (
     plan_steps,
     prompt_length,
 )
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=4, unique=True)
 TOKENS = st.lists(st.integers(0, 999), min_size=1, max_size=200)

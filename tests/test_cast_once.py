@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgeverify.cast_once import weights_cast_once
-from edgeverify.quiet import quiet
+from edgeverify.core.quiet import quiet
 from edgeverify.recipes import load_recipe
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from edgeverify.cli import main
-from edgeverify.errors import CheckpointError, UsageError
-from edgeverify.report.model import Report
+from edgeverify.core.errors import CheckpointError, UsageError
+from edgeverify.core.results import Report
 
 NAMES = "gemma1, gemma2, tinyllama, phi2, openelm, smollm, smollm2"
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeverify import compare as module
-from edgeverify import taps
-from edgeverify.compare import Baseline, Thresholds, compare, judge_leg, thresholds
-from edgeverify.errors import TraceError
-from edgeverify.report.model import FAIL, PASS, UNCHECKED, LegResult, TapResult, worst_outcome
-from edgeverify.trace import Trace
+from edgeverify.core import compare as module
+from edgeverify.core import taps
+from edgeverify.core.compare import Baseline, Thresholds, compare, judge_leg, thresholds
+from edgeverify.core.errors import TraceError
+from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult, TapResult, worst_outcome
+from edgeverify.core.trace import Trace
 
 FLOOR = 1e-5  # far above float32 rounding, so that made-up errors are as large as they are meant
 LIMITS = Thresholds(rms=1.5, row=4.0)

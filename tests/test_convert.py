@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 import models
-from edgeverify.case import Case, Step, plan_steps
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.convert import convert, sample_inputs
-from edgeverify.errors import ArtifactError
+from edgeverify.core.case import Case, Step, plan_steps
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.progress import Progress
+from edgeverify.core.quiet import quiet, terminal
 from edgeverify.flatbuffer import ModelFile
-from edgeverify.progress import Progress
-from edgeverify.quiet import quiet, terminal
 from models.port import build_model
 
 

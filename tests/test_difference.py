@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from edgeverify.cli import main
+from edgeverify.core.results import Report
 from edgeverify.report import summary
-from edgeverify.report.model import Report
 
 
 @pytest.fixture

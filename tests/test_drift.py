@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from edgeverify import drift, golden
+from edgeverify.core.results import FAIL, PASS
+from edgeverify.core.trace import Trace
 from edgeverify.golden import Golden
 from edgeverify.golden_compare import ORACLE, REAUTHORED, Now, limits
-from edgeverify.report.model import FAIL, PASS
-from edgeverify.trace import Trace
 
 UPDATE = "edgeverify golden x --update-golden"
 ENVIRONMENT = {

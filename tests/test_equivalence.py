@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeverify.equivalence import GROSS, NOTE, excuse
-from edgeverify.report.model import FAIL, PASS, UNCHECKED, TapResult
-from edgeverify.trace import Trace
+from edgeverify.core.representation import GROSS, NOTE, excuse
+from edgeverify.core.results import FAIL, PASS, UNCHECKED, TapResult
+from edgeverify.core.trace import Trace
 
 STARTS = {"prefill.0": 0, "decode.0": 3}
 ROWS = {"prefill.0": (0, 3), "decode.0": (3, 4)}

@@ -13,9 +13,9 @@ import pytest
 import models
 from edgeverify import stages
 from edgeverify.cli import main
-from edgeverify.errors import PortError
+from edgeverify.core.errors import PortError
+from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult
 from edgeverify.flatbuffer import ModelFile, locate_taps
-from edgeverify.report.model import FAIL, PASS, UNCHECKED, LegResult
 from edgeverify.verify import verify
 from tests import variants
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from edgeverify import taps
+from edgeverify.core import taps
+from edgeverify.core.results import FAIL, FileFacts, LegResult, Report, TapResult
 from edgeverify.file_facts import file_facts
 from edgeverify.flatbuffer.graph import ModelFile
-from edgeverify.report.model import FAIL, FileFacts, LegResult, Report, TapResult
 from edgeverify.report.model_explorer import LARGEST, node_data
 
 

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 import models
-from edgeverify import artifacts, fingerprint
+from edgeverify import fingerprint
 from edgeverify.backends import reauthored
-from edgeverify.case import Case, plan_steps
 from edgeverify.checkpoints import open_checkpoint
+from edgeverify.core.case import Case, plan_steps
+from edgeverify.core.store import entries
 from models.port import Port, build_model
 from tests import variants
 
@@ -111,7 +112,7 @@ def test_a_weight_shows_on_the_probe_alone() -> None:
 
 
 def test_the_digest_of_a_trace_is_of_names_and_values() -> None:
-    from edgeverify.trace import Trace
+    from edgeverify.core.trace import Trace
 
     array = torch.ones(1, 2, 3).numpy()
     digests = {
@@ -314,20 +315,20 @@ def test_functions_that_call_each_other_end() -> None:
 
 
 def test_sources_change_with_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifacts, "__file__", str(tmp_path / "artifacts.py"))
+    monkeypatch.setattr(entries, "__file__", str(tmp_path / "artifacts.py"))
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.py").write_text("1")
-    digests = [artifacts.source_digest("a.py", "sub/*.py")]
+    digests = [entries.source_digest("a.py", "sub/*.py")]
     (tmp_path / "a.py").write_text("2")
-    digests.append(artifacts.source_digest("a.py", "sub/*.py"))
+    digests.append(entries.source_digest("a.py", "sub/*.py"))
     (tmp_path / "sub" / "b.py").write_text("3")
-    digests.append(artifacts.source_digest("a.py", "sub/*.py"))
+    digests.append(entries.source_digest("a.py", "sub/*.py"))
     (tmp_path / "other.py").write_text("4")
     assert len(set(digests)) == 3
-    assert artifacts.source_digest("a.py", "sub/*.py") == digests[-1]
+    assert entries.source_digest("a.py", "sub/*.py") == digests[-1]
 
 
 def test_a_pattern_that_matches_no_file_is_refused() -> None:
     """After a rename, the code would silently leave the keys."""
     with pytest.raises(ValueError, match=re.escape("no file of edgeverify matches 'nope.py'")):
-        artifacts.source_digest("convert.py", "nope.py")
+        entries.source_digest("convert.py", "nope.py")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from edgeverify import taps
 from edgeverify.backends import tflite
-from edgeverify.errors import ArtifactError
+from edgeverify.core import taps
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.trace import Trace
 from edgeverify.flatbuffer import (
     INJECT,
     TAP,
@@ -24,7 +25,6 @@ from edgeverify.flatbuffer import (
     locate_taps,
 )
 from edgeverify.flatbuffer.instrument import write
-from edgeverify.trace import Trace
 
 FAMILIES = ("tinyllama", "gemma1", "gemma2", "phi2", "openelm")
 LAYOUTS = ("default", "transposed")

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 import models
 from edgeverify.backends import reference
-from edgeverify.case import Case, plan_steps
 from edgeverify.checkpoints import open_checkpoint
+from edgeverify.core.case import Case, plan_steps
 from edgeverify.float64 import Float64Mode, exact_frequencies, widened
 
 NAMES = tuple(models.CATALOGUE)

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from edgeverify import golden
-from edgeverify.errors import GoldenError
+from edgeverify.core.errors import GoldenError
+from edgeverify.core.trace import Trace
 from edgeverify.golden import Golden
-from edgeverify.trace import Trace
 
 AGAIN = "edgeverify golden x --update-golden"
 

@@ -11,9 +11,9 @@ import pytest
 
 from edgeverify import load_port
 from edgeverify.cli import main
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
+from edgeverify.core.results import FAIL, PASS
 from edgeverify.ports import catalogue
-from edgeverify.report.model import FAIL, PASS
 from edgeverify.selectors import Selectors
 from edgeverify.verify import verify_goldens
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeverify import taps
+from edgeverify.core import taps
 from edgeverify.hints import UNKNOWN, hint
 
 

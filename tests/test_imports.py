@@ -111,7 +111,7 @@ NEVER = {
             "edgeverify/selectors.py",
             "edgeverify/launch.py",
             "edgeverify/hints.py",
-            "edgeverify/quiet.py",
+            "edgeverify/core/quiet.py",
         ],
         HEAVY,
     ),
@@ -160,7 +160,7 @@ def test_comparison_and_reports_use_the_standard_library_numpy_and_safetensors()
 
 def test_reports_compute_no_verdict() -> None:
     """They know neither the comparison nor the thresholds' source."""
-    judging = ("edgeverify.compare", "edgeverify.noise", "edgeverify.verify", "numpy")
+    judging = ("edgeverify.core.compare", "edgeverify.core.noise", "edgeverify.verify", "numpy")
     assert offences(files("edgeverify/report/**/*.py"), judging) == []
 
 
@@ -172,9 +172,9 @@ def test_the_rules_see_a_breach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n"
         "def f():\n    from .. import cli\n    from ..noise import measure\n    import torch.nn\n"
     )
-    assert offences([path], ("edgeverify.cli", "edgeverify.noise", "torch")) == [
+    assert offences([path], ("edgeverify.cli", "edgeverify.core.noise", "torch")) == [
         "edgeverify/report/x.py:5 imports edgeverify.cli",
-        "edgeverify/report/x.py:6 imports edgeverify.noise.measure",
+        "edgeverify/report/x.py:6 imports edgeverify.core.noise.measure",
         "edgeverify/report/x.py:7 imports torch.nn",
     ]
 
@@ -219,14 +219,14 @@ def test_help_and_list_take_less_than_half_a_second(command: str) -> None:
 def test_the_public_names_are_what_they_say() -> None:
     """``edgeverify.verify`` stays the function, although its module has the same name."""
     script = (
-        "import edgeverify, edgeverify.report.model, types\n"
+        "import edgeverify, edgeverify.core.results, types\n"
         "import sys\n"
         "fake = types.ModuleType('edgeverify.verify'); fake.verify = lambda: 'ran'\n"
         "sys.modules['edgeverify.verify'] = fake\n"
         "edgeverify.__class__.verify.__set__(edgeverify, fake)\n"
         "from edgeverify import verify, load_port, Report\n"
         "assert verify() == edgeverify.verify() == 'ran'\n"
-        "assert Report is edgeverify.report.model.Report\n"
+        "assert Report is edgeverify.core.results.Report\n"
         "assert load_port.__module__ == 'edgeverify.ports'\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

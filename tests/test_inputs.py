@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeverify import inputs
-from edgeverify.case import Case, cache_rows_needed, prompt_length
-from edgeverify.errors import UsageError
+from edgeverify.core.case import Case, cache_rows_needed, prompt_length
+from edgeverify.core.errors import UsageError
 from edgeverify.selectors import Selectors
 
 VOCABULARY = 331

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeverify.errors import ArtifactError
+from edgeverify.core.errors import ArtifactError
 from edgeverify.litertlm import is_bundle, read_bundle
 
 builder = pytest.importorskip("litert_lm_builder", reason="needs litert-lm-builder")

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from edgeverify import memory
+from edgeverify.core import memory
 
 LARGE = 200 * 2**20
 
 
 def test_the_peak_grows_with_what_is_used_and_does_not_shrink() -> None:
     script = (
-        "from edgeverify.memory import peak_memory\n"
+        "from edgeverify.core.memory import peak_memory\n"
         "before = peak_memory()\n"
         f"held = bytearray({LARGE})\n"
         "within = peak_memory()\n"
@@ -32,7 +32,7 @@ def test_the_peak_grows_with_what_is_used_and_does_not_shrink() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_a_child_does_not_inherit_its_parents_peak() -> None:
     held = bytearray(LARGE)
-    script = "from edgeverify.memory import peak_memory; print(peak_memory())"
+    script = "from edgeverify.core.memory import peak_memory; print(peak_memory())"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from edgeverify import load_port, memory_plan
-from edgeverify.case import Case, plan_steps
-from edgeverify.errors import UsageError
+from edgeverify.core.case import Case, plan_steps
+from edgeverify.core.errors import UsageError
 from edgeverify.memory_plan import GIB, Plan, plan_memory, trace_bytes
 from edgeverify.nightly import drive
 from edgeverify.selectors import Selectors

@@ -83,8 +83,8 @@ def test_a_module_named_in_the_code_exists(place: str) -> None:
 
 
 def test_the_search_sees_what_is_missing() -> None:
-    assert exists("edgeverify.errors:UsageError")
-    assert not exists("edgeverify.errors:Nope")
+    assert exists("edgeverify.core.errors:UsageError")
+    assert not exists("edgeverify.core.errors:Nope")
     assert not exists("edgeverify.nope")
     assert not exists("edgeverify.nope.deeper:run")
 
@@ -131,7 +131,7 @@ def test_entry_points_and_package_data_exist() -> None:
 
 
 def test_every_code_file_that_a_document_names_exists() -> None:
-    """``edgeverify/compare.py`` in a text leads somewhere; links do, too."""
+    """``edgeverify/core/compare.py`` in a text leads somewhere; links do, too."""
     missing = []
     for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]):
         if path.name == "CHANGELOG.md":  # what was true then

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeverify import noise
-from edgeverify.noise import RowErrors
+from edgeverify.core import noise
+from edgeverify.core.noise import RowErrors
 
 ULP = 2.0**-24  # the largest relative error of rounding to float32
 

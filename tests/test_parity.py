@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import models
-from edgeverify.case import KERNELS, KV_LAYOUTS
-from edgeverify.report.model import FAIL, PASS, Report
+from edgeverify.core.case import KERNELS, KV_LAYOUTS
+from edgeverify.core.results import FAIL, PASS, Report
 from edgeverify.verify import verify
 from models import CATALOGUE
 from tests import variants

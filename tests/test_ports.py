@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeverify.errors import EdgeVerifyError, PortError, UsageError
+from edgeverify.core.errors import EdgeVerifyError, PortError, UsageError
 from edgeverify.ports import load_port
 
 # The cheapest real port: nothing of it is built.

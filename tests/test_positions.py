@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeverify.positions import MOST, along
+from edgeverify.core.profile import MOST, along
 
 
 def test_each_block_has_its_largest_ratio_at_each_position() -> None:

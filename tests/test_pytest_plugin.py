@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from edgeverify.errors import CheckpointError
-from edgeverify.report.model import FAIL, PASS, GoldenChange, GoldenResult, Report
+from edgeverify.core.errors import CheckpointError
+from edgeverify.core.results import FAIL, PASS, GoldenChange, GoldenResult, Report
 
 STEPS = ("prefill.0", "prefill.1", "prefill.2", *(f"decode.{n}" for n in range(8)))
 

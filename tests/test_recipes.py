@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeverify.errors import PortError, RecipeError, UsageError
+from edgeverify.core.errors import PortError, RecipeError, UsageError
 from edgeverify.recipes import ALL, FLOAT32, NAMED, RECIPES, expand, label, load_recipe
 
 RULE = {"regex": ".*", "operation": "*", "algorithm_key": "no_quantize"}

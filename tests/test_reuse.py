@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 import models
-from edgeverify import artifacts, quantize, stages
+from edgeverify import quantize, stages
+from edgeverify.core.results import PASS
+from edgeverify.core.store import entries
 from edgeverify.recipes import load_recipe
-from edgeverify.report.model import PASS
 from edgeverify.selectors import Selectors
 from edgeverify.verify import prepare, verify
 from models.port import Port
@@ -104,7 +105,7 @@ class _FoundError(Exception):
 @contextmanager
 def keys_told(monkeypatch: pytest.MonkeyPatch, kind: str) -> Iterator[None]:
     """Ends at the first look-up of a kind of entry, with its key."""
-    cached = artifacts.cached
+    cached = entries.cached
 
     def tell(asked: str, key: str, *args: Any, **options: Any) -> Path:
         if asked == kind:
@@ -112,7 +113,7 @@ def keys_told(monkeypatch: pytest.MonkeyPatch, kind: str) -> Iterator[None]:
         return cached(asked, key, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "cached", tell)
+        patch.setattr(entries, "cached", tell)
         yield
 
 

@@ -18,8 +18,8 @@ from litert_torch.generative.layers import kv_cache as kv_utils
 
 from edgeverify import stages
 from edgeverify.backends import tflite
-from edgeverify.case import KERNELS
-from edgeverify.errors import ArtifactError
+from edgeverify.core.case import KERNELS
+from edgeverify.core.errors import ArtifactError
 from edgeverify.selectors import Selectors
 from edgeverify.verify import prepare
 

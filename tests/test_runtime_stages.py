@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from edgeverify import runtime_stages
-from edgeverify.compare import Baseline
-from edgeverify.errors import ArtifactError, UsageError
-from edgeverify.report.model import FAIL, PASS, UNCHECKED, LegResult
+from edgeverify.core.compare import Baseline
+from edgeverify.core.errors import ArtifactError, UsageError
+from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult
+from edgeverify.core.trace import Trace
 from edgeverify.runtime_stages import FileRun, require_engine, run_runtimes
-from edgeverify.trace import Trace
 
 FILE = FileRun(Path("x.tflite"), LegResult("conversion", PASS, {}), Trace(),
                Baseline(Trace(), {}, {}, Trace()))  # fmt: skip

@@ -11,12 +11,12 @@ import pytest
 
 from edgeverify import verify
 from edgeverify.backends import runtimes, tflite
-from edgeverify.compare import Baseline
+from edgeverify.core.compare import Baseline
+from edgeverify.core.results import FAIL, PASS
+from edgeverify.core.trace import Trace
 from edgeverify.flatbuffer import ModelFile
-from edgeverify.report.model import FAIL, PASS
 from edgeverify.runtimes import of_interpreter, outer_keys, runtime_leg
 from edgeverify.selectors import Selectors
-from edgeverify.trace import Trace
 from models import CATALOGUE
 
 pytestmark = pytest.mark.slow

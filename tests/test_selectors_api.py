@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 from edgeverify.selectors import Selectors
 
 

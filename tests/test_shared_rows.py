@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from edgeverify.mapped import spilled
-from edgeverify.shared_rows import GrowingRows, joined, parted
-from edgeverify.trace import Trace
+from edgeverify.core.store.growing_rows import GrowingRows, joined, parted
+from edgeverify.core.store.mapped import spilled
+from edgeverify.core.trace import Trace
 
 STEPS = 40
 SHAPE = (2, 8)

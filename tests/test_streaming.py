@@ -13,7 +13,7 @@ from torch import nn
 
 from edgeverify import load_port
 from edgeverify.backends import reference, tables
-from edgeverify.mapped import forget, is_mapped, map_file
+from edgeverify.core.store.mapped import forget, is_mapped, map_file
 from edgeverify.selectors import Selectors
 from edgeverify.stages import Run, reference_baselines, run_reauthored
 from edgeverify.streaming import FusingOnDisk, forgetting, put_on_disk

@@ -12,9 +12,9 @@ from torch import nn
 
 import models
 from edgeverify import stages
-from edgeverify.report.model import FAIL
-from edgeverify.sublayers import forget_unfed, inputs_of
-from edgeverify.trace import Trace
+from edgeverify.core.localise import forget_unfed, inputs_of
+from edgeverify.core.results import FAIL
+from edgeverify.core.trace import Trace
 from edgeverify.verify import verify
 from models.port import Port
 from tests import variants

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeverify import taps
+from edgeverify.core import taps
 
 
 def test_the_taps_of_a_step_in_forward_order() -> None:

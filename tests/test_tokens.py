@@ -11,7 +11,7 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from edgeverify.errors import CheckpointError
+from edgeverify.core.errors import CheckpointError
 from edgeverify.tokens import RememberedTokenizer
 
 TEXT = "two ships on the horizon"

@@ -10,9 +10,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from edgeverify import trace as module
-from edgeverify.errors import TraceError
-from edgeverify.trace import FORMAT, Trace
+from edgeverify.core import trace as module
+from edgeverify.core.errors import TraceError
+from edgeverify.core.trace import FORMAT, Trace
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from dataclasses import replace
 from edgeverify.audits.config import FILE, audit_config
 from edgeverify.audits.constants import Weights
 from edgeverify.audits.converted import of_composites
-from edgeverify.audits.model import Check, Readings
-from edgeverify.report.model import FAIL
+from edgeverify.audits.model import Readings
+from edgeverify.core.results import FAIL, Check
 
 
 def odd_attributes(

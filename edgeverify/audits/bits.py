@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from edgeverify.mapped import forget
+from edgeverify.core.store.mapped import forget
 
 # Elements compared at a time: what is compared, and the mask of what differs, stays in the cache.
 _CHUNK = 1 << 18

@@ -16,8 +16,16 @@ from typing import Any
 import numpy as np
 
 from edgeverify.audits.declared import KNOWN_FAMILIES, NONE, UNSPOKEN
-from edgeverify.audits.model import CONFIG, AuditResult, Check, Readings
-from edgeverify.report.model import FAIL, NOT_APPLICABLE, PASS, UNCHECKED
+from edgeverify.audits.model import Readings
+from edgeverify.core.results import (
+    CONFIG,
+    FAIL,
+    NOT_APPLICABLE,
+    PASS,
+    UNCHECKED,
+    AuditResult,
+    Check,
+)
 
 FORMULAS = frozenset({"query scale", "embedding scale"})
 FILE = "file"

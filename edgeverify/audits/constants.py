@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from ai_edge_litert import schema_py_generated as schema
 
-from edgeverify import taps
 from edgeverify.audits.places import EMBEDDING, HEAD
+from edgeverify.core import taps
 from edgeverify.flatbuffer import Located, ModelFile, Signature
 from edgeverify.flatbuffer.graph import Graph, Op
 from edgeverify.flatbuffer.locate import LAYOUT_OPS

@@ -10,12 +10,12 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers  # type: ignore[import-untyped]
 
-from edgeverify import taps
 from edgeverify.audits.constants import Weights
 from edgeverify.audits.declared import HEAD_NORMS, NONE, NORMS
 from edgeverify.audits.masks import window_of
 from edgeverify.audits.model import Readings
 from edgeverify.audits.places import EMBEDDING
+from edgeverify.core import taps
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.flatbuffer.graph import Graph, Op
 from edgeverify.flatbuffer.locate import LAYOUT_OPS

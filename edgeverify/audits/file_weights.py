@@ -26,15 +26,15 @@ from edgeverify.audits.kept import (
     taken_otherwise,
     tied_alike,
 )
-from edgeverify.audits.model import WEIGHTS, AuditResult, Check, Readings
+from edgeverify.audits.model import Readings
 from edgeverify.audits.places import Span, block_of, places
 from edgeverify.audits.promised import Promises
 from edgeverify.audits.quantized_weights import Weight, check_weight, describe
 from edgeverify.audits.weights import Audit, Fold, State
+from edgeverify.core.results import FAIL, UNCHECKED, WEIGHTS, AuditResult, Check
+from edgeverify.core.store.mapped import forget
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.flatbuffer.quantization import Quantized, read
-from edgeverify.mapped import forget
-from edgeverify.report.model import FAIL, UNCHECKED
 
 # Blocks that hold q, k and v as three constants.
 _APART = re.compile(r"^transformer_blocks\.(\d+)\.atten_func\.[qkv]_projection\.")

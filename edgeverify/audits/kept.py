@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping
 
 from edgeverify.audits.constants import Weights
 from edgeverify.audits.converted import cap_is_folded
-from edgeverify.audits.model import Check
 from edgeverify.audits.places import EMBEDDING, HEAD, Places
 from edgeverify.audits.promised import Promise, Promises
 from edgeverify.audits.quantized_weights import describe
+from edgeverify.core.results import FAIL, UNCHECKED, Check
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.flatbuffer.graph import Op
 from edgeverify.flatbuffer.quantization import read, stored
-from edgeverify.report.model import FAIL, UNCHECKED
 
 FLOAT32 = "float32"
 _COMPUTE = ("FULLY_CONNECTED", "EMBEDDING_LOOKUP", "GATHER")

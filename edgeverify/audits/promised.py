@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edgeverify.errors import RecipeError
+from edgeverify.core.errors import RecipeError
 from edgeverify.flatbuffer.graph import Graph, Op
 from edgeverify.flatbuffer.quantization import BLOCK, CHANNEL, TENSOR
 from edgeverify.recipes import Recipe

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeverify.audits.model import Check
 from edgeverify.audits.promised import MIN_MAX, Promise
+from edgeverify.core.results import FAIL, PASS, Check
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.flatbuffer.graph import Graph
 from edgeverify.flatbuffer.quantization import BITS, BLOCK, Quantized, pieces, values
-from edgeverify.report.model import FAIL, PASS
 
 # The quantizer divides in float32: at most 127 steps, each quotient off by 2^-24 of itself, and
 # the converter's factor that some weights hold is rounded once more. Largest seen in right files:

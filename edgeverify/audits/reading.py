@@ -17,18 +17,11 @@ from edgeverify.audits.attributes import odd_attributes
 from edgeverify.audits.constants import find_weights
 from edgeverify.audits.converted import of_file
 from edgeverify.audits.file_weights import audit_file
-from edgeverify.audits.model import (
-    CONFIG,
-    SIGNATURES,
-    WEIGHTS,
-    AuditResult,
-    Check,
-    Readings,
-    unchecked,
-)
+from edgeverify.audits.model import Readings
 from edgeverify.audits.signatures import audit_signatures, litert_lm_accepts
 from edgeverify.audits.weights import State
-from edgeverify.case import Case
+from edgeverify.core.case import Case
+from edgeverify.core.results import CONFIG, SIGNATURES, WEIGHTS, AuditResult, Check, unchecked
 from edgeverify.flatbuffer import ModelFile, locate_taps
 
 DECODE = "decode"

@@ -12,20 +12,20 @@ from torch import nn
 from edgeverify.audits.authored import of_config, of_module
 from edgeverify.audits.config import audit_config, audit_mask_inputs
 from edgeverify.audits.declared import declared
-from edgeverify.audits.model import (
+from edgeverify.audits.model import Readings
+from edgeverify.audits.reading import FileReading, not_made, read_file
+from edgeverify.audits.weights import State, audit_module
+from edgeverify.core.case import Case
+from edgeverify.core.results import (
     CONFIG,
+    FAIL,
     SIGNATURES,
     WEIGHTS,
     AuditResult,
-    Readings,
     merged,
     unchecked,
 )
-from edgeverify.audits.reading import FileReading, not_made, read_file
-from edgeverify.audits.weights import State, audit_module
-from edgeverify.case import Case
 from edgeverify.described import described
-from edgeverify.report.model import FAIL
 
 
 @dataclass

@@ -8,11 +8,11 @@ from typing import Any
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeverify.audits.masks import NONE
-from edgeverify.audits.model import NOT_APPLICABLE, SIGNATURES, AuditResult, Check, Readings
-from edgeverify.case import Case
-from edgeverify.errors import ArtifactError
+from edgeverify.audits.model import Readings
+from edgeverify.core.case import Case
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.results import FAIL, NOT_APPLICABLE, PASS, SIGNATURES, AuditResult, Check
 from edgeverify.flatbuffer import ModelFile
-from edgeverify.report.model import FAIL, PASS
 
 _DTYPES = {v: k.lower() for k, v in vars(schema.TensorType).items() if isinstance(v, int)}
 Tensor = tuple[str, tuple[int, ...]]  # dtype, shape

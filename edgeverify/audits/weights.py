@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from edgeverify.audits.bits import difference
-from edgeverify.audits.model import WEIGHTS, AuditResult, Check
 from edgeverify.audits.places import HEAD, Places, Span, block_of, places, uncovered
-from edgeverify.mapped import forget
-from edgeverify.report.model import FAIL, PASS
+from edgeverify.core.results import FAIL, PASS, WEIGHTS, AuditResult, Check
+from edgeverify.core.store.mapped import forget
 
 State = Mapping[str, torch.Tensor]
 Fold = Callable[[np.ndarray], np.ndarray]

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify import artifacts
-from edgeverify.errors import ArtifactError
-from edgeverify.quiet import quiet
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.quiet import quiet
+from edgeverify.core.store import entries
 
 # The kernels' names in ``ai_edge_litert.cpu_kernel_mode.CpuKernelMode``.
 KERNEL_MODES = {"xnnpack": "DELEGATE", "builtin": "BUILTIN", "reference": "REFERENCE"}
@@ -51,7 +51,7 @@ def open_file(
     # Without need, nothing is written beside the file: its folder may be somebody else's.
     place: AbstractContextManager[Path | None] = nullcontext()
     if packed_on_disk:
-        place = artifacts.working_folder(path.parent)
+        place = entries.working_folder(path.parent)
     try:
         with place as folder, quiet(show=False):
             # ai-edge-litert 2.3 says "directory", and takes a file.

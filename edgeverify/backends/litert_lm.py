@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgeverify.errors import ArtifactError
+from edgeverify.core.errors import ArtifactError
 
 # A file of 2 GB is loaded, packed and asked in less than a minute.
 TIMEOUT = 600.0

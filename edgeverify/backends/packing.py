@@ -14,9 +14,9 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeverify.errors import NoRoomError
+from edgeverify.core.errors import NoRoomError
+from edgeverify.core.memory import available_memory, resident_memory
 from edgeverify.flatbuffer import ModelFile
-from edgeverify.memory import available_memory, resident_memory
 
 # What a run takes beside its weights: activations of a signature, caches, what it returns.
 ACTIVATIONS = 2**28

@@ -25,13 +25,14 @@ from transformers import (
 )
 from transformers.masking_utils import eager_mask
 
-from edgeverify import float32, taps
+from edgeverify import float32
 from edgeverify.backends.tables import head_widened, rows_widened
-from edgeverify.case import Case, Step
-from edgeverify.errors import CheckpointError
+from edgeverify.core import taps
+from edgeverify.core.case import Case, Step
+from edgeverify.core.errors import CheckpointError
+from edgeverify.core.trace import Trace
 from edgeverify.float64 import Float64Mode, exact_frequencies, widened
 from edgeverify.hf import reference_config
-from edgeverify.trace import Trace
 
 ATTENTION = "edgeverify"
 Record = dict[str, np.ndarray]

@@ -14,11 +14,11 @@ from typing import Any
 
 from edgeverify.backends import compiled_model, tflite
 from edgeverify.backends.packing import choose_packing, require_memory
-from edgeverify.case import Case
-from edgeverify.errors import ArtifactError
+from edgeverify.core.case import Case
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.quiet import quiet
+from edgeverify.core.trace import Trace
 from edgeverify.flatbuffer import ModelFile
-from edgeverify.quiet import quiet
-from edgeverify.trace import Trace
 
 
 def run(

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from edgeverify.mapped import forget
+from edgeverify.core.store.mapped import forget
 
 # Weights of an LM head that are widened at a time: 128 MiB in float64.
 PIECE = 1 << 24

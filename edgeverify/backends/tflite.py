@@ -20,11 +20,16 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from edgeverify import artifacts, taps
 from edgeverify.backends import compiled_model
 from edgeverify.backends.packing import choose_packing, require_memory
-from edgeverify.case import Case, Step
-from edgeverify.errors import ArtifactError
+from edgeverify.core import taps
+from edgeverify.core.case import Case, Step
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.localise import forget_unfed
+from edgeverify.core.masks import masks_of
+from edgeverify.core.quiet import quiet
+from edgeverify.core.store import entries
+from edgeverify.core.trace import Trace
 from edgeverify.flatbuffer import (
     INJECT,
     TAP,
@@ -36,9 +41,6 @@ from edgeverify.flatbuffer import (
     instrument,
     instrumented,
 )
-from edgeverify.quiet import quiet
-from edgeverify.sublayers import forget_unfed
-from edgeverify.trace import Trace
 
 LARGEST_KEPT_COPY = 64 * 2**20
 RESOLVERS = {
@@ -209,22 +211,22 @@ def instrumented_copy(
     put behind it for the time being: they take as much room as the file, and no time.
     """
     cuts: Any = {"isolate": isolate, "every_tap": every_tap, "beside": beside}
-    sources = artifacts.source_digest("flatbuffer/*.py")
-    key = artifacts.digest(sources, artifacts.file_digest(path, root=root), cuts)
+    sources = entries.source_digest("flatbuffer/*.py")
+    key = entries.digest(sources, entries.file_digest(path, root=root), cuts)
     if path.stat().st_size <= LARGEST_KEPT_COPY:
 
         def make(target: Path) -> None:
             instrument(path, target, **cuts)
 
-        yield artifacts.cached("instrumented", key, ".tflite", make, root=root)
+        yield entries.cached("instrumented", key, ".tflite", make, root=root)
         return
 
     def make_table(target: Path) -> None:
         skeleton, _ = instrumented(path, **cuts)
         skeleton.save(target)
 
-    table = artifacts.cached("instrumented", key, ".safetensors", make_table, root=root)
-    with artifacts.working_folder(path.parent) as folder:
+    table = entries.cached("instrumented", key, ".safetensors", make_table, root=root)
+    with entries.working_folder(path.parent) as folder:
         temporary = folder / path.name
         Skeleton.load(table).assemble(path, temporary)
         yield temporary
@@ -286,9 +288,9 @@ def run(
             "kernel": kernel,
             "num_threads": num_threads,
             "file": path.name,
-            "file_sha256": artifacts.file_digest(path, root=cache),
+            "file_sha256": entries.file_digest(path, root=cache),
             "isolated": inject is not None,
-            "versions": artifacts.versions(),
+            "versions": entries.versions(),
         }
     )
     if inject is not None:
@@ -473,43 +475,6 @@ def check_room(path: Path, case: Case, step: Step, shapes: Mapping[str, tuple[in
             expected=f"at most {rows} rows",
             fix="lengthen the cache, or shorten the prompt or the decode steps",
         )
-
-
-def masks_of(
-    case: Case,
-    step: Step,
-    shapes: Mapping[str, tuple[int, ...]],
-    kinds: Sequence[str],
-    window: int | None,
-) -> dict[str, np.ndarray]:
-    """The masks a signature takes, by input name, (1, 1, T, S): 0 where visible, else -inf."""
-    if not case.mask_as_input:
-        return {}
-    names = {"mask": kinds[0]} if len(kinds) == 1 else {f"mask_{kind}": kind for kind in kinds}
-    # The converter drops a mask that no layer reads; a file without any is none of this case.
-    taken = names.keys() & shapes.keys() or names.keys()
-    return {name: mask(names[name], step, case, window) for name in sorted(taken)}
-
-
-def mask(kind: str, step: Step, case: Case, window: int | None) -> np.ndarray:
-    """One attention mask, float32 (1, 1, T, S).
-
-    ``global``: key j is visible to query i if j <= i. ``local``: if also j > i - window, as in
-    transformers' ``sliding_window_overlay`` (masking_utils.py).
-
-    Raises:
-        ValueError: another kind, or a local mask without a window.
-    """
-    queries = np.arange(step.start, step.start + step.length)[:, None]
-    keys = np.arange(case.kv_cache_len)[None, :]
-    visible = keys <= queries
-    if kind == "local":
-        if not window:
-            raise ValueError("a local mask needs a window")
-        visible &= keys > queries - window
-    elif kind != "global":
-        raise ValueError(f"unknown mask kind {kind!r}")
-    return np.where(visible, np.float32(0), np.float32(-np.inf))[None, None]
 
 
 def _injected(

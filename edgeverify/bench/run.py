@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeverify import artifacts
 from edgeverify.bench.worker import Job, Sample
-from edgeverify.errors import ArtifactError, RecipeError
-from edgeverify.progress import Progress
+from edgeverify.core.errors import ArtifactError, RecipeError
+from edgeverify.core.progress import Progress
+from edgeverify.core.results import PASS, UNCHECKED, worst_outcome
+from edgeverify.core.store import entries
 from edgeverify.quantize import quantized
 from edgeverify.recipes import load_recipe
-from edgeverify.report.model import PASS, UNCHECKED, worst_outcome
 from edgeverify.selectors import Selectors
 
 SCHEMA = 1
@@ -171,7 +171,7 @@ def _bench(
                 sample = measured(Job(str(path), kernel, threads, repeats))
             rows.append(_row(name, kernel, path, sample))
     environment = {
-        **artifacts.versions(),
+        **entries.versions(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),

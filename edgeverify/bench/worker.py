@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify.errors import ArtifactError, EdgeVerifyError
-from edgeverify.memory import peak_memory
+from edgeverify.core.errors import ArtifactError, EdgeVerifyError
+from edgeverify.core.memory import peak_memory
 
 DECODE_STEPS = 32
 PREFILL = "prefill"
@@ -70,7 +70,7 @@ class _Signature:
 
     def __init__(self, interpreter: Any, path: Path, name: str) -> None:
         from edgeverify.backends import tflite
-        from edgeverify.case import Step
+        from edgeverify.core.case import Step
 
         self._tflite, self._path = tflite, path
         self._runner = interpreter.get_signature_runner(name)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgeverify import artifacts
 from edgeverify.checkpoints import configs, hub, mapped_files, seeded
 from edgeverify.checkpoints.expected import Expected, expected_tensors, resolve
 from edgeverify.checkpoints.load import Plan, load_tensors
 from edgeverify.checkpoints.locate import TENSORS_FIX, Format, Weights, list_entries, locate
-from edgeverify.errors import CheckpointError
+from edgeverify.core.errors import CheckpointError
+from edgeverify.core.store.entries import digest, file_digest
 
 if TYPE_CHECKING:
     from models.port import Port
@@ -62,7 +62,7 @@ class Checkpoint:
         """The same as ``tensors``, bit by bit, from a memory-mapped file: none is resident.
 
         What is not float32 safetensors is first written, piece by piece, to the cache as float32.
-        Pages that have been used are given back by ``edgeverify.mapped.forget``.
+        Pages that have been used are given back by ``edgeverify.core.store.mapped.forget``.
 
         Raises:
             CheckpointError: as ``tensors``.
@@ -127,7 +127,7 @@ def _seeded(port: Port, size: str, seed: int, cache_root: Path | None) -> Checkp
     return Checkpoint(
         hf_config=config,
         size=size,
-        identity=artifacts.digest(seeded.SCHEME, config, seed),
+        identity=digest(seeded.SCHEME, config, seed),
         description=f"seeded random weights, seed {seed}",
         tokenizer_dir=None,
         _load=lambda: seeded.draw_tensors(draws, seed),
@@ -158,7 +158,7 @@ def _from_files(
         expected = expected_tensors(configs.build_reference(config, port, where))
         fixed, note = _plan(weights, weights.format, expected)
         plan = lambda: fixed  # noqa: E731
-        digests = [artifacts.file_digest(file, root=cache_root) for file in weights.files]
+        digests = [file_digest(file, root=cache_root) for file in weights.files]
     found = configs.size_of(config, port)
     told = [f"{name or weights.where}: {note}"]
     if weights.unused:
@@ -166,7 +166,7 @@ def _from_files(
     return Checkpoint(
         hf_config=config,
         size=found,
-        identity=artifacts.digest("files-1", config, digests),
+        identity=digest("files-1", config, digests),
         description="; ".join(told),
         tokenizer_dir=_tokenizer_dir(weights),
         gguf_file=weights.files[0].name if weights.format is None else None,

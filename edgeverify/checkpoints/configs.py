@@ -11,8 +11,8 @@ from torch import nn
 from edgeverify import hf
 from edgeverify.checkpoints.expected import Expected, expected_tensors, some
 from edgeverify.checkpoints.locate import Weights, read_json
+from edgeverify.core.errors import CheckpointError, UsageError
 from edgeverify.described import described
-from edgeverify.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from models.port import Port

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from edgeverify.errors import CheckpointError
+from edgeverify.core.errors import CheckpointError
 
 # Widened or rounded to float32, which is what every implementation here computes in. Others
 # (float8, int8, …) need scales that a plain tensor does not carry.

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from edgeverify import artifacts, hf
+from edgeverify import hf
 from edgeverify.checkpoints import configs
 from edgeverify.checkpoints.expected import Entry, Expected, expected_tensors, resolve
 from edgeverify.checkpoints.load import Plan
 from edgeverify.checkpoints.locate import SAFETENSORS, Weights, read_json
-from edgeverify.errors import CheckpointError
-from edgeverify.quiet import quiet
+from edgeverify.core.errors import CheckpointError
+from edgeverify.core.quiet import quiet
+from edgeverify.core.store.entries import cached, digest, file_digest
 
 if TYPE_CHECKING:
     from models.port import Port
@@ -85,8 +86,8 @@ def open_gguf(
     file = weights.files[0]
     _require_extra(file)
     _require_magic(file)
-    contents = artifacts.file_digest(file, root=cache_root)
-    key = artifacts.digest(_FORMAT, contents, {p: metadata.version(p) for p in _PACKAGES})
+    contents = file_digest(file, root=cache_root)
+    key = digest(_FORMAT, contents, {p: metadata.version(p) for p in _PACKAGES})
     judged: list[tuple[dict[str, Any], Expected, str]] = []
 
     def expect(config: dict[str, Any], where: object) -> Expected:
@@ -100,13 +101,13 @@ def open_gguf(
         judged.append(_judge(own, weights, port, size, expect))  # before anything is kept
         target.write_text(json.dumps(own, sort_keys=True))
 
-    noted = artifacts.cached("gguf-config", key, ".json", make, root=cache_root)
+    noted = cached("gguf-config", key, ".json", make, root=cache_root)
     if not judged:
         judged.append(_judge(read_json(noted), weights, port, size, remembered))
     config, expected, note = judged[0]
 
     def plan() -> Plan:
-        whole = artifacts.cached(
+        whole = cached(
             "dequantized",
             key,
             ".safetensors",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeverify.checkpoints import configs
 from edgeverify.checkpoints.locate import TENSORS_FIX, read_json
-from edgeverify.errors import CheckpointError
+from edgeverify.core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from models.port import Port

@@ -11,7 +11,7 @@ import torch
 
 from edgeverify.checkpoints.expected import Entry, some
 from edgeverify.checkpoints.locate import Format
-from edgeverify.errors import CheckpointError
+from edgeverify.core.errors import CheckpointError
 
 # What ``load_tensors`` takes, in its order.
 Plan: TypeAlias = tuple[Format, Mapping[str, Entry], Mapping[str, str], Mapping[str, str], Path]

@@ -14,7 +14,7 @@ import torch
 from edgeverify.checkpoints.expected import Entry, some
 from edgeverify.checkpoints.safetensors_files import list_safetensors, read_safetensors
 from edgeverify.checkpoints.torch_files import list_torch, read_torch
-from edgeverify.errors import CheckpointError
+from edgeverify.core.errors import CheckpointError
 
 TENSORS_FIX = "give a directory with config.json and .safetensors, or name the file"
 # What a trainer leaves beside the weights, and adapters, which are not a model.

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgeverify import artifacts
 from edgeverify.checkpoints import seeded
 from edgeverify.checkpoints.expected import Entry
 from edgeverify.checkpoints.load import require_finite, require_tied, told_when_gone
 from edgeverify.checkpoints.locate import SAFETENSORS, Format
 from edgeverify.checkpoints.safetensors_files import map_safetensors
-from edgeverify.mapped import forget, map_file, map_new, offsets
+from edgeverify.core.store.entries import cached, digest
+from edgeverify.core.store.mapped import forget, map_file, map_new, offsets
 
 State = dict[str, torch.Tensor]
 _SCHEME = "float32-1"
@@ -141,5 +141,5 @@ def _written(
     def make(path: Path) -> None:
         write(views(map_new(path, end)))
 
-    key = artifacts.digest(_SCHEME, identity, [[name, list(s)] for name, s in shapes.items()])
-    return views(map_file(artifacts.cached("float32", key, ".bin", make, root=cache_root)))
+    key = digest(_SCHEME, identity, [[name, list(s)] for name, s in shapes.items()])
+    return views(map_file(cached("float32", key, ".bin", make, root=cache_root)))

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from edgeverify.checkpoints.expected import Entry
-from edgeverify.errors import CheckpointError
-from edgeverify.mapped import map_file
+from edgeverify.core.errors import CheckpointError
+from edgeverify.core.store.mapped import map_file
 
 # What reading a JSON of another form than the format's can raise.
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
@@ -91,7 +91,7 @@ def read_safetensors(path: Path, names: Sequence[str]) -> Iterator[tuple[str, to
 def map_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a file that has been listed, in their stored dtype; none is read.
 
-    They are views of one mapping whose pages ``edgeverify.mapped.forget`` gives back.
+    They are views of one mapping whose pages ``edgeverify.core.store.mapped.forget`` gives back.
     """
     contents = map_file(path)
     begin = 8 + int.from_bytes(contents[:8].tobytes(), "little")

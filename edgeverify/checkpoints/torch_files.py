@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from edgeverify.checkpoints.expected import Entry, some
-from edgeverify.errors import CheckpointError
+from edgeverify.core.errors import CheckpointError
 
 # What trainers wrap a state dict in, in the order in which it is looked for.
 _WRAPPERS = ("model_state_dict", "state_dict", "model")

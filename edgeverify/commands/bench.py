@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from edgeverify import selectors
-from edgeverify.case import KERNELS
-from edgeverify.choices import one_of
 from edgeverify.commands.evaluate import WITHOUT
-from edgeverify.errors import UsageError
+from edgeverify.core.case import KERNELS
+from edgeverify.core.choices import one_of, whole_number
+from edgeverify.core.errors import UsageError
 from edgeverify.ports import check_name
 from edgeverify.report.files import check_paths, write_atomically
 
@@ -43,8 +43,8 @@ def run(options: argparse.Namespace) -> str:
     """
     chosen = selectors.parse(options)
     kernels = [one_of("--kernel", k, KERNELS) for k in dict.fromkeys(options.kernel or ["xnnpack"])]
-    threads = selectors.whole_number("--threads", options.threads, None, highest=MAX_THREADS)
-    repeats = selectors.whole_number("--repeats", options.repeats, None, highest=MAX_REPEATS)
+    threads = whole_number("--threads", options.threads, None, highest=MAX_THREADS)
+    repeats = whole_number("--repeats", options.repeats, None, highest=MAX_REPEATS)
     check_paths({"--json": options.json} if options.json else {})
     file = _file(options, chosen)
     if file is None:

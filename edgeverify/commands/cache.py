@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from edgeverify.amounts import bytes_of, seconds_of, shown
-from edgeverify.choices import one_of
-from edgeverify.errors import UsageError
+from edgeverify.core.choices import one_of
+from edgeverify.core.errors import UsageError
+from edgeverify.core.results import FAIL, PASS
+from edgeverify.core.units import bytes_of, seconds_of, shown
 from edgeverify.report.files import check_paths, write_atomically
-from edgeverify.report.model import FAIL, PASS
 
 HELP = "list the cache, bound its size, or read all of it again"
 ACTIONS = ("ls", "prune", "verify")
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> str:
         if getattr(options, name) and action != owner:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"has no meaning to {action}", where=option, expected=owner)
-    from edgeverify.artifacts import cache_root
+    from edgeverify.core.store.entries import cache_root
 
     root = (options.cache or cache_root()).expanduser()
     if not root.is_dir():
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def _ls(options: argparse.Namespace, root: Path) -> str:
-    from edgeverify.cache_admin import Entry, entries
+    from edgeverify.core.store.upkeep import Entry, entries
 
     if options.json:
         check_paths({"--json": options.json})
@@ -99,7 +99,7 @@ def _ls(options: argparse.Namespace, root: Path) -> str:
 
 
 def _prune(options: argparse.Namespace, root: Path) -> str:
-    from edgeverify.cache_admin import prune
+    from edgeverify.core.store.upkeep import prune
 
     if options.max_size is None and options.older_than is None:
         raise UsageError(
@@ -126,7 +126,7 @@ def _prune(options: argparse.Namespace, root: Path) -> str:
 
 
 def _verify(options: argparse.Namespace, root: Path) -> str:
-    from edgeverify.cache_admin import verify
+    from edgeverify.core.store.upkeep import verify
 
     count = damaged = 0
     for entry, fault in verify(root, remove=options.remove):

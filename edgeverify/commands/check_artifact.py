@@ -6,15 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from edgeverify.case import DEFAULT_DECODE_STEPS, KERNELS
-from edgeverify.choices import one_of
 from edgeverify.commands.inspect import check_file
 from edgeverify.commands.shown import show
-from edgeverify.errors import UsageError
+from edgeverify.core.case import DEFAULT_DECODE_STEPS, KERNELS
+from edgeverify.core.choices import one_of
+from edgeverify.core.errors import UsageError
+from edgeverify.core.progress import Progress
+from edgeverify.core.results import Report
 from edgeverify.ports import check_name
-from edgeverify.progress import Progress
 from edgeverify.report.files import FORMATS, check_paths
-from edgeverify.report.model import Report
 
 HELP = "compare a .tflite or .litertlm that was made elsewhere with the reference"
 
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> str:
         )
     one_of("--kernel", options.kernel, KERNELS)
 
-    from edgeverify.launch import without_chatter
+    from edgeverify.core.quiet import without_chatter
     from edgeverify.report.progress import progress_for
 
     # It draws on the terminal, which is out of reach while chatter is silenced.

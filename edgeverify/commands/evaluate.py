@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeverify import selectors
-from edgeverify.errors import UsageError
+from edgeverify.core.choices import whole_number
+from edgeverify.core.errors import UsageError
 from edgeverify.ports import check_name
 from edgeverify.report.files import check_paths, write_atomically
 
@@ -63,10 +64,8 @@ def run(options: argparse.Namespace) -> str:
     check_paths({option: path for option, path in given.items() if path})
     if options.text is not None and not options.text.is_file():
         raise UsageError("there is no such file", where=f"--text {options.text}")
-    tokens = selectors.whole_number("--tokens", options.tokens, None, lowest=2)
-    window = selectors.whole_number(
-        "--window", options.window, None, lowest=2, highest=selectors.MAX_LENGTH
-    )
+    tokens = whole_number("--tokens", options.tokens, None, lowest=2)
+    window = whole_number("--window", options.window, None, lowest=2, highest=selectors.MAX_LENGTH)
     gates = _gates(options, chosen)
 
     from edgeverify import launch

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from edgeverify import selectors
 from edgeverify.commands.shown import show
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
+from edgeverify.core.results import worst_outcome
 from edgeverify.ports import catalogue, check_name
 from edgeverify.report.files import FORMATS, check_paths
-from edgeverify.report.model import worst_outcome
 
 HELP = "compare models with their goldens, and say what has moved since"
 DIRECTORY = Path("golden")

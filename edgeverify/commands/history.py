@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edgeverify.core.results import PASS
 from edgeverify.report.files import check_paths, write_atomically
-from edgeverify.report.model import PASS
 
 HELP = "show the series of JSON reports in a folder, by time"
 
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> str:
     Raises:
         UsageError: there is no report in the folder, or one of its files is none.
     """
-    from edgeverify.errors import UsageError
+    from edgeverify.core.errors import UsageError
     from edgeverify.report.html.trend import render_series
     from edgeverify.report.series import read_folder
     from edgeverify.report.series_lines import lines

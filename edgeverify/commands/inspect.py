@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 
 HELP = "show what a .tflite or .litertlm holds: signatures, KV cache, weights, ops"
 READ = "edgeverify.inspection.read:inspect"

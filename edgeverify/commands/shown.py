@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from edgeverify.core.results import Report
 from edgeverify.report import summary
 from edgeverify.report.files import write_reports
-from edgeverify.report.model import Report
 from edgeverify.report.series import Entry, subject
 
 

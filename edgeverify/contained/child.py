@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from edgeverify import errors
-from edgeverify.errors import ArtifactError, EdgeVerifyError
-from edgeverify.memory import available_memory
+from edgeverify.core import errors
+from edgeverify.core.errors import ArtifactError, EdgeVerifyError
+from edgeverify.core.memory import available_memory
 
 # Of one call, unless the caller knows better. Reading the tables of a file of 540 MB takes 1 s.
 SECONDS = 60.0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeverify.backends import tflite
-from edgeverify.errors import ArtifactError
+from edgeverify.core.errors import ArtifactError
 from edgeverify.litertlm import model_of
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeverify.contained.child import Child, EndedError
 from edgeverify.contained.damage import Damage, write
-from edgeverify.errors import EdgeVerifyError
+from edgeverify.core.errors import EdgeVerifyError
 
 INSPECT = "edgeverify.inspection.read:inspect"
 RUN = "edgeverify.contained.running:run_signatures"

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
-from edgeverify.errors import EdgeVerifyError
+from edgeverify.core.errors import EdgeVerifyError
 
 # The host ends a late child; this is for one whose host is gone.
 GRACE_SECONDS = 5

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from edgeverify import taps
-from edgeverify.case import Step
+from edgeverify.core import taps
+from edgeverify.core.case import Step
 from edgeverify.diagnose import attention_changes
 from edgeverify.diagnose.cache import row_shift, written_into
 from edgeverify.diagnose.fault import Change

@@ -8,8 +8,8 @@ from itertools import product
 
 import torch
 
-from edgeverify import taps
-from edgeverify.case import Step
+from edgeverify.core import taps
+from edgeverify.core.case import Step
 from edgeverify.diagnose.fault import HALVES, Change, name_of
 from edgeverify.diagnose.scene import Inputs, Scene
 

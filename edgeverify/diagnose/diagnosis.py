@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from edgeverify import taps
-from edgeverify.case import Case
-from edgeverify.compare import Baseline, compare, thresholds
+from edgeverify.core import taps
+from edgeverify.core.case import Case
+from edgeverify.core.compare import Baseline, compare, thresholds
+from edgeverify.core.results import FAIL, Finding
+from edgeverify.core.trace import Trace
 from edgeverify.diagnose import identity
 from edgeverify.diagnose.attention import AttentionOf
 from edgeverify.diagnose.cache import CacheOf
@@ -27,8 +29,6 @@ from edgeverify.diagnose.scene import Scene
 from edgeverify.diagnose.search import Result, search
 from edgeverify.diagnose.shapes import shapes
 from edgeverify.diagnose.weights import Roles
-from edgeverify.report.model import FAIL, Finding
-from edgeverify.trace import Trace
 
 _NUMBER = re.compile(r"^(blocks|kv)\.(\d+)\.(.*)$")
 

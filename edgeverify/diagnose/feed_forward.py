@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional
 
-from edgeverify import taps
+from edgeverify.core import taps
 from edgeverify.diagnose import compare_weights
 from edgeverify.diagnose.fault import Change, changed
 from edgeverify.diagnose.scene import Inputs, Scene

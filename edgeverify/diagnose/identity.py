@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeverify.compare import thresholds
+from edgeverify.core.compare import thresholds
 from edgeverify.diagnose.scene import Scene
 from edgeverify.diagnose.search import Cause
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from edgeverify import taps
+from edgeverify.core import taps
 from edgeverify.diagnose import compare_weights, estimate
 from edgeverify.diagnose.fault import HALVES, Change, apart, changed, name_of, number
 from edgeverify.diagnose.scene import Inputs, Scene

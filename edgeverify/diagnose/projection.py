@@ -8,7 +8,7 @@ from itertools import permutations
 
 import torch
 
-from edgeverify import taps
+from edgeverify.core import taps
 from edgeverify.diagnose import compare_weights, estimate
 from edgeverify.diagnose.fault import Change, number
 from edgeverify.diagnose.norms import Norm, norm_changes, right_norms

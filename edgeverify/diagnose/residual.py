@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from edgeverify import taps
+from edgeverify.core import taps
 from edgeverify.diagnose import estimate
 from edgeverify.diagnose.fault import Change, apart, changed
 from edgeverify.diagnose.norms import Norm, norm_changes, right_norms

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgeverify import noise, taps
-from edgeverify.case import Case, Step
+from edgeverify.core import noise, taps
+from edgeverify.core.case import Case, Step
+from edgeverify.core.trace import Trace
 from edgeverify.diagnose.weights import PortWeights, Roles
-from edgeverify.trace import Trace
 
 
 @dataclass(frozen=True)

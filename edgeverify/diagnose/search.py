@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeverify import noise
-from edgeverify.compare import Thresholds, thresholds
+from edgeverify.core import noise
+from edgeverify.core.compare import Thresholds, thresholds
 from edgeverify.diagnose import generic, shapes
 from edgeverify.diagnose.fault import Change, Sublayer
 from edgeverify.diagnose.scene import Scene, Seen

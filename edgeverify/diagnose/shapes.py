@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from edgeverify.compare import thresholds
+from edgeverify.core.compare import thresholds
 from edgeverify.diagnose.scene import Scene, Seen
 
 # A growth is told where the last third of the rows errs this many times as much as the first, and

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from edgeverify.backends.litert_lm import Answers
-from edgeverify.compare import thresholds
+from edgeverify.core.compare import thresholds
+from edgeverify.core.results import PASS, UNCHECKED, Finding, LegResult, TapResult, worst_outcome
 from edgeverify.engine import numbers, use
 from edgeverify.engine.wanted import Wanted
-from edgeverify.report.model import PASS, UNCHECKED, Finding, LegResult, TapResult, worst_outcome
 from edgeverify.sessions.session import Session
 
 LEG = "runtime:litert_lm"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeverify.backends.litert_lm import Answers
+from edgeverify.core.results import FAIL
 from edgeverify.engine.wanted import Wanted
-from edgeverify.report.model import FAIL
 
 ADVICE = {
     "tokenizer": "bundle the checkpoint's own tokenizer",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from edgeverify.backends.litert_lm import Answers
+from edgeverify.core.results import PASS
 from edgeverify.engine.seen import Seen, engine_feed, failed, some, told_token
 from edgeverify.engine.wanted import Wanted
-from edgeverify.report.model import PASS
 
 
 def tokenizer(answers: Answers, wanted: Wanted) -> Seen:

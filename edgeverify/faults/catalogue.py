@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgeverify.choices import one_of
-from edgeverify.errors import UsageError
+from edgeverify.core.choices import one_of
+from edgeverify.core.errors import UsageError
 from edgeverify.faults import (
     attention,
     cache,

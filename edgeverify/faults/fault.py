@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from edgeverify import taps
+from edgeverify.core import taps
 
 if TYPE_CHECKING:
     from models.port import Port

@@ -3,7 +3,7 @@
 What is right to say follows from what differs. Where no tap differs beyond rounding, nothing is
 said. Where an inner tap or the KV cache differs although everything that follows from it agrees,
 the check passes and tells of it: the cache's content is a true difference of what ships, but not of
-the model, because only the same file ever reads it (see ``edgeverify.equivalence``).
+the model, because only the same file ever reads it (see ``edgeverify.core.representation``).
 """
 
 from __future__ import annotations

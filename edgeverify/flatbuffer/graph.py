@@ -1,7 +1,7 @@
 """Reads a .tflite: signatures, tensors, operators and who makes and takes what.
 
 The file is mapped, not loaded: weights stay on disk until somebody asks for their bytes, and
-``edgeverify.mapped.forget`` gives those of an array of them back. The
+``edgeverify.core.store.mapped.forget`` gives those of an array of them back. The
 schema is tensorflow/lite/schema/schema.fbs, through ``ai_edge_litert.schema_py_generated``.
 """
 
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgeverify.errors import ArtifactError
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.store.mapped import forget, register
 from edgeverify.flatbuffer.whole import faults
-from edgeverify.mapped import forget, register
 
 IDENTIFIER = b"TFL3"
 KV_INPUT = re.compile(r"^kv_cache_([kv])_(\d+)$")

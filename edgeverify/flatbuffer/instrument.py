@@ -18,7 +18,7 @@ import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgeverify import taps as tap_names
+from edgeverify.core import taps as tap_names
 from edgeverify.flatbuffer.graph import IDENTIFIER, INLINE_BYTES, ModelFile, Signature
 from edgeverify.flatbuffer.locate import Located, TapRef, locate_taps
 from edgeverify.flatbuffer.skeleton import Skeleton

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from edgeverify import taps
+from edgeverify.core import taps
 from edgeverify.flatbuffer.graph import Graph, ModelFile, Op, Signature
 
 # Ops that move or copy values without changing them (a repeat of KV heads included).

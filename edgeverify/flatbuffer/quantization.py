@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgeverify.errors import ArtifactError
+from edgeverify.core.errors import ArtifactError
 from edgeverify.flatbuffer.graph import Graph, ModelFile
 
 TENSOR, CHANNEL, BLOCK = "tensor", "channel", "block"

@@ -17,24 +17,25 @@ from edgeverify.audits.constants import Weights, find_weights
 from edgeverify.audits.converted import of_file
 from edgeverify.audits.declared import declared
 from edgeverify.audits.file_weights import audit_file
-from edgeverify.audits.model import (
-    CONFIG,
-    SIGNATURES,
-    WEIGHTS,
-    AuditResult,
-    Check,
-    Readings,
-    merged,
-    unchecked,
-)
+from edgeverify.audits.model import Readings
 from edgeverify.audits.promised import Promises
 from edgeverify.audits.signatures import audit_signatures
 from edgeverify.audits.weights import State
+from edgeverify.core.results import (
+    CONFIG,
+    NOT_APPLICABLE,
+    SIGNATURES,
+    UNCHECKED,
+    WEIGHTS,
+    AuditResult,
+    Check,
+    merged,
+    unchecked,
+)
 from edgeverify.flatbuffer import ModelFile, locate_taps
 from edgeverify.foreign.case import FileCase
 from edgeverify.foreign.facts import DECODE, SHAPES, Facts
 from edgeverify.recipes import Recipe
-from edgeverify.report.model import NOT_APPLICABLE, UNCHECKED
 
 LEFT_TO_THE_RUN = "a file does not say it; what it computes is judged by the leg conversion"
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from edgeverify.case import Case, Step, cache_rows_needed, plan_steps, prompt_length
-from edgeverify.errors import UsageError
+from edgeverify.core.case import Case, Step, cache_rows_needed, plan_steps, prompt_length
+from edgeverify.core.errors import UsageError
 from edgeverify.foreign.facts import DECODE, Facts
 
 

@@ -15,11 +15,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgeverify import artifacts, contained, inputs
-from edgeverify.audits.model import AuditResult
+from edgeverify import contained, inputs
 from edgeverify.checkpoints import open_checkpoint
-from edgeverify.compare import Baseline, judge_leg, thresholds
-from edgeverify.errors import ArtifactError, UsageError
+from edgeverify.core.compare import Baseline, judge_leg, thresholds
+from edgeverify.core.errors import ArtifactError, UsageError
+from edgeverify.core.localise import named_alone
+from edgeverify.core.progress import Progress
+from edgeverify.core.results import FAIL, UNCHECKED, AuditResult, LegResult, Report
+from edgeverify.core.store import entries
+from edgeverify.core.trace import Trace
 from edgeverify.findings import report_of
 from edgeverify.foreign import running
 from edgeverify.foreign.audits import audit
@@ -28,17 +32,13 @@ from edgeverify.foreign.facts import SHAPES, Facts
 from edgeverify.foreign.ports import port_for
 from edgeverify.litertlm import is_bundle
 from edgeverify.ports import load_port
-from edgeverify.progress import Progress
 from edgeverify.quantization.leg import LEG as QUANTIZATION
 from edgeverify.quantization.leg import judge_file
 from edgeverify.quantization.weights import read_weights
 from edgeverify.recipes import ALL, FLOAT32, Recipe, expand, load_recipe
-from edgeverify.report.model import FAIL, UNCHECKED, LegResult, Report
 from edgeverify.selectors import Selectors
 from edgeverify.stages import Run, fitting_threads, reference_baselines
-from edgeverify.sublayers import named_alone
 from edgeverify.tokens import RememberedTokenizer
-from edgeverify.trace import Trace
 from models.port import Port
 
 LEG = "conversion"
@@ -141,7 +141,7 @@ def _promised(recipe: str) -> Recipe:
 
 @contextmanager
 def _opened(path: Path, chosen: Selectors, seconds: float, progress: Progress) -> Iterator[_File]:
-    root = chosen.cache or artifacts.cache_root()
+    root = chosen.cache or entries.cache_root()
     root.mkdir(parents=True, exist_ok=True)
     for old in root.glob(f"{_PREFIX}*"):
         if time.time() - old.stat().st_mtime > _ABANDONED:  # left by a run that was killed

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgeverify import taps
-from edgeverify.errors import ArtifactError
+from edgeverify.core import taps
+from edgeverify.core.errors import ArtifactError
 from edgeverify.flatbuffer import ModelFile, Signature
 from edgeverify.flatbuffer.graph import KV_INPUT
 from edgeverify.flatbuffer.quantization import DTYPES

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeverify.checkpoints import configs
 from edgeverify.checkpoints.locate import read_json
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 from edgeverify.ports import catalogue, load_port
 from models.port import Port
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeverify.audits.signatures import litert_lm_accepts
-from edgeverify.errors import EdgeVerifyError
+from edgeverify.core.errors import EdgeVerifyError
 from edgeverify.flatbuffer import ModelFile, Signature
 from edgeverify.flatbuffer.quantization import DTYPES
 from edgeverify.foreign.facts import facts_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeverify.audits.constants import find_weights
-from edgeverify.errors import EdgeVerifyError
+from edgeverify.core.errors import EdgeVerifyError
 from edgeverify.flatbuffer import Graph, ModelFile, locate_taps
 from edgeverify.flatbuffer import quantization as quant
 

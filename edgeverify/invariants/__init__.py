@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from edgeverify.core.quiet import without_chatter
 from edgeverify.invariants.batch import BATCH
 from edgeverify.invariants.cache import CACHE
 from edgeverify.invariants.keys import KEYS
@@ -43,14 +44,14 @@ def reproduce(
         SystemExit: it does not hold (status 1), or the input is bad (status 2).
     """
     from edgeverify import launch
-    from edgeverify.choices import one_of
-    from edgeverify.errors import EdgeVerifyError
+    from edgeverify.core.choices import one_of
+    from edgeverify.core.errors import EdgeVerifyError
     from edgeverify.selectors import Selectors
 
     try:
         one_of("invariant", invariant, list(INVARIANTS))
         examination = launch.examination(model, Selectors.of(**selectors))
-        launch.without_chatter(lambda: examination.ask(invariant, implementation, arguments))
+        without_chatter(lambda: examination.ask(invariant, implementation, arguments))
     except Violation as violation:
         raise SystemExit(f"{invariant} on {implementation}: {violation}") from None
     except EdgeVerifyError as error:

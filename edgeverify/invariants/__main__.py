@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeverify.core.results import NOT_APPLICABLE, PASS, InvariantResult
 from edgeverify.invariants import INVARIANTS
-from edgeverify.report.model import NOT_APPLICABLE, PASS, InvariantResult
 from edgeverify.selectors import PROFILES
 from models import CATALOGUE
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgeverify import taps
-from edgeverify.compare import MIN_ROWS_FOR_RMS, Thresholds
+from edgeverify.core import taps
+from edgeverify.core.compare import MIN_ROWS_FOR_RMS, Thresholds
 from edgeverify.invariants.model import Violation
 
 INDEPENDENT = 2**0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgeverify.errors import CacheFullError
+from edgeverify.core.errors import CacheFullError
 from edgeverify.invariants import draw
 from edgeverify.invariants.agree import changed_rows, require_same, require_same_logits
 from edgeverify.invariants.model import FIXED, Facts, Invariant, Violation

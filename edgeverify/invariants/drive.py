@@ -11,7 +11,8 @@ from typing import Any
 import hypothesis
 from hypothesis.errors import HypothesisException
 
-from edgeverify.errors import ArtifactError, PortError
+from edgeverify.core.errors import ArtifactError, PortError
+from edgeverify.core.results import FAIL, NOT_APPLICABLE, PASS, UNCHECKED, InvariantResult
 from edgeverify.invariants.machine import MACHINE, explore
 from edgeverify.invariants.model import (
     Arguments,
@@ -21,7 +22,6 @@ from edgeverify.invariants.model import (
     NotApplicableError,
     Violation,
 )
-from edgeverify.report.model import FAIL, NOT_APPLICABLE, PASS, UNCHECKED, InvariantResult
 
 # What keeps a question from being asked; only the first makes it one that need not be.
 NOT_ASKED = (NotApplicableError, CannotCheckError, ArtifactError, PortError)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from edgeverify.core.results import FAIL, InvariantResult
 from edgeverify.invariants import INVARIANTS
 from edgeverify.invariants.cells import cells
 from edgeverify.invariants.drive import NOT_ASKED, Question, examine
 from edgeverify.invariants.model import Arguments
 from edgeverify.invariants.subjects import Workshop
-from edgeverify.report.model import FAIL, InvariantResult
 from edgeverify.selectors import Selectors
 from edgeverify.stages import Run, fitting_threads
 

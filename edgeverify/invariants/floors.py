@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify import artifacts, taps
 from edgeverify.backends import reference
-from edgeverify.case import Case, Step, plan_steps
-from edgeverify.noise import floor_of, widest
-from edgeverify.trace import Trace
+from edgeverify.core import taps
+from edgeverify.core.case import Case, Step, plan_steps
+from edgeverify.core.noise import floor_of, widest
+from edgeverify.core.store import entries
+from edgeverify.core.trace import Trace
 
 
 def floor_per_position(
@@ -84,9 +85,9 @@ def _outer_taps(run: Any) -> list[str]:
 
 def cached_floor(key: Sequence[Any], make: Any, root: Any) -> dict[str, np.ndarray]:
     """The table of ``make``, kept in the cache under ``key``."""
-    path = artifacts.cached(
+    path = entries.cached(
         "floor-per-position",
-        artifacts.digest(*key),
+        entries.digest(*key),
         ".safetensors",
         lambda target: Trace({f"all/{tap}": rows for tap, rows in make().items()}).save(target),
         root=root,

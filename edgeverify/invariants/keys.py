@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeverify import taps
+from edgeverify.core import taps
 from edgeverify.invariants import draw
 from edgeverify.invariants.model import Facts, Invariant
 from edgeverify.invariants.rope_floor import rotated_exactly

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify import taps
+from edgeverify.core import taps
 from edgeverify.invariants import draw
 from edgeverify.invariants.agree import changed_rows, require_finite, require_same_logits
 from edgeverify.invariants.cache import unwritten

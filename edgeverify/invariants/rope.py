@@ -12,7 +12,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from edgeverify.compare import thresholds
+from edgeverify.core.compare import thresholds
+from edgeverify.core.noise import RowErrors
 from edgeverify.invariants import rope_arguments as arguments
 from edgeverify.invariants.model import (
     ROTATION,
@@ -28,7 +29,6 @@ from edgeverify.invariants.rope_floor import (
     rotated_exactly,
     row_norms,
 )
-from edgeverify.noise import RowErrors
 
 # With u = HALF_ULP: cos and sin to one ulp are off by 2u, a product by u, a sum by u; together
 # 4u of |x1 cos| + |x2 sin| <= |x| for each element of a pair. Scaled cos and sin are rounded

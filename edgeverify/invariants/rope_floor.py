@@ -12,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from edgeverify.compare import thresholds
+from edgeverify.core.compare import thresholds
+from edgeverify.core.noise import RowErrors
 from edgeverify.invariants.model import CannotCheckError, Rotary
-from edgeverify.noise import RowErrors
 
 HALF_ULP = 2.0**-24
 

@@ -22,7 +22,7 @@ from litert_torch.generative.utilities.export_config import ExportConfig
 from torch import nn
 
 from edgeverify.backends.reauthored import PLAIN_ATTENTION
-from edgeverify.errors import PortError
+from edgeverify.core.errors import PortError
 from edgeverify.float64 import exact_frequencies, rope_type
 from edgeverify.hf import meta_model, reference_config
 from edgeverify.invariants.model import CannotCheckError, NotApplicableError, Rotary, Violation

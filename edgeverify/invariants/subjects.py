@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from edgeverify import artifacts
 from edgeverify.backends import reference
-from edgeverify.case import Case
-from edgeverify.compare import thresholds
+from edgeverify.core.case import Case
+from edgeverify.core.compare import thresholds
+from edgeverify.core.store import entries
 from edgeverify.hf import reference_config
 from edgeverify.invariants import draw
 from edgeverify.invariants.agree import Agreement
@@ -124,8 +124,8 @@ class Workshop:
     def _agreement(self, *, of_file: bool) -> Agreement:
         case, pool = self.run.case, draw.pool(self.facts)
         key = (
-            artifacts.versions(),
-            artifacts.source_digest(*REFERENCE_SOURCES, "invariants/floors.py"),
+            entries.versions(),
+            entries.source_digest(*REFERENCE_SOURCES, "invariants/floors.py"),
             self.run.checkpoint.identity,
             [list(tokens) for tokens in pool],
             list(case.prefill_lengths),

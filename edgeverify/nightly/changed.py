@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from edgeverify.errors import EdgeVerifyError, UsageError
+from edgeverify.core.errors import EdgeVerifyError, UsageError
 from edgeverify.ports import catalogue
 
 # What no check reads. A test that is changed is run by pytest.

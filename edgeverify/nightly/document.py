@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeverify.core.results import SCHEMA, UNCHECKED, worst_outcome
 from edgeverify.nightly import store
-from edgeverify.report.model import SCHEMA, UNCHECKED, worst_outcome
 
 MISSING = "nightly.missing"
 

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeverify import artifacts
-from edgeverify.amounts import bytes_of, shown
-from edgeverify.errors import UsageError
-from edgeverify.memory import available_memory
+from edgeverify.core.choices import whole_number
+from edgeverify.core.errors import UsageError
+from edgeverify.core.memory import available_memory
+from edgeverify.core.store import entries
+from edgeverify.core.units import bytes_of, shown
 from edgeverify.nightly import changed, document, store
 from edgeverify.nightly.matrix import Matrix, NightlyCase, load_matrix
 from edgeverify.nightly.merge import check_shards, merge
@@ -31,7 +32,6 @@ from edgeverify.nightly.run import Job
 from edgeverify.nightly.run import run as run_jobs
 from edgeverify.report import nightly_text
 from edgeverify.report.files import write_atomically
-from edgeverify.selectors import whole_number
 
 # Of the available memory, where no budget is given: the rest of the machine must live on.
 MEMORY_SHARE = 0.75
@@ -134,7 +134,7 @@ def _teller(total: int, kept: int, *, quiet: bool) -> Any:
 
 def _hush() -> None:
     """The libraries of the child processes take what they may write from the environment."""
-    from edgeverify.launch import QUIET_ENVIRONMENT
+    from edgeverify.core.quiet import QUIET_ENVIRONMENT
 
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -147,11 +147,11 @@ def _show(found: dict[str, Any], options: argparse.Namespace, paths: Mapping[str
     store.write_json(folder / store.DOCUMENT, found)
     page = nightly_html.render(found, pages=store.CASES)
     junit = nightly_junit.render(found)
-    with artifacts.full_disk_told(folder):
+    with entries.full_disk_told(folder):
         write_atomically(folder / "index.html", page)
         write_atomically(folder / "junit.xml", junit)
     for name, path in paths.items():
-        with artifacts.full_disk_told(path.parent):
+        with entries.full_disk_told(path.parent):
             if name == "json":
                 store.write_json(path, found)
             else:

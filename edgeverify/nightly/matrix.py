@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeverify.amounts import bytes_of
-from edgeverify.case import KV_LAYOUTS
-from edgeverify.choices import one_of
-from edgeverify.errors import EdgeVerifyError, UsageError
+from edgeverify.core.case import KV_LAYOUTS
+from edgeverify.core.choices import one_of
+from edgeverify.core.errors import EdgeVerifyError, UsageError
+from edgeverify.core.units import bytes_of
 from edgeverify.nightly.tables import AXES, OPTIONS, SHARED, checked, known, tables_of
 from edgeverify.ports import catalogue, check_name
 from edgeverify.recipes import RECIPES, expand, label

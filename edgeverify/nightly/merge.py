@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeverify import artifacts
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
+from edgeverify.core.store import entries
 from edgeverify.nightly import store
 
 
@@ -74,5 +74,5 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
         for suffix in (".json", ".html") if name in owner else ():
             source = owner[name] / store.CASES / f"{name}{suffix}"
             if source.is_file():
-                artifacts.place(source, output / store.CASES / source.name)
+                entries.place(source, output / store.CASES / source.name)
     return whole

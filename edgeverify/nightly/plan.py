@@ -14,11 +14,11 @@ from typing import Any
 
 import edgeverify
 import models
-from edgeverify import artifacts
-from edgeverify.case import KV_LAYOUTS
-from edgeverify.errors import UsageError
+from edgeverify.core.case import KV_LAYOUTS
+from edgeverify.core.errors import UsageError
+from edgeverify.core.loading import is_file, split
+from edgeverify.core.store import entries
 from edgeverify.nightly.matrix import NightlyCase
-from edgeverify.ports import is_file, split
 from edgeverify.recipes import FLOAT32, RECIPES
 
 KEY_VERSION = 1
@@ -108,12 +108,12 @@ def code_digest() -> str:
 
 def key_of(case: NightlyCase, code: str) -> str:
     """What a case's result depends on: the case, its files, the code, the versions."""
-    return artifacts.digest(
+    return entries.digest(
         "nightly",
         KEY_VERSION,
         [case.id, case.model, case.selectors()],
         code,
-        artifacts.versions(),
+        entries.versions(),
         [platform.python_version(), platform.machine()],
         _files_of(case),
     )
@@ -153,7 +153,7 @@ def _files_of(case: NightlyCase) -> list[Any]:
     if case.checkpoint is not None and Path(case.checkpoint).exists():
         facts += _stated(Path(case.checkpoint))
     if case.golden is not None:
-        facts.append([(p.name, artifacts.file_digest(p)) for p in _files(Path(case.golden))])
+        facts.append([(p.name, entries.file_digest(p)) for p in _files(Path(case.golden))])
     if ":" in case.model:
         place, _ = split(case.model)
         facts += _code_beside(place)
@@ -178,4 +178,4 @@ def _code_beside(place: str) -> list[tuple[str, str]]:
         spec = importlib.util.find_spec(place.partition(".")[0])
         file = Path(spec.origin) if spec and spec.origin else file
     found = {file, *file.parent.glob("*.py")} if file.is_file() else set()
-    return [(path.name, artifacts.file_digest(path)) for path in sorted(found)]
+    return [(path.name, entries.file_digest(path)) for path in sorted(found)]

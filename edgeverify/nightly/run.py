@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeverify.amounts import shown
 from edgeverify.contained.child import Child, EndedError
-from edgeverify.errors import DiskFullError, EdgeVerifyError, PortError
-from edgeverify.memory import tells_out_of_memory
+from edgeverify.core.errors import DiskFullError, EdgeVerifyError, PortError
+from edgeverify.core.memory import tells_out_of_memory
+from edgeverify.core.results import FAIL, SCHEMA, UNCHECKED
+from edgeverify.core.units import shown
 from edgeverify.nightly import store
 from edgeverify.nightly.matrix import NightlyCase
-from edgeverify.report.model import FAIL, SCHEMA, UNCHECKED
 
 TASK = "edgeverify.nightly.work:check_case"
 # A process that holds more than this after a case is ended, for the next case's sake. Measured:

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgeverify import artifacts
-from edgeverify.errors import UsageError
-from edgeverify.locks import locked
+from edgeverify.core.errors import UsageError
+from edgeverify.core.store import entries
+from edgeverify.core.store.locks import locked
 from edgeverify.report.files import write_atomically
 
 PLAN, DOCUMENT, CASES = "plan.json", "nightly.json", "cases"
@@ -32,7 +32,7 @@ def opened(folder: Path) -> Iterator[None]:
         UsageError: another run works in it, or it cannot be made.
         DiskFullError: there is no room for it.
     """
-    with artifacts.full_disk_told(folder):
+    with entries.full_disk_told(folder):
         (folder / CASES).mkdir(parents=True, exist_ok=True)
         lock = folder / _LOCK
         with locked(lock, wait=False) as held:
@@ -111,5 +111,5 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    with artifacts.full_disk_told(path.parent):
+    with entries.full_disk_told(path.parent):
         write_atomically(path, text + "\n")

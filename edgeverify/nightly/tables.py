@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeverify.choices import one_of
-from edgeverify.errors import UsageError
+from edgeverify.core.choices import one_of
+from edgeverify.core.errors import UsageError
 
 # Axes of the product, in the order of a case's id.
 AXES = ("models", "sizes", "checkpoints", "layouts", "recipes")

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeverify import artifacts
-from edgeverify.errors import EdgeVerifyError
-from edgeverify.memory import peak_memory, tells_out_of_memory
+from edgeverify.core.errors import EdgeVerifyError
+from edgeverify.core.memory import peak_memory, tells_out_of_memory
+from edgeverify.core.store import entries
 from edgeverify.selectors import Selectors
 
 try:
@@ -86,15 +86,15 @@ def _checked(page: Path, model: str, chosen: Selectors, golden: str | None) -> d
     gc.freeze()
     held: dict[str, Any] = {} if golden is None else {"golden": Path(golden)}
     report = verify(model, **chosen.arguments(), **held)
-    with artifacts.full_disk_told(page.parent):
+    with entries.full_disk_told(page.parent):
         write_atomically(page, html.render(report))
     return report.to_dict()
 
 
 def _raised(error: BaseException) -> dict[str, Any]:
     """What to answer for a check that raised what is no ``EdgeVerifyError``."""
-    if artifacts.tells_full_disk(error):
-        raise artifacts.full_disk(Path(tempfile.gettempdir())) from error
+    if entries.tells_full_disk(error):
+        raise entries.full_disk(Path(tempfile.gettempdir())) from error
     if isinstance(error, MemoryError) or tells_out_of_memory(str(error)):
         return {"ended": "memory", "what": ""}
     frame = traceback.extract_tb(error.__traceback__)[-1]

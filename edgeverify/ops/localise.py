@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeverify import taps
-from edgeverify.case import Case, Step
+from edgeverify.core import taps
+from edgeverify.core.case import Case, Step
+from edgeverify.core.results import FAIL, Finding, LegResult
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.ops.graph import FlatGraph
 from edgeverify.ops.model_values import record
 from edgeverify.ops.sources import Source, find_sources
-from edgeverify.report.model import FAIL, Finding, LegResult
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edgeverify.backends import reauthored
-from edgeverify.case import Case
+from edgeverify.core.case import Case
 
 
 @dataclass(frozen=True)

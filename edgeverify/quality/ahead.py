@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgeverify.errors import EdgeVerifyError
+from edgeverify.core.errors import EdgeVerifyError
 from edgeverify.recipes import Recipe
 
 
@@ -38,7 +38,7 @@ def meanwhile(work: Callable[..., None], *arguments: Any) -> Iterator[None]:
 
 
 def _quietly(work: Callable[..., None], *arguments: Any) -> None:
-    from edgeverify.launch import hush
+    from edgeverify.core.quiet import hush
 
     hush()
     try:

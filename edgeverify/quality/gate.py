@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeverify.choices import did_you_mean
-from edgeverify.errors import UsageError
+from edgeverify.core.choices import did_you_mean
+from edgeverify.core.errors import UsageError
 from edgeverify.quality.statistics import NAMES, Estimate
 from edgeverify.recipes import RECIPES
 

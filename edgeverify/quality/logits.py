@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify import taps
 from edgeverify.backends import tflite
-from edgeverify.case import Case, Step
-from edgeverify.errors import ArtifactError
+from edgeverify.core import taps
+from edgeverify.core.case import Case, Step
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.masks import masks_of
 from edgeverify.quality.statistics import Positions, compare, join
 from edgeverify.quality.text import Window
 
@@ -118,7 +119,7 @@ def score_file(
     row = 0
     with ThreadPoolExecutor(num_threads) as pool:
         for window, step in zip(windows, steps, strict=True):
-            masks = tflite.masks_of(case, step, shapes, mask_kinds, sliding_window)
+            masks = masks_of(case, step, shapes, mask_kinds, sliding_window)
             inputs = {
                 "tokens": np.array([step.padded_tokens], np.int32),
                 "input_pos": np.arange(length, dtype=np.int32),

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgeverify.core.results import PASS, worst_outcome
 from edgeverify.quality.gate import SIZE, SPEED, Judged
 from edgeverify.quality.statistics import Estimate, Figures
-from edgeverify.report.model import PASS, worst_outcome
 
 SCHEMA = 1
 MEGABYTE = 1e6

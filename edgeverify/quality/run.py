@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeverify import artifacts
 from edgeverify.backends import reference
-from edgeverify.errors import CheckpointError, RecipeError
-from edgeverify.memory import peak_memory
-from edgeverify.progress import Progress
+from edgeverify.core.errors import CheckpointError, RecipeError
+from edgeverify.core.memory import peak_memory
+from edgeverify.core.progress import Progress
+from edgeverify.core.results import FAIL, PASS, UNCHECKED
+from edgeverify.core.store import entries
 from edgeverify.quality import statistics
 from edgeverify.quality.ahead import meanwhile, quantize
 from edgeverify.quality.gate import Condition, Gates, judge
@@ -27,7 +28,6 @@ from edgeverify.quality.statistics import Positions, Resamples
 from edgeverify.quality.text import Stream, Window, load_stream, windows
 from edgeverify.quantize import quantized
 from edgeverify.recipes import FLOAT32, Recipe, label, load_recipe
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
 from edgeverify.selectors import Selectors
 from edgeverify.stages import (
     REFERENCE_SOURCES,
@@ -128,11 +128,11 @@ class _Subject:
 
 def _reference(run: Run, cut: Sequence[Window]) -> np.ndarray:
     """The reference's logits (N, V), from the cache or computed now."""
-    key = artifacts.digest(
+    key = entries.digest(
         "quality",
         CACHE_VERSION,
-        artifacts.versions(),
-        artifacts.source_digest(*REFERENCE_SOURCES, "quality/logits.py"),
+        entries.versions(),
+        entries.source_digest(*REFERENCE_SOURCES, "quality/logits.py"),
         run.checkpoint.identity,
         [window.tokens for window in cut],
     )
@@ -142,7 +142,7 @@ def _reference(run: Run, cut: Sequence[Window]) -> np.ndarray:
         with run.timed("reference", len(cut)) as tick:
             write_reference(model, cut, path, tick)
 
-    found = artifacts.cached("logits", key, ".f32", make, root=run.cache)
+    found = entries.cached("logits", key, ".f32", make, root=run.cache)
     return read_reference(found, cut)
 
 
@@ -248,7 +248,7 @@ def _evaluation(
         rows=rows,
         gates_source=asked.gates.source,
         environment={
-            **artifacts.versions(),
+            **entries.versions(),
             "python": platform.python_version(),
             "machine": platform.machine(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 
 # 3,687 tokens of SmolLM2's tokenizer: prose, dialogue, code, numbers, four languages. Written for
 # this package and given to the public domain (CC0 1.0).

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeverify import noise, taps
-from edgeverify.compare import Thresholds
-from edgeverify.report.model import FAIL, PASS, TapResult
-from edgeverify.trace import Trace
+from edgeverify.core import noise, taps
+from edgeverify.core.compare import Thresholds
+from edgeverify.core.results import FAIL, PASS, TapResult
+from edgeverify.core.trace import Trace
 
 # Of the rows of a tap, at most so many may hold an activation that was rounded the other way. In
 # right files of the seven tiny ports (dynamic int8 and int4, XNNPACK and built-in kernels) the most

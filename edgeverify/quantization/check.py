@@ -9,16 +9,15 @@ from pathlib import Path
 from edgeverify.audits.attributes import odd_attributes
 from edgeverify.audits.declared import declared
 from edgeverify.audits.file_weights import audit_file
-from edgeverify.audits.model import AuditResult, merged, unchecked
 from edgeverify.audits.promised import Promises
-from edgeverify.compare import Baseline, thresholds
-from edgeverify.errors import ArtifactError, RecipeError
+from edgeverify.core.compare import Baseline, thresholds
+from edgeverify.core.errors import ArtifactError, RecipeError
+from edgeverify.core.results import UNCHECKED, AuditResult, LegResult, merged, unchecked
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.quantization.leg import LEG, judge_file
 from edgeverify.quantization.weights import FileWeights, read_weights
 from edgeverify.quantize import quantized
 from edgeverify.recipes import FLOAT32, Recipe, load_recipe
-from edgeverify.report.model import UNCHECKED, LegResult
 from edgeverify.runtime_stages import FileRun
 from edgeverify.stages import Run
 

@@ -15,18 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify import artifacts, taps
 from edgeverify.checkpoints import Checkpoint
-from edgeverify.compare import Baseline, judge_leg, leg_of, thresholds
-from edgeverify.noise import floor_of, widest
+from edgeverify.core import taps
+from edgeverify.core.compare import Baseline, judge_leg, leg_of, thresholds
+from edgeverify.core.noise import floor_of, widest
+from edgeverify.core.results import FAIL, TapResult, worst_outcome
+from edgeverify.core.store import entries
+from edgeverify.core.trace import Trace
 from edgeverify.quantization.against_control import Control, judge
 from edgeverify.quantization.control import rounded_inputs, roundings
 from edgeverify.quantization.weights import FileWeights, untied
-from edgeverify.report.model import FAIL, TapResult, worst_outcome
 from edgeverify.runtime_stages import FileRun
 from edgeverify.stages import REFERENCE_SOURCES, Run, reference_baselines, run_file
 from edgeverify.streaming import forgetting
-from edgeverify.trace import Trace
 
 LEG = "quantization"
 Runs = Callable[[Run, Path, Trace], tuple[Trace, Trace | None]]
@@ -107,11 +108,11 @@ def _with_weights(run: Run, path: Path, weights: FileWeights) -> Run:
     checkpoint = Checkpoint(
         hf_config=config,
         size=run.checkpoint.size,
-        identity=artifacts.digest(
+        identity=entries.digest(
             "with the weights of",
             CACHE_VERSION,
-            artifacts.file_digest(path, root=run.cache),
-            artifacts.source_digest("quantization/weights.py", "flatbuffer/*.py"),
+            entries.file_digest(path, root=run.cache),
+            entries.source_digest("quantization/weights.py", "flatbuffer/*.py"),
             run.checkpoint.identity,
         ),
         description=f"{run.checkpoint.description}, with the weights of {path.name}",
@@ -153,11 +154,11 @@ def expect(run: Run, weights: FileWeights, original: Baseline) -> Expectation:
     rounded = roundings(weights, run.case.kernel)
     if not rounded:
         return Expectation(floating, floating)
-    key = artifacts.digest(
+    key = entries.digest(
         "control",
         CACHE_VERSION,
-        artifacts.versions(),
-        artifacts.source_digest(*REFERENCE_SOURCES, "quantization/control.py"),
+        entries.versions(),
+        entries.source_digest(*REFERENCE_SOURCES, "quantization/control.py"),
         run.checkpoint.identity,
         [[step.name, step.tokens, step.start] for step in run.case.steps],
         [[module, rounds.__name__] for module, rounds in rounded],
@@ -171,7 +172,7 @@ def expect(run: Run, weights: FileWeights, original: Baseline) -> Expectation:
             with forgetting(built[0]), run.timed("control"), rounded_inputs(built[0], rounded):
                 make(built[0]).save(target)
 
-        path = artifacts.cached(kind, key, ".safetensors", write, root=run.cache)
+        path = entries.cached(kind, key, ".safetensors", write, root=run.cache)
         return Trace.load(path, mapped=run.streamed)
 
     oracle, case = floating.oracle, run.case

@@ -20,11 +20,11 @@ from edgeverify.audits.converted import cap_is_folded
 from edgeverify.audits.declared import NONE, declared
 from edgeverify.audits.file_weights import fold_of
 from edgeverify.audits.places import EMBEDDING, HEAD, Places, places
-from edgeverify.errors import ArtifactError
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.store.mapped import forget, scratch
 from edgeverify.flatbuffer import ModelFile, locate_taps
 from edgeverify.flatbuffer.graph import Graph, Op
 from edgeverify.flatbuffer.quantization import Quantized, pieces, read, values
-from edgeverify.mapped import forget, scratch
 from edgeverify.streaming import LARGE_BYTES
 
 DECODE = "decode"

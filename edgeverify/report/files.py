@@ -8,8 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeverify.errors import UsageError
-from edgeverify.report.model import Report
+from edgeverify.core.errors import UsageError
+from edgeverify.core.results import Report
 
 if TYPE_CHECKING:
     from edgeverify.report.series import Entry

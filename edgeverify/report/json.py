@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from edgeverify.report.model import Report
+from edgeverify.core.results import Report
 
 
 def render(report: Report) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree as ET
 
-from edgeverify.report.model import FAIL, NOT_APPLICABLE, PASS, InvariantResult, Report
+from edgeverify.core.results import FAIL, NOT_APPLICABLE, PASS, InvariantResult, Report
 from edgeverify.report.steps import StepResult, step_results, step_text
 from edgeverify.report.words import audit_lines, invariant_lines, number
 

@@ -11,8 +11,8 @@ import json
 import math
 from typing import Any
 
+from edgeverify.core.results import FAIL, Report
 from edgeverify.report.html.heat import SCALE
-from edgeverify.report.model import FAIL, Report
 
 LARGEST = 1e30  # for a failure that has no ratio, or an infinite one: JSON has no infinity
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from edgeverify.report.model import PASS
+from edgeverify.core.results import PASS
 from edgeverify.report.nightly_text import grid, headline, legs, reason
 
 STYLE = """

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from edgeverify.report.model import FAIL, PASS
+from edgeverify.core.results import FAIL, PASS
 from edgeverify.report.nightly_text import case_line, legs, reason
 
 # See edgeverify.report.junit.

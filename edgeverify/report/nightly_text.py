@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
+from edgeverify.core.results import FAIL, PASS, UNCHECKED
 
 SHOWN = 40  # cases that did not pass; the JSON has them all
 MARKS = {PASS: "pass", FAIL: "FAIL", UNCHECKED: "unchecked"}

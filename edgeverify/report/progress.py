@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from edgeverify.progress import Progress
-from edgeverify.quiet import terminal
+from edgeverify.core.progress import Progress
+from edgeverify.core.quiet import terminal
 
 
 def progress_for(stream: TextIO, *, quiet: bool) -> Progress:

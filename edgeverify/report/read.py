@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from edgeverify.audits.model import AuditResult, Check
-from edgeverify.report.model import (
+from edgeverify.core.results import (
+    AuditResult,
+    Check,
     Divergence,
     FileFacts,
     Finding,

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edgeverify.errors import UsageError
-from edgeverify.report.model import FAIL, PASS, SCHEMA, UNCHECKED
+from edgeverify.core.errors import UsageError
+from edgeverify.core.results import FAIL, PASS, SCHEMA, UNCHECKED
 from edgeverify.report.read import flat, ratio
 
 CHECK, EVAL, NIGHTLY = "check", "eval", "nightly"

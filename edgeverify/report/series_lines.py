@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgeverify.report.model import PASS
+from edgeverify.core.results import PASS
 from edgeverify.report.read import flat
 from edgeverify.report.series import NIGHTLY, Entry, measured
 from edgeverify.report.words import number, plural

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from edgeverify.report.model import (
+from edgeverify.core.results import (
     FAIL,
     PASS,
     UNCHECKED,

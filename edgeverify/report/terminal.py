@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeverify.report.model import (
+from edgeverify.core.results import (
     FAIL,
     NOT_APPLICABLE,
     PASS,

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeverify.report.model import (
+from edgeverify.core.results import (
     FAIL,
     NOT_APPLICABLE,
     PASS,
@@ -26,7 +26,7 @@ from edgeverify.report.model import (
 )
 
 if TYPE_CHECKING:
-    from edgeverify.audits.model import AuditResult
+    from edgeverify.core.results import AuditResult
 
 AUDIT = "audit."
 # More would push the first one, which matters most, off a terminal.

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import models
-from edgeverify import artifacts
+from edgeverify.core.progress import Progress
+from edgeverify.core.store import entries
 from edgeverify.faults import catalogue
 from edgeverify.faults.fault import Fault
-from edgeverify.progress import Progress
 from edgeverify.selftest.bench import CLEAN, Bench
 from edgeverify.selftest.rows import Row, Summary, summarise
 
@@ -136,4 +136,4 @@ def run(
                     tick()
     rows = tuple(row for number in sorted(found) for row in found[number])
     seconds = round(time.perf_counter() - start, 1)
-    return Result(rows, seconds, artifacts.versions())
+    return Result(rows, seconds, entries.versions())

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgeverify import taps
+from edgeverify.core import taps
+from edgeverify.core.results import FAIL, PASS, LegResult
 from edgeverify.faults.fault import REFUSED, Fault
 from edgeverify.faults.kinds import is_true
-from edgeverify.report.model import FAIL, PASS, LegResult
 
 DETECTED, MISSED, QUIET, FALSE_ALARM, AUDITS = (
     "detected",

@@ -14,7 +14,6 @@ from litert_torch.generative.layers import scaled_dot_product_attention as sdpa
 from litert_torch.generative.utilities.export_config import ExportConfig
 from torch import nn
 
-from edgeverify import taps
 from edgeverify.backends.reauthored import (
     KV_LAYOUTS,
     PLAIN_ATTENTION,
@@ -22,7 +21,8 @@ from edgeverify.backends.reauthored import (
     build_masks,
     port_errors,
 )
-from edgeverify.case import Case, Step
+from edgeverify.core import taps
+from edgeverify.core.case import Case, Step
 from edgeverify.sessions.session import Cache, Session
 
 # From (N, S, H) of a default cache's own axes (B, S, N, H), and of a transposed cache's K (B, N, S,

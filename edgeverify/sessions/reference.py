@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from edgeverify import taps
+from edgeverify.core import taps
 from edgeverify.sessions.session import Cache, Session
 
 

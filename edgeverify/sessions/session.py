@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from edgeverify.errors import CacheFullError, UsageError
+from edgeverify.core.errors import CacheFullError, UsageError
 
 # ``kv.{i}.k`` and ``kv.{i}.v`` → (S, N, H) float32, S the rows of the cache.
 Cache: TypeAlias = Mapping[str, np.ndarray]

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify import taps
 from edgeverify.backends import tflite
-from edgeverify.case import Case, Step
+from edgeverify.core import taps
+from edgeverify.core.case import Case, Step
+from edgeverify.core.masks import masks_of
 from edgeverify.sessions.session import Cache, Session
 
 
@@ -93,7 +94,7 @@ class TfliteSession(Session):
             "tokens": np.array(tokens, np.int32),
             "input_pos": np.arange(self.position, self.position + length, dtype=np.int32),
             **cache,
-            **tflite.masks_of(self._case, step, shapes, *self._masks),
+            **masks_of(self._case, step, shapes, *self._masks),
         }
         return tflite.call(self._runners[signature], self._path, step, inputs, shapes)
 

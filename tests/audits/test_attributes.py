@@ -9,7 +9,7 @@ import pytest
 from edgeverify.audits.attributes import odd_attributes
 from edgeverify.audits.declared import NONE
 from edgeverify.audits.model import Readings
-from edgeverify.report.model import FAIL
+from edgeverify.core.results import FAIL
 from tests.audits.graphs import Decoder, decoder, flex
 
 

@@ -17,8 +17,16 @@ import models
 from edgeverify.audits.authored import of_config, of_module
 from edgeverify.audits.config import audit_config, audit_mask_inputs
 from edgeverify.audits.declared import declared
-from edgeverify.audits.model import CONFIG, NOT_APPLICABLE, AuditResult, Check, Readings
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
+from edgeverify.audits.model import Readings
+from edgeverify.core.results import (
+    CONFIG,
+    FAIL,
+    NOT_APPLICABLE,
+    PASS,
+    UNCHECKED,
+    AuditResult,
+    Check,
+)
 from models import CATALOGUE
 
 ROWS = 40

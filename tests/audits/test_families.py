@@ -12,11 +12,11 @@ from edgeverify.audits.constants import Weights, find_weights
 from edgeverify.audits.converted import of_file
 from edgeverify.audits.declared import declared
 from edgeverify.audits.file_weights import audit_file
-from edgeverify.audits.model import WEIGHTS, Check, Readings
+from edgeverify.audits.model import Readings
 from edgeverify.audits.places import places
 from edgeverify.checkpoints import open_checkpoint
+from edgeverify.core.results import PASS, WEIGHTS, Check
 from edgeverify.flatbuffer import ModelFile, locate_taps
-from edgeverify.report.model import PASS
 from models import load
 
 pytestmark = pytest.mark.slow

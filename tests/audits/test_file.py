@@ -16,11 +16,10 @@ from edgeverify.audits.constants import find_weights
 from edgeverify.audits.converted import of_file
 from edgeverify.audits.declared import declared
 from edgeverify.audits.file_weights import audit_file
-from edgeverify.audits.model import AuditResult, Check
 from edgeverify.checkpoints import open_checkpoint
+from edgeverify.core.results import FAIL, PASS, UNCHECKED, AuditResult, Check
 from edgeverify.flatbuffer import ModelFile, locate_taps
 from edgeverify.flatbuffer.instrument import write
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
 from models import load
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,8 @@ from litert_torch.generative.layers.model_config import FeedForwardType
 
 from edgeverify.audits import file_weights
 from edgeverify.audits.constants import Weights
-from edgeverify.audits.model import WEIGHTS, AuditResult, Check, Readings
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
+from edgeverify.audits.model import Readings
+from edgeverify.core.results import FAIL, PASS, UNCHECKED, WEIGHTS, AuditResult, Check
 
 BLOCK = "transformer_blocks.0."
 LAYER = "model.layers.0."

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from edgeverify.audits.model import (
+from edgeverify.audits.model import Readings
+from edgeverify.core.results import (
     CONFIG,
+    FAIL,
     NOT_APPLICABLE,
+    PASS,
     SIGNATURES,
+    UNCHECKED,
     WEIGHTS,
     AuditResult,
     Check,
-    Readings,
     merged,
     unchecked,
 )
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,18 @@ import numpy as np
 import pytest
 
 import models
-from edgeverify.audits.model import CONFIG, SIGNATURES, WEIGHTS, AuditResult, Check, Readings
+from edgeverify.audits.model import Readings
 from edgeverify.audits.reading import FileReading
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
+from edgeverify.core.results import (
+    CONFIG,
+    FAIL,
+    PASS,
+    SIGNATURES,
+    UNCHECKED,
+    WEIGHTS,
+    AuditResult,
+    Check,
+)
 from edgeverify.selectors import Selectors
 from edgeverify.stages import Run, audit_file
 from edgeverify.verify import prepare

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from edgeverify.audits import reading
-from edgeverify.audits.model import CONFIG, SIGNATURES, WEIGHTS, Check
 from edgeverify.audits.run import Auditor
-from edgeverify.case import Case
 from edgeverify.checkpoints import open_checkpoint
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
+from edgeverify.core.case import Case
+from edgeverify.core.results import CONFIG, FAIL, PASS, SIGNATURES, UNCHECKED, WEIGHTS, Check
 from models import load
 
 CASE = Case("tinyllama", "tiny", "default", (4,), 40, ())

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from edgeverify.audits.model import NOT_APPLICABLE, SIGNATURES, Check, Readings
+from edgeverify.audits.model import Readings
 from edgeverify.audits.signatures import audit_signatures, litert_lm_accepts, needed_masks
-from edgeverify.case import Case
-from edgeverify.errors import ArtifactError
-from edgeverify.report.model import FAIL, PASS
+from edgeverify.core.case import Case
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.results import FAIL, NOT_APPLICABLE, PASS, SIGNATURES, Check
 
 Shape = tuple[int, ...]
 TYPES = {

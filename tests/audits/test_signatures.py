@@ -12,11 +12,10 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeverify.audits.declared import declared
-from edgeverify.audits.model import AuditResult
 from edgeverify.audits.signatures import audit_signatures, litert_lm_accepts
+from edgeverify.core.results import FAIL, PASS, AuditResult
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.flatbuffer.instrument import write
-from edgeverify.report.model import FAIL, PASS
 from models import load
 
 pytestmark = pytest.mark.slow

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgeverify.audits.model import Check
 from edgeverify.audits.places import Span
 from edgeverify.audits.weights import Audit
-from edgeverify.report.model import FAIL, PASS
+from edgeverify.core.results import FAIL, PASS, Check
 
 A, B, SQUARE, BIAS = "layers.0.a.weight", "layers.0.b.weight", "square.weight", "layers.0.a.bias"
 

@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from edgeverify.audits.bits import Difference, checksums, difference
-from edgeverify.audits.model import AuditResult, Check
 from edgeverify.audits.places import Span, places
 from edgeverify.audits.weights import audit_module
-from edgeverify.report.model import FAIL, PASS
+from edgeverify.core.results import FAIL, PASS, AuditResult, Check
 from edgeverify.verify import verify
 from models import CATALOGUE, load
 from models.port import build_model

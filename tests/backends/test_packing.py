@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgeverify.backends import packing, runtimes, tflite
-from edgeverify.errors import ArtifactError, NoRoomError
+from edgeverify.core.errors import ArtifactError, NoRoomError
 
 GIB = 2**30
 

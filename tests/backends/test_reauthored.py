@@ -15,15 +15,15 @@ from litert_torch.generative.layers import scaled_dot_product_attention as sdpa
 from torch import nn
 
 import models
-from edgeverify import taps
 from edgeverify.backends import reauthored, reference
-from edgeverify.case import Case, plan_steps
 from edgeverify.checkpoints import open_checkpoint
-from edgeverify.compare import Thresholds, compare
-from edgeverify.errors import PortError
-from edgeverify.noise import floor_of
-from edgeverify.report.model import UNCHECKED
-from edgeverify.trace import Trace
+from edgeverify.core import taps
+from edgeverify.core.case import Case, plan_steps
+from edgeverify.core.compare import Thresholds, compare
+from edgeverify.core.errors import PortError
+from edgeverify.core.noise import floor_of
+from edgeverify.core.results import UNCHECKED
+from edgeverify.core.trace import Trace
 from models.port import Port, build_model
 
 NAMES = tuple(models.CATALOGUE)

@@ -12,12 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import models
-from edgeverify import hf, taps
+from edgeverify import hf
 from edgeverify.backends import reference
-from edgeverify.case import Case, plan_steps
 from edgeverify.checkpoints import open_checkpoint
-from edgeverify.errors import CheckpointError
-from edgeverify.trace import Trace
+from edgeverify.core import taps
+from edgeverify.core.case import Case, plan_steps
+from edgeverify.core.errors import CheckpointError
+from edgeverify.core.trace import Trace
 
 NAMES = tuple(models.CATALOGUE)
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeverify import taps
 from edgeverify.backends import runtimes, tflite
-from edgeverify.errors import ArtifactError
+from edgeverify.core import taps
+from edgeverify.core.errors import ArtifactError
 
 pytestmark = pytest.mark.slow
 

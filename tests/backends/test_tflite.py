@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeverify import taps
 from edgeverify.backends import tflite
-from edgeverify.case import Case, Step
-from edgeverify.errors import ArtifactError
+from edgeverify.core import taps
+from edgeverify.core.case import Case, Step
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.masks import mask
+from edgeverify.core.trace import Trace
 from edgeverify.flatbuffer import ModelFile, instrument, locate_taps
-from edgeverify.trace import Trace
 
 PATCHED = 2  # the block whose weights are changed below; there are blocks before and after it
 
@@ -233,7 +234,7 @@ def test_masks_are_those_of_the_original() -> None:
     step = Step("prefill.1", "prefill_4", 4, 3, (1, 2, 3, 4))
     case = Case("m", "tiny", "default", (4,), 8, (step,))
     for kind, window in (("global", None), ("local", 2)):
-        array = tflite.mask(kind, step, case, window)
+        array = mask(kind, step, case, window)
         assert array.shape == (1, 1, 4, 8)
         assert array.dtype == np.float32
         for row in range(4):
@@ -242,7 +243,7 @@ def test_masks_are_those_of_the_original() -> None:
             assert seen == set(range(0 if window is None else position - 1, position + 1))
             assert all(array[0, 0, row, j] == -np.inf for j in set(range(8)) - seen)
     with pytest.raises(ValueError, match="a local mask needs a window"):
-        tflite.mask("local", step, case, None)
+        mask("local", step, case, None)
 
 
 def test_it_never_imports_torch() -> None:

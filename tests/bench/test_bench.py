@@ -12,8 +12,8 @@ import pytest
 from edgeverify.bench import run, tables
 from edgeverify.bench.run import Bench, Row, Spread, bench_file, measured
 from edgeverify.bench.worker import Job, Sample
-from edgeverify.errors import ArtifactError
-from edgeverify.report.model import PASS, UNCHECKED
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.results import PASS, UNCHECKED
 
 JOB = Job("some.tflite", "xnnpack", 1, 2)
 

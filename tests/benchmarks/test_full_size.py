@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from benchmarks.full_size import worst_ratios
-from edgeverify.report.model import FAIL, PASS, UNCHECKED, LegResult, Report, TapResult
+from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult, Report, TapResult
 from edgeverify.report.read import report_from
 
 

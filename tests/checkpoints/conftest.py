@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import models
 from edgeverify.checkpoints import open_checkpoint
-from edgeverify.errors import CheckpointError
+from edgeverify.core.errors import CheckpointError
 from models.port import Port
 
 

@@ -14,7 +14,7 @@ import torch
 
 import models
 from edgeverify.checkpoints import gguf_files, open_checkpoint
-from edgeverify.errors import CheckpointError
+from edgeverify.core.errors import CheckpointError
 from models.port import Port
 
 gguf = pytest.importorskip("gguf", reason="needs the extra 'gguf'")

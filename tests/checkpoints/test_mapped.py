@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 import models
 from edgeverify.checkpoints import open_checkpoint, seeded
-from edgeverify.errors import CheckpointError
-from edgeverify.mapped import forget, is_mapped
+from edgeverify.core.errors import CheckpointError
+from edgeverify.core.store.mapped import forget, is_mapped
 from models.port import Port
 
 NAMES = ["gemma1", "gemma2", "tinyllama", "phi2", "openelm", "smollm", "smollm2"]

@@ -121,7 +121,7 @@ def test_file_that_is_gone_when_it_is_loaded(
     folder: Path, port: Port, tensors: dict, tmp_path: Path
 ) -> None:
     from edgeverify.checkpoints import open_checkpoint
-    from edgeverify.errors import CheckpointError
+    from edgeverify.core.errors import CheckpointError
 
     save_file(tensors, folder / "model.safetensors")
     checkpoint = open_checkpoint(folder, port, cache_root=tmp_path / "cache")

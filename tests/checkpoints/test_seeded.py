@@ -11,7 +11,7 @@ import models
 from edgeverify import hf
 from edgeverify.checkpoints import open_checkpoint
 from edgeverify.checkpoints.seeded import Draw, draw_tensor, draw_tensors
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 from models.port import Port
 
 ALL_PORTS = list(models.CATALOGUE)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edgeverify.cli import main
-from edgeverify.report.model import Report
+from edgeverify.core.results import Report
 from tests.flatbuffer import made
 
 
@@ -95,7 +95,7 @@ def test_check_artifact_reports(
 ) -> None:
     fake = FakeCheck(report(conversion=outcome, reason="why"))
     monkeypatch.setitem(sys.modules, "edgeverify.foreign.check", fake)
-    monkeypatch.setattr("edgeverify.launch.QUIET_ENVIRONMENT", {})
+    monkeypatch.setattr("edgeverify.core.quiet.QUIET_ENVIRONMENT", {})
     files = [f"--{name}={tmp_path / name}" for name in ("json", "html", "junit")]
     given = ["--checkpoint", "there", "--model", "tinyllama", "--time-limit", "9", "--seed", "4"]
     assert main(["check-artifact", str(small), *given, *files]) == status

@@ -12,10 +12,10 @@ from edgeverify import launch
 from edgeverify.bench.run import Bench
 from edgeverify.bench.run import Row as BenchRow
 from edgeverify.cli import main
+from edgeverify.core.results import FAIL, PASS, UNCHECKED
 from edgeverify.quality.gate import Condition, Gates
 from edgeverify.quality.model import Evaluation, Row
 from edgeverify.quality.statistics import Estimate
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
 
 
 def evaluation(outcome: str) -> Evaluation:

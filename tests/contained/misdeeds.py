@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgeverify.errors import CheckpointError
+from edgeverify.core.errors import CheckpointError
 
 
 def echo(file: Path, **arguments: Any) -> Any:

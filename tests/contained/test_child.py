@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeverify import contained
-from edgeverify.errors import ArtifactError, CheckpointError
+from edgeverify.core.errors import ArtifactError, CheckpointError
 
 MISDEEDS = "tests.contained.misdeeds"
 FILE = Path("folder/some.tflite")

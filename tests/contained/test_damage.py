@@ -15,7 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from edgeverify import contained
 from edgeverify.contained.damage import KINDS, Damage, plan
 from edgeverify.contained.trial import KERNELS, RUN, VERDICT, try_files
-from edgeverify.errors import ArtifactError
+from edgeverify.core.errors import ArtifactError
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.flatbuffer.instrument import write as rewrite
 from tests.flatbuffer import made

@@ -19,7 +19,7 @@ from litert_torch.generative.layers import scaled_dot_product_attention as sdpa
 from torch import nn
 
 import models
-from edgeverify.report.model import Report
+from edgeverify.core.results import Report
 from models.port import Port
 from tests.variants import with_config, with_model
 

@@ -13,10 +13,10 @@ from torch import nn
 
 import models
 from edgeverify import stages
+from edgeverify.core.results import Finding, Report
 from edgeverify.diagnose import diagnosis, search
 from edgeverify.diagnose.fault import Change
 from edgeverify.diagnose.feed_forward import FeedForwardOf
-from edgeverify.report.model import Finding, Report
 from edgeverify.verify import verify
 from tests.diagnose.faulty import (
     FAULTS,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeverify.case import Case, plan_steps
+from edgeverify.core.case import Case, plan_steps
 from edgeverify.diagnose.scene import Seen
 from edgeverify.diagnose.shapes import shapes
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgeverify.backends import litert_lm
-from edgeverify.errors import ArtifactError
+from edgeverify.core.errors import ArtifactError
 
 QUESTIONS = litert_lm.Questions(("a",), "a", 2, "b", None)
 

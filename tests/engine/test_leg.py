@@ -12,11 +12,11 @@ import pytest
 
 from edgeverify import bundle, engine, verify
 from edgeverify.backends import litert_lm
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.results import FAIL, PASS, UNCHECKED, Finding, LegResult
 from edgeverify.engine.drive import continuation
 from edgeverify.engine.numbers import LOOSELY
-from edgeverify.errors import ArtifactError
 from edgeverify.recipes import RECIPES
-from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, LegResult
 from edgeverify.selectors import Selectors
 from edgeverify.sessions.tflite import TfliteSession
 from models import CATALOGUE

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeverify import verify
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
+from edgeverify.core.results import FAIL, PASS, UNCHECKED
 
 pytestmark = [
     pytest.mark.real,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import models
-from edgeverify import taps
-from edgeverify.errors import UsageError
+from edgeverify.core import taps
+from edgeverify.core.errors import UsageError
 from edgeverify.faults import catalogue
 from edgeverify.faults.catalogue import FAULTS
 from edgeverify.faults.fault import AREAS, REFUSED, Fault

@@ -11,7 +11,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from edgeverify.errors import ArtifactError
+from edgeverify.core.errors import ArtifactError
 from edgeverify.flatbuffer import ModelFile, quantization
 from tests.flatbuffer import made
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeverify.errors import ArtifactError
+from edgeverify.core.errors import ArtifactError
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.flatbuffer.whole import faults
 from tests.flatbuffer import made

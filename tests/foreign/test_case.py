@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 from edgeverify.foreign.case import FileCase, case_of, wanted_tokens
 from edgeverify.foreign.facts import Facts
 

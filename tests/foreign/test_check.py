@@ -13,14 +13,14 @@ import pytest
 from flatbuffers import flexbuffers
 
 from edgeverify import verify_artifact
-from edgeverify.errors import ArtifactError, UsageError
+from edgeverify.core.errors import ArtifactError, UsageError
+from edgeverify.core.results import FAIL, PASS, UNCHECKED, Report
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.flatbuffer.instrument import write
 from edgeverify.foreign import running
 from edgeverify.foreign.ports import port_for
 from edgeverify.quantize import quantized
 from edgeverify.recipes import load_recipe
-from edgeverify.report.model import FAIL, PASS, UNCHECKED, Report
 from tests.contained.test_damage import bundled
 from tests.foreign.edits import (
     cache_writes_hidden,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgeverify.errors import ArtifactError
+from edgeverify.core.errors import ArtifactError
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.foreign.facts import Facts, facts_of
 from tests.flatbuffer import made

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from edgeverify.core.results import FAIL, PASS, UNCHECKED
 from edgeverify.invariants import INVARIANTS
 from edgeverify.invariants.model import SESSIONS
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
 from tests.invariants import broken
 from tests.invariants.conftest import Examine
 

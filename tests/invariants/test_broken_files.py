@@ -11,8 +11,8 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeverify import stages
+from edgeverify.core.results import FAIL, PASS
 from edgeverify.invariants import subjects
-from edgeverify.report.model import FAIL, PASS
 from tests.invariants.conftest import Examine
 
 pytestmark = pytest.mark.slow

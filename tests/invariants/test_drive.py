@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from edgeverify.errors import ArtifactError
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.results import FAIL, NOT_APPLICABLE, PASS, UNCHECKED
 from edgeverify.invariants import drive
 from edgeverify.invariants.drive import Question, examine
 from edgeverify.invariants.model import (
@@ -17,7 +18,6 @@ from edgeverify.invariants.model import (
     NotApplicableError,
     Violation,
 )
-from edgeverify.report.model import FAIL, NOT_APPLICABLE, PASS, UNCHECKED
 from edgeverify.selectors import PROFILES
 
 FACTS = Facts("made up", 2, 100, 64, (8, 16), (None, 4))

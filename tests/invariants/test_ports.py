@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from edgeverify import launch
-from edgeverify.compare import thresholds
+from edgeverify.core.compare import thresholds
+from edgeverify.core.results import NOT_APPLICABLE, PASS
 from edgeverify.invariants import INVARIANTS, reproduce
 from edgeverify.invariants.__main__ import MEASURED, table
 from edgeverify.invariants.cells import cells
 from edgeverify.invariants.examination import Examination
-from edgeverify.report.model import NOT_APPLICABLE, PASS
 from edgeverify.selectors import Selectors
 from models import CATALOGUE
 from tests.invariants.conftest import Examine

@@ -13,7 +13,7 @@ from torch import nn
 
 import models
 from edgeverify.checkpoints import open_checkpoint
-from edgeverify.errors import PortError
+from edgeverify.core.errors import PortError
 from edgeverify.invariants import rope
 from edgeverify.invariants.model import CannotCheckError, NotApplicableError, Violation
 from edgeverify.invariants.rotaries import ReauthoredRotation, ReferenceRotation, rotary_of

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgeverify.errors import CheckpointError, PortError
+from edgeverify.core.errors import CheckpointError, PortError
 from edgeverify.nightly.matrix import NightlyCase
 from edgeverify.nightly.run import Job
 
@@ -92,9 +92,9 @@ def answers(model: str) -> dict[str, Any]:
     if model == "memory":
         return {"ended": "memory", "what": ""}
     if model == "full":
-        from edgeverify import artifacts
+        from edgeverify.core.store import entries
 
-        with artifacts.full_disk_told(Path("somewhere")):
+        with entries.full_disk_told(Path("somewhere")):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return {"report": report("fail" if model == "bad" else "pass", "it differs")}
 

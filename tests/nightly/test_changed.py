@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 from edgeverify.nightly import changed
 from edgeverify.ports import catalogue
 
@@ -23,7 +23,7 @@ ALL = tuple(catalogue())
         (["models/hf_config.py"], ALL),
         (["models/port.py"], ALL),
         (["models/__init__.py"], ALL),
-        (["edgeverify/compare.py"], ALL),
+        (["edgeverify/core/compare.py"], ALL),
         (["pyproject.toml"], ALL),
         (["constraints.txt"], ALL),
         ([".github/workflows/nightly.yml"], ALL),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 from edgeverify.nightly.matrix import Matrix, load_matrix
 from edgeverify.ports import catalogue
 from edgeverify.recipes import RECIPES

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 from edgeverify.nightly import plan
 from edgeverify.nightly.matrix import load_matrix
 from tests.nightly.fake import case
@@ -60,7 +60,7 @@ def test_a_key_depends_on_the_case_the_code_and_the_versions(
         plan.key_of(replace(one, runtimes=("tf_lite",)), "code"),
         plan.key_of(replace(one, options={"seed": 1}), "code"),
     ]
-    monkeypatch.setattr("edgeverify.artifacts.versions", lambda: {"torch": "9"})
+    monkeypatch.setattr("edgeverify.core.store.entries.versions", lambda: {"torch": "9"})
     others.append(plan.key_of(one, "code"))
     assert len({key, *others}) == 7
     # What it may take changes nothing of what comes out.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgeverify.errors import DiskFullError
+from edgeverify.core.errors import DiskFullError
 from edgeverify.nightly import store
 from edgeverify.nightly.run import Job, run
 from tests.nightly import fake

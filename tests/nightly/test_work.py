@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from edgeverify.errors import CheckpointError, DiskFullError
+from edgeverify.core.errors import CheckpointError, DiskFullError
+from edgeverify.core.results import PASS, LegResult, Report
 from edgeverify.nightly import work
-from edgeverify.report.model import PASS, LegResult, Report
 
 BOUND = 64 * 2**40
 

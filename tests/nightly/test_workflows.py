@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from edgeverify import cli
-from edgeverify.amounts import bytes_of
+from edgeverify.core.units import bytes_of
 from edgeverify.nightly.matrix import load_matrix
 from edgeverify.nightly.plan import parse_shard, share
 

@@ -11,12 +11,12 @@ import pytest
 
 import models
 from edgeverify import stages
-from edgeverify.case import KV_LAYOUTS
+from edgeverify.core.case import KV_LAYOUTS
+from edgeverify.core.results import FAIL
 from edgeverify.flatbuffer import ModelFile
 from edgeverify.ops.graph import FlatGraph
 from edgeverify.ops.model_values import StepValues, record
 from edgeverify.ops.sources import Source, find_sources
-from edgeverify.report.model import FAIL
 from edgeverify.selectors import Selectors
 from edgeverify.verify import verify
 from models import CATALOGUE

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from edgeverify import artifacts
+from edgeverify.core.store import entries
 from edgeverify.quality.ahead import meanwhile
 
 pytestmark = pytest.mark.slow
 
 
 def put(root: str, text: str) -> None:
-    artifacts.cached("ahead", "key", ".txt", lambda path: _slowly(path, text), root=Path(root))
+    entries.cached("ahead", "key", ".txt", lambda path: _slowly(path, text), root=Path(root))
 
 
 def _slowly(path: Path, text: str) -> None:
@@ -33,7 +33,7 @@ def die() -> None:
 
 
 def _here(root: Path) -> str:
-    entry = artifacts.cached("ahead", "key", ".txt", lambda p: _slowly(p, "here"), root=root)
+    entry = entries.cached("ahead", "key", ".txt", lambda p: _slowly(p, "here"), root=root)
     return entry.read_text()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 from edgeverify.quality import gate
 from edgeverify.quality.gate import Condition, Gates
 from edgeverify.quality.statistics import Estimate

@@ -33,7 +33,7 @@ def chosen(**choices: Any) -> Selectors:
 def test_a_float32_reference_is_far_nearer_to_the_oracle_than_any_file(tmp_path: Path) -> None:
     """5e-12 at the mean and 5e-11 at most, where the best quantization has 2e-6 at the mean."""
     from edgeverify.backends import reference
-    from edgeverify.case import Case, plan_steps
+    from edgeverify.core.case import Case, plan_steps
 
     run, tokenizer = windowed_run(load_port("smollm2"), chosen(), decode=False)
     (window, *_) = windows(load_stream(tokenizer, run.hf_config), WINDOW)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgeverify import load_port
+from edgeverify.core.results import FAIL, PASS, UNCHECKED
 from edgeverify.quality import run as line
 from edgeverify.quality.gate import Gates, parse
 from edgeverify.quality.logits import Scored
@@ -17,7 +18,6 @@ from edgeverify.quality.model import Evaluation
 from edgeverify.quality.run import Asked, evaluate
 from edgeverify.quality.statistics import Positions, Resamples
 from edgeverify.recipes import Recipe
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
 from edgeverify.selectors import Selectors
 
 WINDOW, TOKENS = 24, 60  # the last window is padded
@@ -83,7 +83,7 @@ def test_every_kind_of_file_is_scored_alike(choices: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_windows_that_the_model_has_no_positions_for_are_refused() -> None:
-    from edgeverify.errors import UsageError
+    from edgeverify.core.errors import UsageError
 
     with pytest.raises(UsageError, match="a window of 4096 tokens does not fit the model's"):
         evaluate(load_port("smollm2"), Selectors(), Asked(window=4096))

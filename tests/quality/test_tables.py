@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from edgeverify.core.results import FAIL, PASS, UNCHECKED
 from edgeverify.quality import tables
 from edgeverify.quality.gate import judge, parse
 from edgeverify.quality.model import Evaluation, Row, gateable
 from edgeverify.quality.statistics import Estimate, Figures
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
 
 
 def figures(mean: float) -> Figures:

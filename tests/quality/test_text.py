@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 from edgeverify.quality.text import Stream, load_stream, windows
 
 CONFIG = {"vocab_size": 50}

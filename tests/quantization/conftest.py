@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeverify.audits.model import AuditResult
+from edgeverify.core.results import AuditResult
 from edgeverify.recipes import Recipe
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeverify.compare import Thresholds
+from edgeverify.core.compare import Thresholds
+from edgeverify.core.results import FAIL, PASS
+from edgeverify.core.trace import Trace
 from edgeverify.quantization.against_control import Control, judge
-from edgeverify.report.model import FAIL, PASS
-from edgeverify.trace import Trace
 
 LIMITS = Thresholds(1.5, 4.0)
 ROWS, WIDTH, FLOOR = 20, 8, 1e-7

@@ -14,7 +14,9 @@ import pytest
 
 from edgeverify import load_port, verify
 from edgeverify.audits.constants import find_weights
-from edgeverify.errors import ArtifactError
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.results import FAIL, PASS, UNCHECKED
+from edgeverify.core.trace import Trace
 from edgeverify.faults.catalogue import FAULTS
 from edgeverify.flatbuffer import ModelFile, locate_taps
 from edgeverify.flatbuffer.instrument import write
@@ -22,8 +24,6 @@ from edgeverify.quantization.leg import judge_file
 from edgeverify.quantization.weights import read_weights
 from edgeverify.quantize import quantized
 from edgeverify.recipes import NAMED, Recipe, load_recipe
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
-from edgeverify.trace import Trace
 
 pytestmark = pytest.mark.slow
 Get = Callable[..., "object"]
@@ -327,7 +327,7 @@ def test_the_file_is_litert_torch_s_own_byte_by_byte(
     from litert_torch.generative.utilities.export_config import ExportConfig
 
     from edgeverify.convert import LAYOUTS, sample_inputs
-    from edgeverify.quiet import quiet
+    from edgeverify.core.quiet import quiet
     from edgeverify.recipes import _named
 
     port = made("tinyllama")  # type: ignore[operator]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeverify import verify
-from edgeverify.report.model import PASS, UNCHECKED
+from edgeverify.core.results import PASS, UNCHECKED
 
 pytestmark = pytest.mark.real
 JUDGED = ("dynamic_int8", "dynamic_int4_block32")

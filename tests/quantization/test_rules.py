@@ -15,12 +15,12 @@ from flatbuffers import flexbuffers
 
 from edgeverify.audits.constants import find_weights
 from edgeverify.audits.promised import Promises
-from edgeverify.errors import RecipeError
+from edgeverify.core.errors import RecipeError
+from edgeverify.core.results import FAIL, PASS
 from edgeverify.flatbuffer import ModelFile, locate_taps
 from edgeverify.flatbuffer.instrument import write
 from edgeverify.quantize import quantized
 from edgeverify.recipes import Recipe, load_recipe
-from edgeverify.report.model import FAIL, PASS
 
 pytestmark = pytest.mark.slow
 Get = Callable[..., "object"]

@@ -11,9 +11,17 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from edgeverify.audits.model import NOT_APPLICABLE, AuditResult, Check
+from edgeverify.core.results import (
+    FAIL,
+    NOT_APPLICABLE,
+    PASS,
+    UNCHECKED,
+    AuditResult,
+    Check,
+    Finding,
+    Report,
+)
 from edgeverify.report import html, junit
-from edgeverify.report.model import FAIL, PASS, UNCHECKED, Finding, Report
 from edgeverify.report.terminal import console_for, print_report
 
 WRONG = "rotary base (ModelConfig): expected 5300.0, found 10000.0"

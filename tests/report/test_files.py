@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
+from edgeverify.core.results import Report
 from edgeverify.report.files import check_paths, write_atomically, write_reports
-from edgeverify.report.model import Report
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(

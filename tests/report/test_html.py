@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 
+from edgeverify.core.results import Report
 from edgeverify.report import json as json_report
 from edgeverify.report.html import render
 from edgeverify.report.html.heat import SCALE, colour
-from edgeverify.report.model import Report
 from edgeverify.report.read import report_from
 
 VOID = {"meta", "br"}

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 
+from edgeverify.core.results import Divergence, Report
 from edgeverify.report.json import render
-from edgeverify.report.model import Divergence, Report
 
 
 def test_the_contract_s_keys_are_there(report: Callable[..., Report]) -> None:

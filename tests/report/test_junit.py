@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from xml.etree import ElementTree as ET
 
+from edgeverify.core.results import Report
 from edgeverify.report.junit import render
-from edgeverify.report.model import Report
 
 
 def parsed(report: Report) -> ET.Element:

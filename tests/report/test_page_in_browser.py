@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeverify.core.results import Report
 from edgeverify.report.html import render
-from edgeverify.report.model import Report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 FLAGS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeverify.progress import Progress
+from edgeverify.core.progress import Progress
 from edgeverify.report.progress import TerminalProgress, progress_for
 
 

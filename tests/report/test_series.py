@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgeverify.cli import main
-from edgeverify.report.model import Report
+from edgeverify.core.results import Report
 
 Night = Callable[..., Path]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from edgeverify.report.model import LegResult, Report
+from edgeverify.core.results import LegResult, Report
 from edgeverify.report.steps import find_step, step_results, step_text
 
 

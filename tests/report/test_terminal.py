@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from edgeverify.report.model import Report
+from edgeverify.core.results import Report
 from edgeverify.report.terminal import console_for, print_outcome, print_report
 
 

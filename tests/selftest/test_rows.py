@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from conftest import make_leg
+from edgeverify.core.results import FAIL, PASS
 from edgeverify.faults.fault import Fault
-from edgeverify.report.model import FAIL, PASS
 from edgeverify.selftest.rows import (
     AUDITS,
     DETECTED,

@@ -9,7 +9,7 @@ import pytest
 
 from edgeverify import stages
 from edgeverify.backends import reference
-from edgeverify.errors import CacheFullError, UsageError
+from edgeverify.core.errors import CacheFullError, UsageError
 from edgeverify.selectors import Selectors
 from edgeverify.sessions import Session
 from edgeverify.sessions.reauthored import ReauthoredSession

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from edgeverify.core.results import FAIL, PASS, LegResult
 from edgeverify.report.html.heat import place_of
-from edgeverify.report.model import FAIL, PASS, LegResult
 from edgeverify.report.steps import step_results
 from edgeverify.report.words import number, plural
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from edgeverify.core.results import FileFacts, LegResult, Report
 from edgeverify.report.html.parts import badge, table
-from edgeverify.report.model import FileFacts, LegResult, Report
 from edgeverify.report.words import number, plural, scientific
 
 QUANTIZATION = "quantization"

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
+from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult, TapResult, worst_outcome
 from edgeverify.report.html.parts import MARKS, table
-from edgeverify.report.model import FAIL, PASS, UNCHECKED, LegResult, TapResult, worst_outcome
 from edgeverify.report.words import number
 
 MODEL = "model"

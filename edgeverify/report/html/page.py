@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult, Report, TapResult
 from edgeverify.hints import hint
 from edgeverify.report.html.curves import over_positions, over_steps
 from edgeverify.report.html.figures import attributions, evaluation
 from edgeverify.report.html.heat import MODEL, heat_maps, place_of
 from edgeverify.report.html.parts import badge, document, folded, table
 from edgeverify.report.html.trend import trend
-from edgeverify.report.model import FAIL, PASS, UNCHECKED, LegResult, Report, TapResult
 from edgeverify.report.series import EVAL, Entry, subject
 from edgeverify.report.words import (
     audit_lines,

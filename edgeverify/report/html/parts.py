@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from edgeverify.report.model import FAIL, PASS, UNCHECKED
+from edgeverify.core.results import FAIL, PASS, UNCHECKED
 
 MARKS = {PASS: "✓", FAIL: "✗", UNCHECKED: "?"}
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from edgeverify.core.results import worst_outcome
 from edgeverify.report.html.curves import sparkline
 from edgeverify.report.html.parts import badge, document, table
-from edgeverify.report.model import worst_outcome
 from edgeverify.report.read import flat
 from edgeverify.report.series import NIGHTLY, Entry, earlier_of, measured, subject
 from edgeverify.report.words import number, plural

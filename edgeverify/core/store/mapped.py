@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from edgeverify.shared_rows import joined, parted
+from edgeverify.core.store.growing_rows import joined, parted
 
 PAGE = mmap.PAGESIZE
 # Python names it from 3.13 on; the number is that of Linux's asm-generic/mman-common.h.

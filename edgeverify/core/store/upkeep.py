@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeverify import cache_use
 from edgeverify.contained.child import Child
-from edgeverify.errors import ArtifactError, EdgeVerifyError
+from edgeverify.core.errors import ArtifactError, EdgeVerifyError
+from edgeverify.core.store import leases
 
-READ = "edgeverify.cache_admin:read_tflite"
+READ = "edgeverify.core.store.upkeep:read_tflite"
 DIGITS = frozenset("0123456789abcdef")
 
 
@@ -66,7 +66,7 @@ def _entries(root: Path) -> Iterator[Entry]:
                 continue
             try:
                 facts = path.stat()
-                used = cache_use.last_use(root, path)
+                used = leases.last_use(root, path)
             except FileNotFoundError:  # removed in the meantime
                 continue
             yield Entry(folder.name, path, facts.st_size, facts.st_mtime, used)
@@ -83,7 +83,7 @@ def prune(root: Path, *, max_size: int | None = None, older_than: float | None =
     Raises:
         ArtifactError: the cache cannot be written.
     """
-    from edgeverify.artifacts import remove_abandoned
+    from edgeverify.core.store.leases import remove_abandoned
 
     found = sorted(_entries(root), key=lambda entry: (entry.used, entry.path))
     left, now = sum(entry.size for entry in found), time.time()
@@ -95,7 +95,7 @@ def prune(root: Path, *, max_size: int | None = None, older_than: float | None =
             old = older_than is not None and now - entry.used > older_than
             if not old and (max_size is None or left <= max_size):
                 continue
-            if cache_use.remove(root, entry.path):
+            if leases.remove(root, entry.path):
                 removed.append(entry)
                 left -= entry.size
             else:
@@ -123,7 +123,7 @@ def verify(root: Path, *, remove: bool = False) -> Iterator[tuple[Entry, str]]:
             try:
                 fault = _fault(root, entry.path, child)
                 if fault and remove:
-                    cache_use.remove(root, entry.path, even_if_used=True)
+                    leases.remove(root, entry.path, even_if_used=True)
             except FileNotFoundError:  # pruned in the meantime
                 continue
             except OSError as error:
@@ -132,7 +132,7 @@ def verify(root: Path, *, remove: bool = False) -> Iterator[tuple[Entry, str]]:
 
 
 def _fault(root: Path, path: Path, child: Child) -> str:
-    noted = cache_use.digest_of(root, path)
+    noted = leases.digest_of(root, path)
     if noted is not None:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != noted:

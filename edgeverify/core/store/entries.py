@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify import cache_use, locks
-from edgeverify.amounts import bytes_of
-from edgeverify.errors import ArtifactError, DiskFullError
-from edgeverify.locks import locked
+from edgeverify.core.errors import ArtifactError, DiskFullError
+from edgeverify.core.store import leases
+from edgeverify.core.store.leases import STAGING, remove_abandoned
+from edgeverify.core.store.locks import locked
+from edgeverify.core.units import bytes_of
 
 # Packages whose version decides what a conversion, a trace or a quantization yields.
 PACKAGES = (
@@ -41,7 +42,6 @@ PACKAGES = (
 )
 # Hashing runs at about 1.5 GB/s, so a smaller file is hashed in less time than a look-up is worth.
 REMEMBERED_BYTES = 8 * 2**20
-_STAGING = ".making"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # The last two: a file stands where the cache, or a folder of it, should be.
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -122,7 +122,7 @@ def source_digest(*patterns: str) -> str:
     Raises:
         ValueError: a pattern matches no file. After a rename, code would silently leave the keys.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[2]
     sha = hashlib.sha256()
     for pattern in patterns:
         paths = sorted(package.glob(pattern))
@@ -191,15 +191,15 @@ def cached(
     root = root or cache_root()
     folder = root / kind
     entry = folder / f"{key}{suffix}"
-    if cache_use.hit(root, entry):
+    if leases.hit(root, entry):
         return entry
     with full_disk_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f".{key}{suffix}.lock"):
-            if cache_use.hit(root, entry):  # another process made it while this one waited
+            if leases.hit(root, entry):  # another process made it while this one waited
                 return entry
             remove_abandoned(folder)
-            staging = Path(tempfile.mkdtemp(prefix=f".{key}{suffix}.", suffix=_STAGING, dir=folder))
+            staging = Path(tempfile.mkdtemp(prefix=f".{key}{suffix}.", suffix=STAGING, dir=folder))
             try:
                 temporary = staging / f"{key[:16]}{suffix}"
                 make(temporary)
@@ -210,12 +210,12 @@ def cached(
                         expected="a file",
                         fix="this is a fault of edgeverify, please report it",
                     )
-                cache_use.made(root, entry, temporary)
+                leases.made(root, entry, temporary)
                 os.replace(temporary, entry)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     if bound := os.environ.get("EDGEVERIFY_CACHE_SIZE"):
-        from edgeverify.cache_admin import prune
+        from edgeverify.core.store.upkeep import prune
 
         prune(root, max_size=bytes_of("EDGEVERIFY_CACHE_SIZE", bound))
     return entry
@@ -290,24 +290,8 @@ def working_folder(folder: Path) -> Iterator[Path]:
         remove_abandoned(folder)
         name = uuid.uuid4().hex
         with locked(folder / f".{name}.lock"):
-            made = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_STAGING, dir=folder))
+            made = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=STAGING, dir=folder))
             try:
                 yield made
             finally:
                 shutil.rmtree(made, ignore_errors=True)
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Removes what dead processes left: staging directories whose entry's lock is free."""
-    if not locks.AVAILABLE:
-        return
-    for staging in folder.glob(f".*{_STAGING}"):
-        entry = staging.name[1 : -len(_STAGING)].rpartition(".")[0]
-        lock = folder / f".{entry}.lock"
-        if lock.exists():
-            # A killed process leaves its lock file, but not its lock.
-            with locked(lock, wait=False) as free:
-                if free:
-                    shutil.rmtree(staging, ignore_errors=True)
-        else:
-            shutil.rmtree(staging, ignore_errors=True)

@@ -21,7 +21,7 @@ from functools import cached_property
 
 import numpy as np
 
-from edgeverify.mapped import forget
+from edgeverify.core.store.mapped import forget
 
 Floor = Mapping[str, np.ndarray]
 # The largest of 1e5 normal deviates (a vocabulary of logits) is about 4.4 standard deviations.

@@ -17,9 +17,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from edgeverify.errors import TraceError
-from edgeverify.mapped import map_file, spilled
-from edgeverify.shared_rows import GrowingRows, joined, parted
+from edgeverify.core.errors import TraceError
+from edgeverify.core.store.growing_rows import GrowingRows, joined, parted
+from edgeverify.core.store.mapped import map_file, spilled
 
 FORMAT = "edgeverify-trace-1"
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}

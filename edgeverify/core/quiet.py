@@ -6,12 +6,16 @@ The converter, TensorFlow and absl write to file descriptors 1 and 2 directly, s
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TextIO
+from typing import TextIO, TypeVar
+
+from edgeverify.core.errors import PortError
 
 # Enough for a traceback of the converter; its dump of a failed module can be hundreds of MB.
 SHOWN_BYTES = 20_000
@@ -72,3 +76,56 @@ def _show(capture: int, stderr: int) -> None:
     size = os.fstat(capture).st_size
     start = max(0, size - SHOWN_BYTES)
     os.write(stderr, os.pread(capture, size - start, start))
+
+
+Outcome = TypeVar("Outcome")
+
+
+# What TensorFlow, XNNPACK, absl, transformers and the hub write while they are imported and used.
+QUIET_ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "GLOG_minloglevel": "3",
+    "ABSL_MIN_LOG_LEVEL": "3",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def hush() -> None:
+    """Silences a worker process for good: what it has to say, it returns."""
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+
+
+def without_chatter(run: Callable[[], Outcome], *, enabled: bool = True) -> Outcome:
+    """Runs something while the libraries' warnings and their writing to the terminal are off."""
+    if enabled:
+        for name, value in QUIET_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        # It warns, while it is imported, of each of its libraries that is for another machine.
+        logging.getLogger("torchao").setLevel(logging.ERROR)
+    error: Exception | None = None
+    with warnings.catch_warnings(), quiet(enabled):
+        if enabled and not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        try:
+            return run()
+        except SystemExit as raised:
+            # It would end the check with the port's own status: 0 would be read as a pass.
+            error = PortError(
+                f"called sys.exit({raised.code!r}) while it ran",
+                where="the port",
+                expected="a port that raises where it cannot go on",
+                fix="take the call out of its code",
+            )
+        except Exception as raised:
+            # Past ``quiet`` it would bring the chatter along, and bad input is told in one line.
+            error = raised
+    raise error

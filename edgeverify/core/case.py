@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 
 DEFAULT_PREFILL_LENGTHS = (16, 32)
 DEFAULT_DECODE_STEPS = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from edgeverify.errors import UsageError
+from edgeverify.core.errors import UsageError
 
 _BYTES = {"": 1, "b": 1}
 _BYTES |= {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", start=1)}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edgeverify import taps
+from edgeverify.core import taps
 
 HEAD = "head"
 # Of more positions a curve on a screen shows no more, and the report stays small: 26 blocks of

@@ -17,11 +17,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from edgeverify import noise, positions, taps
-from edgeverify.equivalence import excuse
-from edgeverify.errors import TraceError
-from edgeverify.mapped import forget
-from edgeverify.report.model import (
+from edgeverify.core import noise, profile, taps
+from edgeverify.core.errors import TraceError
+from edgeverify.core.representation import excuse
+from edgeverify.core.results import (
     FAIL,
     PASS,
     UNCHECKED,
@@ -30,7 +29,8 @@ from edgeverify.report.model import (
     TapResult,
     worst_outcome,
 )
-from edgeverify.trace import Trace
+from edgeverify.core.store.mapped import forget
+from edgeverify.core.trace import Trace
 
 # The rms over rows is a stable figure from about this many rows on; fewer are judged together with
 # the other short steps of the same tap (decode steps are one row each). Rows that are the same row
@@ -84,7 +84,7 @@ def thresholds(name: str) -> Thresholds:
     The legs of all recipes, and of all runtimes, have one: ``quantization:dynamic_int8``.
     They are read from ``thresholds.json``, which ``python -m edgeverify.calibrate`` writes.
     """
-    table = json.loads(resources.files("edgeverify").joinpath("thresholds.json").read_text())
+    table = json.loads(resources.files("edgeverify.core").joinpath("thresholds.json").read_text())
     entry = table[name.partition(":")[0]]
     return Thresholds(rms=float(entry["rms"]), row=float(entry["row"]))
 
@@ -292,7 +292,7 @@ def judge_leg(
         results += by_key.values()  # what only the block-by-block run has: extra taps
     results, note = excuse(results, candidate, starts)
     leg = leg_of(name, results, (*notes, note) if note else notes)
-    return replace(leg, along=positions.along(rows, starts))
+    return replace(leg, along=profile.along(rows, starts))
 
 
 def leg_of(name: str, results: Sequence[TapResult], notes: tuple[str, ...] = ()) -> LegResult:

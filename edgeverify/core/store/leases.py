@@ -12,13 +12,15 @@ import atexit
 import contextlib
 import hashlib
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgeverify import locks
+from edgeverify.core.store import locks
+from edgeverify.core.store.locks import locked
 
 FOLDER = ".use"
 # Without locks nobody knows who lives: what was used this recently may be in use.
@@ -138,3 +140,22 @@ def _gate(root: Path, *, alone: bool) -> Iterator[None]:
     (root / FOLDER).mkdir(parents=True, exist_ok=True)
     with locks.gate(root / FOLDER / "gate", alone=alone):
         yield
+
+
+STAGING = ".making"
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what dead processes left: staging directories whose entry's lock is free."""
+    if not locks.AVAILABLE:
+        return
+    for staging in folder.glob(f".*{STAGING}"):
+        entry = staging.name[1 : -len(STAGING)].rpartition(".")[0]
+        lock = folder / f".{entry}.lock"
+        if lock.exists():
+            # A killed process leaves its lock file, but not its lock.
+            with locked(lock, wait=False) as free:
+                if free:
+                    shutil.rmtree(staging, ignore_errors=True)
+        else:
+            shutil.rmtree(staging, ignore_errors=True)

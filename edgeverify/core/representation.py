@@ -23,9 +23,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgeverify import taps
-from edgeverify.report.model import FAIL, PASS, UNCHECKED, TapResult
-from edgeverify.trace import Trace
+from edgeverify.core import taps
+from edgeverify.core.results import FAIL, PASS, UNCHECKED, TapResult
+from edgeverify.core.trace import Trace
 
 INNER = ("attn_norm", "attn.q", "attn.k", "attn.v", "ff_norm")
 # Measured on 282 faults (catalogue × ports) whose first diverging tap is an inner one: the largest

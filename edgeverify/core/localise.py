@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from edgeverify import taps
-from edgeverify.compare import Baseline, compare, thresholds
-from edgeverify.report.model import FAIL, UNCHECKED
-from edgeverify.trace import Trace
+from edgeverify.core import taps
+from edgeverify.core.compare import Baseline, compare, thresholds
+from edgeverify.core.results import FAIL, UNCHECKED
+from edgeverify.core.trace import Trace
 
 # The taps of a block that each tap is computed from, besides the block's input.
 INPUTS: Mapping[str, tuple[str, ...]] = {

@@ -1,0 +1,1 @@
+"""Concepts and judgement: cases, traces, taps, results, noise, comparison; numpy only."""

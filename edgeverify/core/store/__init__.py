@@ -1,0 +1,1 @@
+"""The cache: content-addressed entries, who uses them, and their upkeep."""
