@@ -36,7 +36,7 @@ TAP, INJECT = "tap:", "inject:"
 
 
 def prepare(given: Path, cache: Path, checkpoint: Path) -> None:
-    from edgeverify.flatbuffer import instrument
+    from edgeverify.litert.flatbuffer import instrument
     from edgeverify.selectors import Selectors
     from edgeverify.stages import converted, reference_baselines
     from edgeverify.verify import prepare as prepared

@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from edgeverify.contained import damage, trial
+from benchmarks.damaging import damage, trial
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ ALL_LEGS = 20 * 2**30
 def float32_bytes(model: str, size: str) -> int:
     """What the parameters take, counted on the meta device."""
     from edgeverify import load_port
-    from edgeverify.hf import meta_model
+    from edgeverify.hf.config import meta_model
 
     built = meta_model(load_port(model).hf_configs[size])
     return sum(4 * parameter.numel() for parameter in built.parameters())

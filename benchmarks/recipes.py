@@ -74,7 +74,7 @@ def convert(quantize: str, folder: Path) -> tuple[float, float]:
     from litert_torch.generative.utilities.converter import convert_to_tflite
     from litert_torch.generative.utilities.export_config import ExportConfig
 
-    from edgeverify.checkpoints import open_checkpoint
+    from edgeverify.hf.checkpoints import open_checkpoint
     from models import load
     from models.port import build_model
 

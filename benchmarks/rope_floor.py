@@ -21,9 +21,9 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 import models
-from edgeverify.checkpoints import open_checkpoint
 from edgeverify.core.compare import MIN_ROWS_FOR_RMS, thresholds
 from edgeverify.core.noise import RowErrors
+from edgeverify.hf.checkpoints import open_checkpoint
 from edgeverify.invariants import rope
 from edgeverify.invariants.model import Facts, Invariant, NotApplicableError
 from edgeverify.invariants.rotaries import ReauthoredRotation

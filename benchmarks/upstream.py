@@ -78,8 +78,8 @@ def write_checkpoint(model: str, source: Path | None, size: str | None, folder: 
     """
     from safetensors.torch import save_file
 
-    from edgeverify.checkpoints import open_checkpoint
-    from edgeverify.tokens import RememberedTokenizer
+    from edgeverify.hf.checkpoints import open_checkpoint
+    from edgeverify.hf.tokenizer import RememberedTokenizer
     from models import load
 
     opened = open_checkpoint(

@@ -23,7 +23,7 @@ from edgeverify.core.case import KERNELS, KV_LAYOUTS
 from edgeverify.core.compare import MIN_ROWS_FOR_RMS
 from edgeverify.core.results import PASS, LegResult
 from edgeverify.core.store.entries import versions
-from edgeverify.recipes import NAMED
+from edgeverify.litert.recipes import NAMED
 from models import CATALOGUE
 
 CALIBRATION = Path(__file__).with_name("calibration.json")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeverify.bundle import require_layout
 from edgeverify.core.progress import Progress
 from edgeverify.core.store import entries
-from edgeverify.quantize import quantized
-from edgeverify.recipes import FLOAT32, load_recipe
+from edgeverify.litert.bundle.writer import require_layout
+from edgeverify.litert.quantize import quantized
+from edgeverify.litert.recipes import FLOAT32, load_recipe
 from edgeverify.runtime_stages import bundler
 from edgeverify.selectors import Selectors
 from edgeverify.stages import converted

@@ -9,7 +9,7 @@ from edgeverify.audits.run import Auditor
 from edgeverify.core.compare import Baseline
 from edgeverify.core.results import FAIL, UNCHECKED, Finding, LegResult
 from edgeverify.core.trace import Trace
-from edgeverify.file_facts import file_facts
+from edgeverify.litert.contents import file_facts
 from edgeverify.quantization.check import check_recipes
 from edgeverify.quantization.leg import LEG
 from edgeverify.runtime_stages import FileRun, run_runtimes, without_taps

@@ -22,12 +22,12 @@ from edgeverify.core.errors import GoldenError, RecipeError
 from edgeverify.core.results import FAIL, PASS, GoldenResult
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
-from edgeverify.flatbuffer import ModelFile
 from edgeverify.golden import Golden
 from edgeverify.golden_compare import ORACLE, REAUTHORED, Now
+from edgeverify.litert.flatbuffer import ModelFile
+from edgeverify.litert.quantize import quantized
+from edgeverify.litert.recipes import FLOAT32, NAMED, load_recipe
 from edgeverify.quality import statistics
-from edgeverify.quantize import quantized
-from edgeverify.recipes import FLOAT32, NAMED, load_recipe
 from edgeverify.selectors import GOLDENS, Selectors
 from edgeverify.stages import Run, converted, is_large, reference_baselines, run_reauthored
 

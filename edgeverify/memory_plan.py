@@ -7,8 +7,8 @@ from typing import Any
 
 from edgeverify.core.case import Case
 from edgeverify.core.memory import available_memory, resident_memory
-from edgeverify.described import described
-from edgeverify.hf import meta_model
+from edgeverify.hf.config import meta_model
+from edgeverify.hf.remembered import described
 from edgeverify.stages import Run
 
 GIB = 2**30

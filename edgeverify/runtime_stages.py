@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeverify import bundle, engine
+from edgeverify import engine
 from edgeverify.backends import litert_lm
+from edgeverify.backends.sessions.tflite import TfliteSession
 from edgeverify.core import taps
 from edgeverify.core.compare import Baseline, thresholds
 from edgeverify.core.errors import ArtifactError, NoRoomError
 from edgeverify.core.results import FAIL, UNCHECKED, Finding, LegResult
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
+from edgeverify.litert.bundle import writer
+from edgeverify.litert.bundle.writer import ASKED, LITERT_LM
 from edgeverify.runtimes import LEG, of_interpreter, runtime_leg
-from edgeverify.sessions.tflite import TfliteSession
 from edgeverify.stages import Run
 
-LITERT_LM = "litert_lm"
 # What LiteRT-LM computes with on the CPU. Other kernels round activations otherwise.
 ENGINE_KERNEL = "xnnpack"
-ASKED = f"--runtime {LITERT_LM}"
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,6 @@ class FileRun:
     baseline: Baseline
     sources: tuple[Finding, ...] = ()
     floating: Baseline | None = None
-
-
-def require_engine(runtimes: Sequence[str], tokenizer: Any) -> None:
-    """Refuses LiteRT-LM where it cannot be asked, before anything is converted.
-
-    Raises:
-        EdgeVerifyError: the extra ``litert-lm`` is not installed, or there is no tokenizer.
-    """
-    if LITERT_LM in runtimes:
-        for module in ("litert_lm", "litert_lm_builder"):
-            bundle.require(module, ASKED)
-        bundle.require_tokenizer(tokenizer, ASKED)
 
 
 def run_runtimes(
@@ -173,21 +161,21 @@ def bundler(run: Run, tokenizer: Any, what: str) -> Callable[[Path], AbstractCon
         EdgeVerifyError: the extra is not installed, or the checkpoint has no tokenizer that can be
             bundled.
     """
-    bundle.require("litert_lm_builder", what)
-    bundle.require_tokenizer(tokenizer, what)
-    words, usage = bundle.tokenizer_json(tokenizer), _usage(run, tokenizer)
+    writer.require("litert_lm_builder", what)
+    writer.require_tokenizer(tokenizer, what)
+    words, usage = writer.tokenizer_json(tokenizer), _usage(run, tokenizer)
 
     @contextmanager
     def bundled(path: Path) -> Iterator[Path]:
         with entries.working_folder(path.parent) as folder:
             target = folder / path.with_suffix(".litertlm").name
             with run.timed("bundle"):
-                bundle.write_litertlm(path, words, usage, target)
+                writer.write_litertlm(path, words, usage, target)
             yield target
 
     return bundled
 
 
-def _usage(run: Run, tokenizer: Any) -> bundle.Usage:
+def _usage(run: Run, tokenizer: Any) -> writer.Usage:
     folder = run.checkpoint.tokenizer_dir
-    return bundle.usage_of(tokenizer, run.hf_config, run.case.kv_cache_len, folder)
+    return writer.usage_of(tokenizer, run.hf_config, run.case.kv_cache_len, folder)

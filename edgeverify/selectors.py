@@ -25,7 +25,7 @@ from edgeverify.core.case import (
 from edgeverify.core.choices import one_of, whole_number
 from edgeverify.core.errors import UsageError
 from edgeverify.core.units import bytes_of
-from edgeverify.recipes import ALL, FLOAT32, RECIPES, expand, label
+from edgeverify.litert.recipes import ALL, FLOAT32, RECIPES, expand, label
 
 # Of the invariants. ``nightly`` draws at least 20 times the examples of ``ci``.
 PROFILES = ("dev", "ci", "nightly")
@@ -101,7 +101,7 @@ class Selectors:
     Attributes:
         size: a size of the port; its default size if None.
         checkpoint: file, directory or hub id; seeded random weights if None.
-        recipes: quantization recipes, in the forms of ``edgeverify.recipes.FORMS``.
+        recipes: quantization recipes, in the forms of ``edgeverify.litert.recipes.FORMS``.
         backends: ``reauthored`` asks for the leg ``authoring``, ``tflite`` for ``conversion``,
             which needs the re-authored model, too.
         kv_layout: ``default`` or ``transposed``.

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgeverify import fingerprint
-from edgeverify.audits.bits import checksums
-from edgeverify.audits.reading import FileReading
+from edgeverify.audits.bitwise import checksums
+from edgeverify.audits.file_reading import FileReading
 from edgeverify.audits.run import Auditor
 from edgeverify.backends import reauthored, tflite
-from edgeverify.checkpoints import Checkpoint
-from edgeverify.convert import convert
+from edgeverify.backends.streaming import FusingOnDisk, forgetting, put_on_disk
 from edgeverify.core import taps
 from edgeverify.core.case import Case
 from edgeverify.core.compare import Baseline
@@ -35,8 +34,9 @@ from edgeverify.core.store import entries
 from edgeverify.core.store.mapped import forget
 from edgeverify.core.trace import Trace
 from edgeverify.diagnose import diagnose
-from edgeverify.ops import op_findings
-from edgeverify.streaming import FusingOnDisk, forgetting, put_on_disk
+from edgeverify.diagnose.operators import op_findings
+from edgeverify.hf.checkpoints import Checkpoint
+from edgeverify.litert.convert import convert
 from models import is_registered
 from models.port import LoadError, Port, build_model
 
@@ -49,20 +49,20 @@ CACHE_VERSION = 1
 SMALL_MODEL = 10_000_000  # parameters
 REFERENCE_SOURCES = (
     "backends/reference.py",
-    "backends/tables.py",
-    "float32.py",
-    "float64.py",
-    "hf.py",
+    "backends/widened_tables.py",
+    "backends/float32.py",
+    "backends/float64.py",
+    "hf/config.py",
     "core/noise.py",
-    "references/*.py",
+    "hf/openelm.py",
     "core/taps.py",
 )
 AUDIT_SOURCES = (
     "audits/*.py",
     "core/case.py",
-    "flatbuffer/*.py",
-    "hf.py",
-    "references/*.py",
+    "litert/flatbuffer/*.py",
+    "hf/config.py",
+    "hf/openelm.py",
     "core/results.py",
     "core/taps.py",
 )
@@ -76,7 +76,8 @@ class _NotKeptError(Exception):
 class Run:
     """One check: what is run, where it is cached, how long each stage took.
 
-    ``streamed``: the weights stay on the disk, and so do traces (see ``edgeverify.streaming``).
+    ``streamed``: the weights stay on the disk, and so do traces (see
+    ``edgeverify.backends.streaming``).
     ``memory``: why, or why not. ``memory_budget``: bytes that the process may take; what the
     machine has if None. ``runtime``: what ran the last file.
     """
@@ -205,7 +206,8 @@ def reference_baselines(
     """What each leg is held against; cached. The case gets its decode tokens here.
 
     The re-authored model runs on PyTorch as the reference does; the file's kernels sum one term
-    after another, so the floor of its leg has that order, too (see ``edgeverify.float32``).
+    after another, so the floor of its leg has that order, too (see
+    ``edgeverify.backends.float32``).
 
     Args:
         run: the checkpoint and the case.
@@ -420,7 +422,7 @@ def converted(run: Run) -> Path:
         # litert-torch's layers and converter. Another port may do anything.
         entries.versions(*(("transformers",) if is_registered(run.port) else ())),
         run.checkpoint.identity,
-        entries.source_digest("convert.py"),
+        entries.source_digest("litert/convert.py"),
         fingerprint.of_module(model),
         fingerprint.of_trace(probed),
         [case.kv_layout, list(case.prefill_lengths), case.kv_cache_len, case.decode_batch],

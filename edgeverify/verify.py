@@ -13,21 +13,23 @@ from typing import Any
 
 from edgeverify import inputs
 from edgeverify.audits.run import Auditor
-from edgeverify.checkpoints import open_checkpoint
 from edgeverify.core.compare import Baseline, judge_leg, thresholds
 from edgeverify.core.errors import NoRoomError, PortError
 from edgeverify.core.localise import named_alone
 from edgeverify.core.progress import Progress
 from edgeverify.core.results import FAIL, UNCHECKED, Finding, LegResult, Report, unchecked
 from edgeverify.core.trace import Trace
-from edgeverify.file_facts import file_facts
 from edgeverify.file_legs import file_legs
 from edgeverify.findings import report_of
+from edgeverify.hf.checkpoints import open_checkpoint
+from edgeverify.hf.tokenizer import RememberedTokenizer
+from edgeverify.litert.bundle.writer import LITERT_LM, require_engine
+from edgeverify.litert.contents import file_facts
 from edgeverify.memory_plan import plan_memory
 from edgeverify.ports import load_port
 from edgeverify.quantization.leg import LEG as QUANTIZATION
 from edgeverify.report.words import LISTED
-from edgeverify.runtime_stages import LITERT_LM, FileRun, require_engine, without_taps
+from edgeverify.runtime_stages import FileRun, without_taps
 from edgeverify.selectors import GOLDENS, Selectors
 from edgeverify.stages import (
     Run,
@@ -43,7 +45,6 @@ from edgeverify.stages import (
     run_file,
     run_reauthored,
 )
-from edgeverify.tokens import RememberedTokenizer
 from models.port import Port
 
 

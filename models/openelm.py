@@ -4,7 +4,7 @@ Unusual: query heads, key/value heads and feed-forward width grow from layer to 
 normed per head before they are rotated; q, k and v are one matrix in blocks, gate and up are one
 matrix (gate first); the LM head is tied. The Generative API's ``TransformerBlock`` does all of it,
 with a config per layer. No implementation is in transformers: Apple's is remote code, and the
-reference here is ``edgeverify.references.openelm``.
+reference here is ``edgeverify.hf.openelm``.
 
 Configs: https://huggingface.co/apple/OpenELM-270M/blob/main/config.json and its siblings. Sizing
 rule: arXiv 2404.14619, section 2, and Apple's ``configuration_openelm.py`` of the same repository.

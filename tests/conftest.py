@@ -56,8 +56,8 @@ class Converted:
 
 def _convert(name: str, layout: str, **choices: Any) -> Converted:
     from edgeverify import fingerprint, load_port
-    from edgeverify.checkpoints import open_checkpoint
-    from edgeverify.convert import convert
+    from edgeverify.hf.checkpoints import open_checkpoint
+    from edgeverify.litert.convert import convert
     from models.port import build_model
 
     port = load_port(name)

@@ -15,7 +15,7 @@ from edgeverify import stages
 from edgeverify.cli import main
 from edgeverify.core.errors import PortError
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult
-from edgeverify.flatbuffer import ModelFile, locate_taps
+from edgeverify.litert.flatbuffer import ModelFile, locate_taps
 from edgeverify.verify import verify
 from tests import variants
 

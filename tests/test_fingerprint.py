@@ -20,9 +20,9 @@ from torch import nn
 import models
 from edgeverify import fingerprint
 from edgeverify.backends import reauthored
-from edgeverify.checkpoints import open_checkpoint
 from edgeverify.core.case import Case, plan_steps
 from edgeverify.core.store import entries
+from edgeverify.hf.checkpoints import open_checkpoint
 from models.port import Port, build_model
 from tests import variants
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 import models
-from edgeverify import quantize, stages
+from edgeverify import stages
 from edgeverify.core.results import PASS
 from edgeverify.core.store import entries
-from edgeverify.recipes import load_recipe
+from edgeverify.litert import quantize
+from edgeverify.litert.recipes import load_recipe
 from edgeverify.selectors import Selectors
 from edgeverify.verify import prepare, verify
 from models.port import Port

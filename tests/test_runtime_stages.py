@@ -12,7 +12,8 @@ from edgeverify.core.compare import Baseline
 from edgeverify.core.errors import ArtifactError, UsageError
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult
 from edgeverify.core.trace import Trace
-from edgeverify.runtime_stages import FileRun, require_engine, run_runtimes
+from edgeverify.litert.bundle.writer import require_engine
+from edgeverify.runtime_stages import FileRun, run_runtimes
 
 FILE = FileRun(Path("x.tflite"), LegResult("conversion", PASS, {}), Trace(),
                Baseline(Trace(), {}, {}, Trace()))  # fmt: skip

@@ -14,7 +14,7 @@ from edgeverify.backends import runtimes, tflite
 from edgeverify.core.compare import Baseline
 from edgeverify.core.results import FAIL, PASS
 from edgeverify.core.trace import Trace
-from edgeverify.flatbuffer import ModelFile
+from edgeverify.litert.flatbuffer import ModelFile
 from edgeverify.runtimes import of_interpreter, outer_keys, runtime_leg
 from edgeverify.selectors import Selectors
 from models import CATALOGUE

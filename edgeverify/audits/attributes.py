@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from edgeverify.audits.config import FILE, audit_config
-from edgeverify.audits.constants import Weights
-from edgeverify.audits.converted import of_composites
 from edgeverify.audits.model import Readings
+from edgeverify.audits.of_file import of_composites
 from edgeverify.core.results import FAIL, Check
+from edgeverify.litert.flatbuffer.weights import Weights
 
 
 def odd_attributes(

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify.audits.declared import KNOWN_FAMILIES, NONE, UNSPOKEN
 from edgeverify.audits.model import Readings
+from edgeverify.audits.of_hf_config import KNOWN_FAMILIES, NONE, UNSPOKEN
 from edgeverify.core.results import (
     CONFIG,
     FAIL,

@@ -16,25 +16,25 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify.audits.constants import Weights
-from edgeverify.audits.converted import cap_is_folded, is_mask, is_rope, values
-from edgeverify.audits.declared import NONE
-from edgeverify.audits.kept import (
+from edgeverify.audits.model import Readings
+from edgeverify.audits.of_file import cap_is_folded, is_mask, is_rope, values
+from edgeverify.audits.of_hf_config import NONE
+from edgeverify.audits.promises import Promises
+from edgeverify.audits.quantized_weights import Weight, check_weight, describe
+from edgeverify.audits.storage import (
     idle_rules,
     kept_in_float,
     promise_of,
     taken_otherwise,
     tied_alike,
 )
-from edgeverify.audits.model import Readings
-from edgeverify.audits.places import Span, block_of, places
-from edgeverify.audits.promised import Promises
-from edgeverify.audits.quantized_weights import Weight, check_weight, describe
+from edgeverify.audits.weight_map import Span, block_of, places
 from edgeverify.audits.weights import Audit, Fold, State
 from edgeverify.core.results import FAIL, UNCHECKED, WEIGHTS, AuditResult, Check
 from edgeverify.core.store.mapped import forget
-from edgeverify.flatbuffer import ModelFile
-from edgeverify.flatbuffer.quantization import Quantized, read
+from edgeverify.litert.flatbuffer import ModelFile
+from edgeverify.litert.flatbuffer.quantization import Quantized, read
+from edgeverify.litert.flatbuffer.weights import Weights
 
 # Blocks that hold q, k and v as three constants.
 _APART = re.compile(r"^transformer_blocks\.(\d+)\.atten_func\.[qkv]_projection\.")

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeverify.audits.promised import MIN_MAX, Promise
+from edgeverify.audits.promises import MIN_MAX, Promise
 from edgeverify.core.results import FAIL, PASS, Check
-from edgeverify.flatbuffer import ModelFile
-from edgeverify.flatbuffer.graph import Graph
-from edgeverify.flatbuffer.quantization import BITS, BLOCK, Quantized, pieces, values
+from edgeverify.litert.flatbuffer import ModelFile
+from edgeverify.litert.flatbuffer.graph import Graph
+from edgeverify.litert.flatbuffer.quantization import BITS, BLOCK, Quantized, pieces, values
 
 # The quantizer divides in float32: at most 127 steps, each quotient off by 2^-24 of itself, and
 # the converter's factor that some weights hold is rounded once more. Largest seen in right files:

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from edgeverify.audits.authored import of_config, of_module
 from edgeverify.audits.config import audit_config, audit_mask_inputs
-from edgeverify.audits.declared import declared
+from edgeverify.audits.file_reading import FileReading, not_made, read_file
 from edgeverify.audits.model import Readings
-from edgeverify.audits.reading import FileReading, not_made, read_file
+from edgeverify.audits.of_hf_config import declared
+from edgeverify.audits.of_port import of_config, of_module
 from edgeverify.audits.weights import State, audit_module
 from edgeverify.core.case import Case
 from edgeverify.core.results import (
@@ -25,7 +25,7 @@ from edgeverify.core.results import (
     merged,
     unchecked,
 )
-from edgeverify.described import described
+from edgeverify.hf.remembered import described
 
 
 @dataclass
@@ -130,7 +130,12 @@ class Auditor:
 
     def _read_config(self) -> Readings:
         make = lambda: asdict(declared(self.hf_config))  # noqa: E731
-        sources = ("audits/declared.py", "audits/masks.py", "audits/model.py", "audits/probe.py")
+        sources = (
+            "audits/of_hf_config.py",
+            "audits/masks.py",
+            "audits/model.py",
+            "audits/probe.py",
+        )
         return Readings(**described("declared", self.hf_config, sources, make, self.cache))
 
     def _config(self) -> AuditResult:

@@ -12,17 +12,11 @@ from edgeverify.audits.model import Readings
 from edgeverify.core.case import Case
 from edgeverify.core.errors import ArtifactError
 from edgeverify.core.results import FAIL, NOT_APPLICABLE, PASS, SIGNATURES, AuditResult, Check
-from edgeverify.flatbuffer import ModelFile
+from edgeverify.litert.bundle.accepts import litert_lm_accepts
+from edgeverify.litert.flatbuffer import ModelFile
 
 _DTYPES = {v: k.lower() for k, v in vars(schema.TensorType).items() if isinstance(v, int)}
 Tensor = tuple[str, tuple[int, ...]]  # dtype, shape
-# What LiteRT-LM fills in decode, by each of the names that it knows.
-ENGINE_INPUTS = (
-    ("tokens", "token_ids"),
-    ("input_pos", "positions"),
-    ("kv_cache_k_0",),
-    ("kv_cache_v_0",),
-)
 
 
 def audit_signatures(
@@ -136,39 +130,3 @@ def _tensor(raw: Any, shape: tuple[int, ...]) -> Tensor:
 
 def _text(tensor: Tensor | None) -> str:
     return "" if tensor is None else f"{tensor[0]} ({', '.join(map(str, tensor[1]))})"
-
-
-def litert_lm_accepts(file: ModelFile) -> tuple[bool, str]:
-    """Whether LiteRT-LM would run a file rightly, and why; all of it seen on 0.18.1.
-
-    It reads the cache's length from axis 2 of ``kv_cache_k_0``, where the transposed layout has
-    it: a file with the default layout and 2 KV heads is loaded, and every prompt is refused
-    (``10 >= 2`` tokens). It needs a signature ``decode`` with logits, and fills one mask; with
-    several masks it runs, and answers wrongly. A prefill without logits, and any name that begins
-    with ``prefill``, will do.
-    """
-    if "decode" not in file.signatures or not any(s.startswith("prefill") for s in file.signatures):
-        return False, "it needs a signature decode and one whose name begins with prefill"
-    taken = file.signature("decode").inputs
-    lacking = [n[0] for n in ENGINE_INPUTS if not any(name in taken for name in n)]
-    if lacking:
-        return False, f"decode has no input {' or '.join(lacking)}"
-    if "logits" not in file.signature("decode").outputs:
-        return False, "decode returns no logits"
-    masks = [name for name in taken if name.startswith("mask") and name != "mask"]
-    if masks:
-        return False, (
-            f"it fills one input called mask, not {' and '.join(sorted(masks))}, and would answer "
-            "wrongly"
-        )
-    try:
-        layout = file.kv_layout()
-    except ArtifactError as error:
-        return False, error.what
-    read = file.shape("decode", "kv_cache_k_0")[2]
-    if layout != "transposed":
-        return False, (
-            f"it would take the {read} KV heads for the cache's length, which it reads from the "
-            "transposed layout (--kv-layout transposed)"
-        )
-    return True, f"it reads a cache of {read} rows from the transposed layout"

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgeverify.audits.bits import difference
-from edgeverify.audits.places import HEAD, Places, Span, block_of, places, uncovered
+from edgeverify.audits.bitwise import difference
+from edgeverify.audits.weight_map import Places, Span, block_of, places, uncovered
 from edgeverify.core.results import FAIL, PASS, WEIGHTS, AuditResult, Check
 from edgeverify.core.store.mapped import forget
+from edgeverify.litert.flatbuffer.weights import HEAD
 
 State = Mapping[str, torch.Tensor]
 Fold = Callable[[np.ndarray], np.ndarray]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edgeverify.core.errors import NoRoomError
 from edgeverify.core.memory import available_memory, resident_memory
-from edgeverify.flatbuffer import ModelFile
+from edgeverify.litert.flatbuffer import ModelFile
 
 # What a run takes beside its weights: activations of a signature, caches, what it returns.
 ACTIVATIONS = 2**28

@@ -19,12 +19,12 @@ from litert_torch.generative.layers import scaled_dot_product_attention as sdpa
 from litert_torch.generative.utilities.export_config import ExportConfig
 from torch import nn
 
+from edgeverify.backends.float64 import Float64Mode, widened
 from edgeverify.core import taps
 from edgeverify.core.case import Case, Step
 from edgeverify.core.errors import PortError
 from edgeverify.core.localise import forget_unfed
 from edgeverify.core.trace import Trace
-from edgeverify.float64 import Float64Mode, widened
 
 KV_LAYOUTS = {
     "default": kv_utils.KV_LAYOUT_DEFAULT,

@@ -25,14 +25,14 @@ from transformers import (
 )
 from transformers.masking_utils import eager_mask
 
-from edgeverify import float32
-from edgeverify.backends.tables import head_widened, rows_widened
+from edgeverify.backends import float32
+from edgeverify.backends.float64 import Float64Mode, exact_frequencies, widened
+from edgeverify.backends.widened_tables import head_widened, rows_widened
 from edgeverify.core import taps
 from edgeverify.core.case import Case, Step
 from edgeverify.core.errors import CheckpointError
 from edgeverify.core.trace import Trace
-from edgeverify.float64 import Float64Mode, exact_frequencies, widened
-from edgeverify.hf import reference_config
+from edgeverify.hf.config import reference_config
 
 ATTENTION = "edgeverify"
 Record = dict[str, np.ndarray]
@@ -191,7 +191,7 @@ def run_otherwise(
         case: with its decode tokens known.
         inject: as in ``run``.
         sequential: whether sums are taken one term after another, as LiteRT's kernels do; RoPE's
-            angles are rounded otherwise in both cases. See ``edgeverify.float32``.
+            angles are rounded otherwise in both cases. See ``edgeverify.backends.float32``.
         linear: whether those of linear layers are, too.
     """
     with ExitStack() as stack:

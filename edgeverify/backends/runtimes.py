@@ -18,7 +18,7 @@ from edgeverify.core.case import Case
 from edgeverify.core.errors import ArtifactError
 from edgeverify.core.quiet import quiet
 from edgeverify.core.trace import Trace
-from edgeverify.flatbuffer import ModelFile
+from edgeverify.litert.flatbuffer import ModelFile
 
 
 def run(

@@ -30,7 +30,7 @@ from edgeverify.core.masks import masks_of
 from edgeverify.core.quiet import quiet
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
-from edgeverify.flatbuffer import (
+from edgeverify.litert.flatbuffer import (
     INJECT,
     TAP,
     Instrumentation,
@@ -211,7 +211,7 @@ def instrumented_copy(
     put behind it for the time being: they take as much room as the file, and no time.
     """
     cuts: Any = {"isolate": isolate, "every_tap": every_tap, "beside": beside}
-    sources = entries.source_digest("flatbuffer/*.py")
+    sources = entries.source_digest("litert/flatbuffer/*.py")
     key = entries.digest(sources, entries.file_digest(path, root=root), cuts)
     if path.stat().st_size <= LARGEST_KEPT_COPY:
 

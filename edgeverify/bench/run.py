@@ -19,8 +19,8 @@ from edgeverify.core.errors import ArtifactError, RecipeError
 from edgeverify.core.progress import Progress
 from edgeverify.core.results import PASS, UNCHECKED, worst_outcome
 from edgeverify.core.store import entries
-from edgeverify.quantize import quantized
-from edgeverify.recipes import load_recipe
+from edgeverify.litert.quantize import quantized
+from edgeverify.litert.recipes import load_recipe
 from edgeverify.selectors import Selectors
 
 SCHEMA = 1

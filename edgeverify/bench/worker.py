@@ -111,7 +111,7 @@ def measure(job: Job) -> Sample:
     Raises:
         ArtifactError: the file cannot be read or run, or has no prefill signature.
     """
-    from edgeverify.flatbuffer import ModelFile
+    from edgeverify.litert.flatbuffer import ModelFile
 
     path = Path(job.file)
     before = peak_memory()

@@ -93,8 +93,8 @@ def run(options: argparse.Namespace) -> str:
 
 
 def _gates(options: argparse.Namespace, chosen: selectors.Selectors) -> Gates:
+    from edgeverify.litert.recipes import label
     from edgeverify.quality import gate
-    from edgeverify.recipes import label
 
     if options.gate is not None:
         return gate.Gates(default=gate.parse(options.gate), source="--gate")

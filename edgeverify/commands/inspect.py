@@ -10,7 +10,7 @@ from pathlib import Path
 from edgeverify.core.errors import UsageError
 
 HELP = "show what a .tflite or .litertlm holds: signatures, KV cache, weights, ops"
-READ = "edgeverify.inspection.read:inspect"
+READ = "edgeverify.litert.inspect:inspect"
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -35,8 +35,8 @@ def check_file(path: Path) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Reads the file in a child process and shows what was found."""
-    from edgeverify import contained
     from edgeverify.inspection.terminal import print_inspection
+    from edgeverify.litert import contained
     from edgeverify.report.files import check_paths, write_atomically
     from edgeverify.report.terminal import console_for
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from edgeverify.core import taps
 from edgeverify.core.case import Step
-from edgeverify.diagnose import attention_changes
-from edgeverify.diagnose.cache import row_shift, written_into
-from edgeverify.diagnose.fault import Change
-from edgeverify.diagnose.scene import Inputs, Scene
 
 
 @dataclass(frozen=True)
@@ -102,111 +96,3 @@ class Attention:
         if self.window is not None:
             visible = visible & (key > query - self.window)
         return torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, self.hidden)
-
-
-class AttentionOf:
-    """The attention of one block."""
-
-    def __init__(self, scene: Scene, block: int) -> None:
-        self.scene, self.block = scene, block
-        first = scene.case.steps[0].name
-        _, _, self.heads, self.dim = scene.oracle[f"{first}/{taps.block(block, 'attn.q')}"].shape
-        self.groups = scene.oracle[f"{first}/{taps.block(block, 'attn.k')}"].shape[2]
-
-    def rights(self) -> Iterator[Attention]:
-        weight = self.scene.roles.get(self.block, "o")
-        if weight is None:
-            return
-        hf = self.scene.hf
-        bias = self.scene.roles.get(self.block, "o_bias")
-        scalar = hf.get("query_pre_attn_scalar") or self.dim
-        cap = hf.get("attn_logit_softcapping")
-        # Whether this layer slides is seen from the oracle.
-        for window in dict.fromkeys((hf.get("sliding_window"), None)):
-            yield Attention(weight, bias, float(scalar) ** -0.5, cap, window)
-
-    def compute(self, spec: Attention, inputs: Inputs) -> torch.Tensor:
-        """Step by step, with a cache whose unwritten rows are zero, as the port has it."""
-        q, k, v = (
-            inputs.tap(taps.block(self.block, name)) for name in ("attn.q", "attn.k", spec.value)
-        )
-        mixed = self._at_once(spec, q, k, v, inputs) if spec.needs_no_cache else None
-        if mixed is None:
-            mixed = self._step_by_step(spec, q, k, v, inputs)
-        out = mixed @ spec.weight.to(mixed.dtype).T * spec.factor
-        return out if spec.bias is None else out + spec.bias.to(out.dtype)
-
-    def _at_once(
-        self, spec: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: Inputs
-    ) -> torch.Tensor:
-        rows = torch.arange(len(q))
-        return self._attend(spec, q, k, v, spec.mask(rows, inputs.starts, None, len(k)).to(q.dtype))
-
-    def _step_by_step(
-        self, spec: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: Inputs
-    ) -> torch.Tensor:
-        """With a cache whose unwritten rows are zero, as the port has it."""
-        size = inputs.case.kv_cache_len
-        cache_k = torch.zeros(size, *k.shape[1:], dtype=k.dtype)
-        cache_v = torch.zeros(size, *v.shape[1:], dtype=v.dtype)
-        parts = []
-        for step in inputs.steps:
-            rows = torch.arange(step.start, step.end)
-            written = row_shift(step, spec.written, spec.written_in)
-            kept = cache_k, cache_v
-            if spec.half is not None:
-                cache_k, cache_v = (c.to(spec.half).to(q.dtype) for c in (cache_k, cache_v))
-            cache_k = written_into(cache_k, k[rows], step, written)
-            cache_v = written_into(cache_v, v[rows], step, written)
-            seen_k, seen_v = cache_k, cache_v
-            if spec.half is not None and spec.half_at_once:
-                seen_k, seen_v = (c.to(spec.half).to(q.dtype) for c in (cache_k, cache_v))
-            starts = torch.full(rows.shape, float(step.start))
-            mask = spec.mask(rows, starts, step, size).to(q.dtype)
-            parts.append(self._attend(spec, q[rows], seen_k, seen_v, mask))
-            if step.signature == spec.lost:
-                cache_k, cache_v = kept
-        return torch.cat(parts)
-
-    def _attend(
-        self,
-        spec: Attention,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        mask: torch.Tensor,
-    ) -> torch.Tensor:
-        """(t, N, H), the cache (S, G, H) twice, (t, S) → (t, N * H)."""
-        each = self.heads // self.groups
-        if spec.groups == "tiled":
-            k, v = k.repeat(1, each, 1), v.repeat(1, each, 1)
-        else:
-            k, v = k.repeat_interleave(each, 1), v.repeat_interleave(each, 1)
-        scores = torch.einsum("tnh,snh->nts", q, k)
-        cap = spec.softcap
-        if cap is not None and spec.cap_first:
-            scores = torch.tanh(scores / cap) * cap * spec.scale
-        else:
-            scores = scores * spec.scale
-            if cap is not None:
-                scores = torch.tanh(scores / cap) * cap
-        weights = torch.softmax(scores + mask, dim=-1)
-        weights = torch.nan_to_num(weights)  # a row that sees nothing
-        mixed = torch.einsum("nts,snh->tnh", weights, v)
-        if spec.heads is not None:
-            mixed = mixed[:, list(spec.heads)]
-        if spec.flattened == "elements":
-            mixed = mixed.transpose(1, 2)
-        elif spec.flattened == "rows":
-            mixed = mixed.transpose(0, 1).reshape(mixed.shape)
-        return mixed.flatten(1)
-
-    def changes(
-        self, right: Attention, port: torch.Tensor, rows: torch.Tensor
-    ) -> Iterator[Change[Attention]]:
-        return attention_changes.changes(self, right)
-
-    def fitted(
-        self, right: Attention, port: torch.Tensor, rows: torch.Tensor
-    ) -> Iterator[Change[Attention]]:
-        return attention_changes.fitted(self, right, port, rows)

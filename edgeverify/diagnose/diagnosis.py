@@ -16,7 +16,7 @@ from edgeverify.core.compare import Baseline, compare, thresholds
 from edgeverify.core.results import FAIL, Finding
 from edgeverify.core.trace import Trace
 from edgeverify.diagnose import identity
-from edgeverify.diagnose.attention import AttentionOf
+from edgeverify.diagnose.attention_changes import AttentionOf
 from edgeverify.diagnose.cache import CacheOf
 from edgeverify.diagnose.embedding import EmbeddingOf
 from edgeverify.diagnose.fault import Sublayer
@@ -28,7 +28,7 @@ from edgeverify.diagnose.residual import StreamOf
 from edgeverify.diagnose.scene import Scene
 from edgeverify.diagnose.search import Result, search
 from edgeverify.diagnose.shapes import shapes
-from edgeverify.diagnose.weights import Roles
+from edgeverify.hf.roles import Roles
 
 _NUMBER = re.compile(r"^(blocks|kv)\.(\d+)\.(.*)$")
 

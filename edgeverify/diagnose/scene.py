@@ -17,7 +17,8 @@ from torch import nn
 from edgeverify.core import noise, taps
 from edgeverify.core.case import Case, Step
 from edgeverify.core.trace import Trace
-from edgeverify.diagnose.weights import PortWeights, Roles
+from edgeverify.diagnose.weights import PortWeights
+from edgeverify.hf.roles import Roles
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgeverify.sessions.session import Session
+from edgeverify.backends.sessions.session import Session
 
 
 def continuation(session: Session, fed: Sequence[int], steps: int) -> tuple[list[int], np.ndarray]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from edgeverify.backends.litert_lm import Answers
+from edgeverify.backends.sessions.session import Session
 from edgeverify.core.compare import thresholds
 from edgeverify.core.results import PASS, UNCHECKED, Finding, LegResult, TapResult, worst_outcome
 from edgeverify.engine import numbers, use
 from edgeverify.engine.wanted import Wanted
-from edgeverify.sessions.session import Session
 
 LEG = "runtime:litert_lm"
 STEP = "litert_lm"

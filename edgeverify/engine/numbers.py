@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeverify.backends.litert_lm import Answers
+from edgeverify.backends.sessions.session import Session
 from edgeverify.core import noise
 from edgeverify.core.results import PASS, UNCHECKED
 from edgeverify.engine.drive import continuation, follow
 from edgeverify.engine.seen import ADVICE, Seen, engine_feed, failed, some, told_token
 from edgeverify.engine.wanted import Wanted
-from edgeverify.sessions.session import Session
 
 LOOSELY = "by what rounding activations costs"
 

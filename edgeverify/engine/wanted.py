@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeverify.backends.litert_lm import Questions
-from edgeverify.bundle import Usage, chat_template, rendered
+from edgeverify.litert.bundle.writer import Usage, chat_template, rendered
 
 MESSAGE = "What is the capital of France?"
 # Unicode beyond one byte, runs of spaces, line ends, digits, and nothing but a space.

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify.flatbuffer import Graph, ModelFile, locate_taps
-from edgeverify.flatbuffer.graph import Op, Signature
-from edgeverify.flatbuffer.instrument import write
+from edgeverify.litert.flatbuffer import Graph, ModelFile, locate_taps
+from edgeverify.litert.flatbuffer.graph import Op, Signature
+from edgeverify.litert.flatbuffer.instrument import write
 
 Edit = Callable[[Path, Path], None]
 Values = Callable[[np.ndarray], np.ndarray]

@@ -13,12 +13,11 @@ from typing import Any
 
 from edgeverify.audits.attributes import odd_attributes
 from edgeverify.audits.config import audit_config, audit_mask_inputs
-from edgeverify.audits.constants import Weights, find_weights
-from edgeverify.audits.converted import of_file
-from edgeverify.audits.declared import declared
 from edgeverify.audits.file_weights import audit_file
 from edgeverify.audits.model import Readings
-from edgeverify.audits.promised import Promises
+from edgeverify.audits.of_file import of_file
+from edgeverify.audits.of_hf_config import declared
+from edgeverify.audits.promises import Promises
 from edgeverify.audits.signatures import audit_signatures
 from edgeverify.audits.weights import State
 from edgeverify.core.results import (
@@ -32,10 +31,11 @@ from edgeverify.core.results import (
     merged,
     unchecked,
 )
-from edgeverify.flatbuffer import ModelFile, locate_taps
 from edgeverify.foreign.case import FileCase
-from edgeverify.foreign.facts import DECODE, SHAPES, Facts
-from edgeverify.recipes import Recipe
+from edgeverify.litert.flatbuffer import ModelFile, locate_taps
+from edgeverify.litert.flatbuffer.weights import Weights, find_weights
+from edgeverify.litert.interface import DECODE, SHAPES, Facts
+from edgeverify.litert.recipes import Recipe
 
 LEFT_TO_THE_RUN = "a file does not say it; what it computes is judged by the leg conversion"
 

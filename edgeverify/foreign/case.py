@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeverify.core.case import Case, Step, cache_rows_needed, plan_steps, prompt_length
 from edgeverify.core.errors import UsageError
-from edgeverify.foreign.facts import DECODE, Facts
+from edgeverify.litert.interface import DECODE, Facts
 
 
 @dataclass(frozen=True)

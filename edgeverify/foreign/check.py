@@ -15,8 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgeverify import contained, inputs
-from edgeverify.checkpoints import open_checkpoint
+from edgeverify import inputs
 from edgeverify.core.compare import Baseline, judge_leg, thresholds
 from edgeverify.core.errors import ArtifactError, UsageError
 from edgeverify.core.localise import named_alone
@@ -28,17 +27,19 @@ from edgeverify.findings import report_of
 from edgeverify.foreign import running
 from edgeverify.foreign.audits import audit
 from edgeverify.foreign.case import FileCase, case_of, wanted_tokens
-from edgeverify.foreign.facts import SHAPES, Facts
 from edgeverify.foreign.ports import port_for
-from edgeverify.litertlm import is_bundle
+from edgeverify.hf.checkpoints import open_checkpoint
+from edgeverify.hf.tokenizer import RememberedTokenizer
+from edgeverify.litert import contained
+from edgeverify.litert.bundle.reader import is_bundle
+from edgeverify.litert.interface import SHAPES, Facts
+from edgeverify.litert.recipes import ALL, FLOAT32, Recipe, expand, load_recipe
 from edgeverify.ports import load_port
 from edgeverify.quantization.leg import LEG as QUANTIZATION
 from edgeverify.quantization.leg import judge_file
 from edgeverify.quantization.weights import read_weights
-from edgeverify.recipes import ALL, FLOAT32, Recipe, expand, load_recipe
 from edgeverify.selectors import Selectors
 from edgeverify.stages import Run, fitting_threads, reference_baselines
-from edgeverify.tokens import RememberedTokenizer
 from models.port import Port
 
 LEG = "conversion"

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeverify.checkpoints import configs
-from edgeverify.checkpoints.locate import read_json
 from edgeverify.core.errors import UsageError
+from edgeverify.hf.checkpoints import configs
+from edgeverify.hf.checkpoints.locate import read_json
 from edgeverify.ports import catalogue, load_port
 from models.port import Port
 

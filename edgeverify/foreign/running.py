@@ -12,11 +12,11 @@ from typing import Any
 from edgeverify.backends import tflite
 from edgeverify.core.localise import forget_unfed
 from edgeverify.core.trace import Trace
-from edgeverify.flatbuffer import Located, ModelFile, instrument, locate_taps
 from edgeverify.foreign.case import FileCase
-from edgeverify.foreign.facts import SHAPES, Facts, facts_of
-from edgeverify.inspection.weights import totals, weights_of
-from edgeverify.litertlm import read_bundle
+from edgeverify.litert.bundle.reader import read_bundle
+from edgeverify.litert.dtypes import totals, weights_of
+from edgeverify.litert.flatbuffer import Located, ModelFile, instrument, locate_taps
+from edgeverify.litert.interface import SHAPES, Facts, facts_of
 
 NOT_LOCATED = "nothing writes the KV cache in a way that is known, so that no tap can be located"
 # What ``run`` writes into its folder, and what it reads from there.

@@ -1,6 +1,6 @@
 """Contracts of cache, RoPE, mask, padding and batch, asked for with generated inputs.
 
-Each is a plain function over a *session* (``edgeverify.sessions``) that the reference, the
+Each is a plain function over a *session* (``edgeverify.backends.sessions``) that the reference, the
 re-authored model and the converted file implement alike. ``examine`` lets Hypothesis drive one of
 them; ``reproduce`` asks once more for a case that failed.
 """

@@ -22,7 +22,7 @@ def floor_per_position(
     """What a right float32 implementation is off at each position, at most, over the pool.
 
     The reference is run at once and in steps, with RoPE's angles rounded otherwise and, for a
-    file, with its sums taken one term after another (see ``edgeverify.float32``).
+    file, with its sums taken one term after another (see ``edgeverify.backends.float32``).
 
     Args:
         model: from ``backends.reference.build``.

@@ -19,11 +19,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from edgeverify.backends.sessions import Session
 from edgeverify.invariants import draw
 from edgeverify.invariants.agree import Played
 from edgeverify.invariants.model import FIXED, Facts, Invariant
 from edgeverify.invariants.subject import DECODE, Subject, feed, valid
-from edgeverify.sessions import Session
 
 REWIND = "rewind"
 # (signature, its real tokens), or ("rewind", (position,)).

@@ -21,10 +21,10 @@ from litert_torch.generative.layers import scaled_dot_product_attention as sdpa
 from litert_torch.generative.utilities.export_config import ExportConfig
 from torch import nn
 
+from edgeverify.backends.float64 import exact_frequencies, rope_type
 from edgeverify.backends.reauthored import PLAIN_ATTENTION
 from edgeverify.core.errors import PortError
-from edgeverify.float64 import exact_frequencies, rope_type
-from edgeverify.hf import meta_model, reference_config
+from edgeverify.hf.config import meta_model, reference_config
 from edgeverify.invariants.model import CannotCheckError, NotApplicableError, Rotary, Violation
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _apply_function(module_name: str) -> Callable[..., torch.Tensor]:
     if hasattr(module, "apply_rotary_pos_emb"):
         apply = module.apply_rotary_pos_emb
         return lambda x, cos, sin: apply(x, x, cos, sin)[0]
-    if hasattr(module, "rotate"):  # edgeverify.references.openelm
+    if hasattr(module, "rotate"):  # edgeverify.hf.openelm
         return module.rotate
     raise CannotCheckError(f"{module_name} has no function that applies RoPE")
 

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from edgeverify.backends.sessions import Session
 from edgeverify.invariants.agree import Agreement, Played
 from edgeverify.invariants.model import Facts
-from edgeverify.sessions import Session
 
 Plan: TypeAlias = Sequence[tuple[str, int]]
 DECODE = "decode"

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgeverify.backends import reference
+from edgeverify.backends.sessions import Session
+from edgeverify.backends.sessions.reauthored import ReauthoredSession
+from edgeverify.backends.sessions.reference import ReferenceSession
+from edgeverify.backends.sessions.tflite import TfliteSession
 from edgeverify.core.case import Case
 from edgeverify.core.compare import thresholds
 from edgeverify.core.store import entries
-from edgeverify.hf import reference_config
+from edgeverify.hf.config import reference_config
 from edgeverify.invariants import draw
 from edgeverify.invariants.agree import Agreement
 from edgeverify.invariants.floors import cached_floor, floor_per_position
@@ -25,10 +29,6 @@ from edgeverify.invariants.model import (
 from edgeverify.invariants.rope_floor import Rotation
 from edgeverify.invariants.rotaries import ReauthoredRotation, ReferenceRotation, rotary_of
 from edgeverify.invariants.subject import Subject
-from edgeverify.sessions import Session
-from edgeverify.sessions.reauthored import ReauthoredSession
-from edgeverify.sessions.reference import ReferenceSession
-from edgeverify.sessions.tflite import TfliteSession
 from edgeverify.stages import REFERENCE_SOURCES, Run, converted
 
 REFERENCE, REAUTHORED, TFLITE = "reference", "reauthored", "tflite"
@@ -92,7 +92,7 @@ class Workshop:
 
     def _batch_of_file(self, implementation: str, case: Case) -> int:
         # On PyTorch any signature takes a batch. The transposed layout has none to convert: see
-        # tests/test_runtime_edges.py.
+        # tests/backends/test_runtime_edges.py.
         file = implementation.startswith(TFLITE) and case.kv_layout == "default"
         return self.decode_batch if file else 1
 

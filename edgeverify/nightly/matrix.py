@@ -19,9 +19,9 @@ from edgeverify.core.case import KV_LAYOUTS
 from edgeverify.core.choices import one_of
 from edgeverify.core.errors import EdgeVerifyError, UsageError
 from edgeverify.core.units import bytes_of
+from edgeverify.litert.recipes import RECIPES, expand, label
 from edgeverify.nightly.tables import AXES, OPTIONS, SHARED, checked, known, tables_of
 from edgeverify.ports import catalogue, check_name
-from edgeverify.recipes import RECIPES, expand, label
 from edgeverify.selectors import RUNTIMES, Selectors
 
 DEFAULT = Path(__file__).with_name("default.toml")
@@ -38,7 +38,7 @@ class NightlyCase:
         size: of the model, or None where a checkpoint says it.
         checkpoint: a path or hub id; seeded weights if None.
         layout: of the KV cache.
-        recipe: one of ``edgeverify.recipes.FORMS``.
+        recipe: one of ``edgeverify.litert.recipes.FORMS``.
         runtimes: beside the interpreter.
         options: further selectors.
         memory: bytes that it may take, where the matrix says so.

@@ -18,8 +18,8 @@ from edgeverify.core.case import KV_LAYOUTS
 from edgeverify.core.errors import UsageError
 from edgeverify.core.loading import is_file, split
 from edgeverify.core.store import entries
+from edgeverify.litert.recipes import FLOAT32, RECIPES
 from edgeverify.nightly.matrix import NightlyCase
-from edgeverify.recipes import FLOAT32, RECIPES
 
 KEY_VERSION = 1
 GIB = 2**30

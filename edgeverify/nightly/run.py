@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeverify.contained.child import Child, EndedError
 from edgeverify.core.errors import DiskFullError, EdgeVerifyError, PortError
 from edgeverify.core.memory import tells_out_of_memory
 from edgeverify.core.results import FAIL, SCHEMA, UNCHECKED
 from edgeverify.core.units import shown
+from edgeverify.litert.contained.child import Child, EndedError
 from edgeverify.nightly import store
 from edgeverify.nightly.matrix import NightlyCase
 

@@ -1,6 +1,6 @@
 """The child's side: one check, in a process that stays warm for the next.
 
-The host starts it by ``edgeverify.contained``; what it imports, it imports once.
+The host starts it by ``edgeverify.litert.contained``; what it imports, it imports once.
 """
 
 from __future__ import annotations

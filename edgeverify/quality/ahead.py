@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeverify.core.errors import EdgeVerifyError
-from edgeverify.recipes import Recipe
+from edgeverify.litert.recipes import Recipe
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def _quietly(work: Callable[..., None], *arguments: Any) -> None:
 
 def quantize(path: Path, recipes: Sequence[Recipe], cache: Path | None) -> None:
     """Quantizes a float file by each recipe that can be applied."""
-    from edgeverify.quantize import quantized
+    from edgeverify.litert.quantize import quantized
 
     for recipe in recipes:
         try:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from edgeverify.core.choices import did_you_mean
 from edgeverify.core.errors import UsageError
+from edgeverify.litert.recipes import RECIPES
 from edgeverify.quality.statistics import NAMES, Estimate
-from edgeverify.recipes import RECIPES
 
 SIZE, SPEED = "size_mb", "tokens_per_second"
 FIGURES = (*NAMES, SIZE, SPEED)

@@ -19,6 +19,8 @@ from edgeverify.core.memory import peak_memory
 from edgeverify.core.progress import Progress
 from edgeverify.core.results import FAIL, PASS, UNCHECKED
 from edgeverify.core.store import entries
+from edgeverify.litert.quantize import quantized
+from edgeverify.litert.recipes import FLOAT32, Recipe, label, load_recipe
 from edgeverify.quality import statistics
 from edgeverify.quality.ahead import meanwhile, quantize
 from edgeverify.quality.gate import Condition, Gates, judge
@@ -26,8 +28,6 @@ from edgeverify.quality.logits import Scored, read_reference, score_file, write_
 from edgeverify.quality.model import Evaluation, Row, gateable
 from edgeverify.quality.statistics import Positions, Resamples
 from edgeverify.quality.text import Stream, Window, load_stream, windows
-from edgeverify.quantize import quantized
-from edgeverify.recipes import FLOAT32, Recipe, label, load_recipe
 from edgeverify.selectors import Selectors
 from edgeverify.stages import (
     REFERENCE_SOURCES,

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeverify.audits.attributes import odd_attributes
-from edgeverify.audits.declared import declared
 from edgeverify.audits.file_weights import audit_file
-from edgeverify.audits.promised import Promises
+from edgeverify.audits.of_hf_config import declared
+from edgeverify.audits.promises import Promises
 from edgeverify.core.compare import Baseline, thresholds
 from edgeverify.core.errors import ArtifactError, RecipeError
 from edgeverify.core.results import UNCHECKED, AuditResult, LegResult, merged, unchecked
-from edgeverify.flatbuffer import ModelFile
+from edgeverify.litert.flatbuffer import ModelFile
+from edgeverify.litert.quantize import quantized
+from edgeverify.litert.recipes import FLOAT32, Recipe, load_recipe
 from edgeverify.quantization.leg import LEG, judge_file
 from edgeverify.quantization.weights import FileWeights, read_weights
-from edgeverify.quantize import quantized
-from edgeverify.recipes import FLOAT32, Recipe, load_recipe
 from edgeverify.runtime_stages import FileRun
 from edgeverify.stages import Run
 
@@ -44,7 +44,7 @@ def check_recipes(
 
     Args:
         run: of the original checkpoint, decode tokens known.
-        chosen: recipes, as ``edgeverify.recipes.expand`` gives them.
+        chosen: recipes, as ``edgeverify.litert.recipes.expand`` gives them.
         path: the float file.
         baseline: the reference with the checkpoint's own weights.
         blocked: why the files cannot be judged, because their float file is wrong already; they

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeverify.flatbuffer.quantization import BLOCK
+from edgeverify.litert.flatbuffer.quantization import BLOCK
 from edgeverify.quantization.weights import FileWeights, Held
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]

@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify.checkpoints import Checkpoint
+from edgeverify.backends.streaming import forgetting
 from edgeverify.core import taps
 from edgeverify.core.compare import Baseline, judge_leg, leg_of, thresholds
 from edgeverify.core.noise import floor_of, widest
 from edgeverify.core.results import FAIL, TapResult, worst_outcome
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
+from edgeverify.hf.checkpoints import Checkpoint
 from edgeverify.quantization.against_control import Control, judge
 from edgeverify.quantization.control import rounded_inputs, roundings
 from edgeverify.quantization.weights import FileWeights, untied
 from edgeverify.runtime_stages import FileRun
 from edgeverify.stages import REFERENCE_SOURCES, Run, reference_baselines, run_file
-from edgeverify.streaming import forgetting
 
 LEG = "quantization"
 Runs = Callable[[Run, Path, Trace], tuple[Trace, Trace | None]]
@@ -112,7 +112,7 @@ def _with_weights(run: Run, path: Path, weights: FileWeights) -> Run:
             "with the weights of",
             CACHE_VERSION,
             entries.file_digest(path, root=run.cache),
-            entries.source_digest("quantization/weights.py", "flatbuffer/*.py"),
+            entries.source_digest("quantization/weights.py", "litert/flatbuffer/*.py"),
             run.checkpoint.identity,
         ),
         description=f"{run.checkpoint.description}, with the weights of {path.name}",

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeverify.audits.constants import Weights, find_weights
-from edgeverify.audits.converted import cap_is_folded
-from edgeverify.audits.declared import NONE, declared
 from edgeverify.audits.file_weights import fold_of
-from edgeverify.audits.places import EMBEDDING, HEAD, Places, places
+from edgeverify.audits.of_file import cap_is_folded
+from edgeverify.audits.of_hf_config import NONE, declared
+from edgeverify.audits.weight_map import Places, places
+from edgeverify.backends.streaming import LARGE_BYTES
 from edgeverify.core.errors import ArtifactError
 from edgeverify.core.store.mapped import forget, scratch
-from edgeverify.flatbuffer import ModelFile, locate_taps
-from edgeverify.flatbuffer.graph import Graph, Op
-from edgeverify.flatbuffer.quantization import Quantized, pieces, read, values
-from edgeverify.streaming import LARGE_BYTES
+from edgeverify.litert.flatbuffer import ModelFile, locate_taps
+from edgeverify.litert.flatbuffer.graph import Graph, Op
+from edgeverify.litert.flatbuffer.quantization import Quantized, pieces, read, values
+from edgeverify.litert.flatbuffer.weights import EMBEDDING, HEAD, Weights, find_weights
 
 DECODE = "decode"
 TIED = ("tie_word_embeddings", "share_input_output_layers")  # the latter is OpenELM's

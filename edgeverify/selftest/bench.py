@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from edgeverify.checkpoints import Checkpoint, open_checkpoint
 from edgeverify.core.case import Case
 from edgeverify.core.compare import Baseline, judge_leg
 from edgeverify.core.errors import EdgeVerifyError
 from edgeverify.core.results import FAIL, LegResult
 from edgeverify.faults.changes import with_hf
 from edgeverify.faults.fault import Fault
+from edgeverify.hf.checkpoints import Checkpoint, open_checkpoint
 from edgeverify.inputs import plan_case
 from edgeverify.selectors import Selectors
 from edgeverify.selftest import rows

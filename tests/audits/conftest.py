@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgeverify.checkpoints import open_checkpoint
+from edgeverify.hf.checkpoints import open_checkpoint
 from models import load
 from models.port import Port, build_model
 

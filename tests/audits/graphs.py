@@ -11,9 +11,9 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers  # type: ignore[import-untyped]
 
-from edgeverify.audits.constants import Weights, find_weights
-from edgeverify.flatbuffer import Located, Signature, TapRef
-from edgeverify.flatbuffer.graph import Graph
+from edgeverify.litert.flatbuffer import Located, Signature, TapRef
+from edgeverify.litert.flatbuffer.graph import Graph
+from edgeverify.litert.flatbuffer.weights import Weights, find_weights
 
 FLOAT32, INT32 = schema.TensorType.FLOAT32, schema.TensorType.INT32
 COMPOSITE = schema.BuiltinOperator.STABLEHLO_COMPOSITE

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from edgeverify.audits.attributes import odd_attributes
-from edgeverify.audits.declared import NONE
 from edgeverify.audits.model import Readings
+from edgeverify.audits.of_hf_config import NONE
 from edgeverify.core.results import FAIL
 from tests.audits.graphs import Decoder, decoder, flex
 

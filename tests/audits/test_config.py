@@ -14,10 +14,10 @@ from litert_torch.generative.layers import model_config as cfg
 from torch import nn
 
 import models
-from edgeverify.audits.authored import of_config, of_module
 from edgeverify.audits.config import audit_config, audit_mask_inputs
-from edgeverify.audits.declared import declared
 from edgeverify.audits.model import Readings
+from edgeverify.audits.of_hf_config import declared
+from edgeverify.audits.of_port import of_config, of_module
 from edgeverify.core.results import (
     CONFIG,
     FAIL,

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeverify.audits.constants import Weights, find_weights
-from edgeverify.audits.converted import of_file
-from edgeverify.audits.declared import declared
 from edgeverify.audits.file_weights import audit_file
 from edgeverify.audits.model import Readings
-from edgeverify.audits.places import places
-from edgeverify.checkpoints import open_checkpoint
+from edgeverify.audits.of_file import of_file
+from edgeverify.audits.of_hf_config import declared
+from edgeverify.audits.weight_map import places
 from edgeverify.core.results import PASS, WEIGHTS, Check
-from edgeverify.flatbuffer import ModelFile, locate_taps
+from edgeverify.hf.checkpoints import open_checkpoint
+from edgeverify.litert.flatbuffer import ModelFile, locate_taps
+from edgeverify.litert.flatbuffer.weights import Weights, find_weights
 from models import load
 
 pytestmark = pytest.mark.slow

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from edgeverify.audits.config import audit_config
-from edgeverify.audits.constants import find_weights
-from edgeverify.audits.converted import of_file
-from edgeverify.audits.declared import declared
 from edgeverify.audits.file_weights import audit_file
-from edgeverify.checkpoints import open_checkpoint
+from edgeverify.audits.of_file import of_file
+from edgeverify.audits.of_hf_config import declared
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, AuditResult, Check
-from edgeverify.flatbuffer import ModelFile, locate_taps
-from edgeverify.flatbuffer.instrument import write
+from edgeverify.hf.checkpoints import open_checkpoint
+from edgeverify.litert.flatbuffer import ModelFile, locate_taps
+from edgeverify.litert.flatbuffer.instrument import write
+from edgeverify.litert.flatbuffer.weights import find_weights
 from models import load
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,9 @@ import torch
 from litert_torch.generative.layers.model_config import FeedForwardType
 
 from edgeverify.audits import file_weights
-from edgeverify.audits.constants import Weights
 from edgeverify.audits.model import Readings
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, WEIGHTS, AuditResult, Check
+from edgeverify.litert.flatbuffer.weights import Weights
 
 BLOCK = "transformer_blocks.0."
 LAYER = "model.layers.0."

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from edgeverify.audits import reading
+from edgeverify.audits import file_reading
 from edgeverify.audits.run import Auditor
-from edgeverify.checkpoints import open_checkpoint
 from edgeverify.core.case import Case
 from edgeverify.core.results import CONFIG, FAIL, PASS, SIGNATURES, UNCHECKED, WEIGHTS, Check
+from edgeverify.hf.checkpoints import open_checkpoint
 from models import load
 
 CASE = Case("tinyllama", "tiny", "default", (4,), 40, ())
@@ -159,7 +159,7 @@ def test_a_file_that_no_audit_can_read_is_unchecked_in_all_three(
 ) -> None:
     auditor, made = port_done
     before = {name: audit.checks for name, audit in auditor.results.items()}
-    monkeypatch.setattr(reading, "ModelFile", Opened)
+    monkeypatch.setattr(file_reading, "ModelFile", Opened)
     auditor.file(tmp_path / "x.tflite", made.model, made.state)
     assert outcomes(auditor) == dict.fromkeys((CONFIG, WEIGHTS, SIGNATURES), UNCHECKED)
     for name in (CONFIG, WEIGHTS):
@@ -202,7 +202,7 @@ def test_constants_that_cannot_be_held_leave_the_config_s_audit(
     def broken(*_: Any) -> None:
         raise KeyError("norm")
 
-    monkeypatch.setattr(reading, "audit_file", broken)
+    monkeypatch.setattr(file_reading, "audit_file", broken)
     auditor.file(made.path, made.model, state)
     assert outcomes(auditor) == {CONFIG: PASS, WEIGHTS: UNCHECKED, SIGNATURES: PASS}
     assert auditor.results[WEIGHTS].odd == (

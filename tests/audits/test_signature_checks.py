@@ -11,10 +11,11 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeverify.audits.model import Readings
-from edgeverify.audits.signatures import audit_signatures, litert_lm_accepts, needed_masks
+from edgeverify.audits.signatures import audit_signatures, needed_masks
 from edgeverify.core.case import Case
 from edgeverify.core.errors import ArtifactError
 from edgeverify.core.results import FAIL, NOT_APPLICABLE, PASS, SIGNATURES, Check
+from edgeverify.litert.bundle.accepts import litert_lm_accepts
 
 Shape = tuple[int, ...]
 TYPES = {

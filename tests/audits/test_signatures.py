@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from edgeverify.audits.declared import declared
-from edgeverify.audits.signatures import audit_signatures, litert_lm_accepts
+from edgeverify.audits.of_hf_config import declared
+from edgeverify.audits.signatures import audit_signatures
 from edgeverify.core.results import FAIL, PASS, AuditResult
-from edgeverify.flatbuffer import ModelFile
-from edgeverify.flatbuffer.instrument import write
+from edgeverify.litert.bundle.accepts import litert_lm_accepts
+from edgeverify.litert.flatbuffer import ModelFile
+from edgeverify.litert.flatbuffer.instrument import write
 from models import load
 
 pytestmark = pytest.mark.slow

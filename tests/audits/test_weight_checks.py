@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeverify.audits.places import Span
+from edgeverify.audits.weight_map import Span
 from edgeverify.audits.weights import Audit
 from edgeverify.core.results import FAIL, PASS, Check
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgeverify.audits.bits import Difference, checksums, difference
-from edgeverify.audits.places import Span, places
+from edgeverify.audits.bitwise import Difference, checksums, difference
+from edgeverify.audits.weight_map import Span, places
 from edgeverify.audits.weights import audit_module
 from edgeverify.core.results import FAIL, PASS, AuditResult, Check
 from edgeverify.verify import verify

@@ -16,7 +16,6 @@ from torch import nn
 
 import models
 from edgeverify.backends import reauthored, reference
-from edgeverify.checkpoints import open_checkpoint
 from edgeverify.core import taps
 from edgeverify.core.case import Case, plan_steps
 from edgeverify.core.compare import Thresholds, compare
@@ -24,6 +23,7 @@ from edgeverify.core.errors import PortError
 from edgeverify.core.noise import floor_of
 from edgeverify.core.results import UNCHECKED
 from edgeverify.core.trace import Trace
+from edgeverify.hf.checkpoints import open_checkpoint
 from models.port import Port, build_model
 
 NAMES = tuple(models.CATALOGUE)

@@ -12,13 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import models
-from edgeverify import hf
 from edgeverify.backends import reference
-from edgeverify.checkpoints import open_checkpoint
 from edgeverify.core import taps
 from edgeverify.core.case import Case, plan_steps
 from edgeverify.core.errors import CheckpointError
 from edgeverify.core.trace import Trace
+from edgeverify.hf.checkpoints import open_checkpoint
+from edgeverify.hf.config import reference_config
 
 NAMES = tuple(models.CATALOGUE)
 
@@ -38,7 +38,7 @@ class Tiny:
 
     def plain(self) -> Any:
         """transformers' model with its own eager attention and no help of ours."""
-        config = hf.reference_config(self.config)
+        config = reference_config(self.config)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         assert not model.load_state_dict(self.state, strict=False).unexpected_keys
         model.tie_weights()

@@ -19,7 +19,7 @@ from edgeverify.core.case import Case, Step
 from edgeverify.core.errors import ArtifactError
 from edgeverify.core.masks import mask
 from edgeverify.core.trace import Trace
-from edgeverify.flatbuffer import ModelFile, instrument, locate_taps
+from edgeverify.litert.flatbuffer import ModelFile, instrument, locate_taps
 
 PATCHED = 2  # the block whose weights are changed below; there are blocks before and after it
 

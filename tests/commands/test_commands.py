@@ -16,7 +16,7 @@ import pytest
 
 from edgeverify.cli import main
 from edgeverify.core.results import Report
-from tests.flatbuffer import made
+from tests.litert.flatbuffer import made
 
 
 @pytest.fixture

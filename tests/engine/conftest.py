@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from edgeverify import load_port
-from edgeverify.checkpoints import open_checkpoint
+from edgeverify.hf.checkpoints import open_checkpoint
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 ASCII = [chr(code) for code in range(32, 127)]

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from edgeverify import bundle, engine, verify
+from edgeverify import engine, verify
 from edgeverify.backends import litert_lm
+from edgeverify.backends.sessions.tflite import TfliteSession
 from edgeverify.core.errors import ArtifactError
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, Finding, LegResult
 from edgeverify.engine.drive import continuation
 from edgeverify.engine.numbers import LOOSELY
-from edgeverify.recipes import RECIPES
+from edgeverify.litert.bundle import writer
+from edgeverify.litert.recipes import RECIPES
 from edgeverify.selectors import Selectors
-from edgeverify.sessions.tflite import TfliteSession
 from models import CATALOGUE
 from tests.engine.conftest import make_tokenizer
 
@@ -43,15 +44,15 @@ class Tiny:
 
     path: Path
     tokenizer: Any
-    usage: bundle.Usage
+    usage: writer.Usage
     wanted: engine.Wanted
     session: TfliteSession
     folder: Path
 
     def bundled(self, tokenizer: str = "", **changes: Any) -> Path:
         target = self.folder / "model.litertlm"
-        words = tokenizer or bundle.tokenizer_json(self.tokenizer)
-        bundle.write_litertlm(self.path, words, replace(self.usage, **changes), target)
+        words = tokenizer or writer.tokenizer_json(self.tokenizer)
+        writer.write_litertlm(self.path, words, replace(self.usage, **changes), target)
         return target
 
     def judged(self, **changes: Any) -> tuple[LegResult, tuple[Finding, ...]]:
@@ -77,7 +78,7 @@ def tiny(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     run, tokenizer = prepare("tinyllama", chosen, verbose=False, progress=None)
     assert tokenizer is not None
     folder = run.checkpoint.tokenizer_dir
-    usage = bundle.usage_of(tokenizer, run.hf_config, run.case.kv_cache_len, folder)
+    usage = writer.usage_of(tokenizer, run.hf_config, run.case.kv_cache_len, folder)
     prompt = [1, *tokenizer("A lighthouse by the sea", add_special_tokens=False)["input_ids"]]
     wanted = engine.wanted_of(tokenizer, usage, prompt, prompt[3:9])
     path = converted(run)
@@ -173,7 +174,7 @@ def test_another_tokenizer_is_named(tiny: Tiny) -> None:
 
 def test_a_template_that_the_engine_cannot_apply_is_named(tiny: Tiny) -> None:
     """As transformers has it, it adds a list of parts to a string."""
-    told = tiny.failures(template=bundle.chat_template(tiny.tokenizer))
+    told = tiny.failures(template=writer.chat_template(tiny.tokenizer))
     assert set(told) == {"chat_template"}
     assert told["chat_template"].startswith("the engine cannot apply it (Failed to render message")
 

@@ -17,7 +17,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         from safetensors.torch import save_file
 
         from edgeverify import load_port
-        from edgeverify.checkpoints import open_checkpoint
+        from edgeverify.hf.checkpoints import open_checkpoint
 
         folder = tmp_path_factory.mktemp(f"{name}-{seed}")
         opened = open_checkpoint(None, load_port(name), size="tiny", seed=seed)

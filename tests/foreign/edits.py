@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgeverify.flatbuffer import ModelFile
-from edgeverify.flatbuffer.graph import KV_INPUT
-from edgeverify.flatbuffer.instrument import write
+from edgeverify.litert.flatbuffer import ModelFile
+from edgeverify.litert.flatbuffer.graph import KV_INPUT
+from edgeverify.litert.flatbuffer.instrument import write
 
 
 def edited(source: Path, target: Path, *changes: Callable[[Any], None]) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from edgeverify.core.errors import UsageError
 from edgeverify.foreign.case import FileCase, case_of, wanted_tokens
-from edgeverify.foreign.facts import Facts
+from edgeverify.litert.interface import Facts
 
 FACTS = Facts(
     prefill={"prefill_4": 4, "prefill": 11},

@@ -15,13 +15,13 @@ from flatbuffers import flexbuffers
 from edgeverify import verify_artifact
 from edgeverify.core.errors import ArtifactError, UsageError
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, Report
-from edgeverify.flatbuffer import ModelFile
-from edgeverify.flatbuffer.instrument import write
 from edgeverify.foreign import running
 from edgeverify.foreign.ports import port_for
-from edgeverify.quantize import quantized
-from edgeverify.recipes import load_recipe
-from tests.contained.test_damage import bundled
+from edgeverify.litert.flatbuffer import ModelFile
+from edgeverify.litert.flatbuffer.instrument import write
+from edgeverify.litert.quantize import quantized
+from edgeverify.litert.recipes import load_recipe
+from tests.benchmarks.test_damage import bundled
 from tests.foreign.edits import (
     cache_writes_hidden,
     copied,

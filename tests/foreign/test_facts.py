@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from edgeverify.core.errors import ArtifactError
-from edgeverify.flatbuffer import ModelFile
-from edgeverify.foreign.facts import Facts, facts_of
-from tests.flatbuffer import made
+from edgeverify.litert.flatbuffer import ModelFile
+from edgeverify.litert.interface import Facts, facts_of
 from tests.foreign.edits import cache_writes_hidden, copied, edited, input_renamed, renamed
+from tests.litert.flatbuffer import made
 
 Get = Callable[..., Any]
 

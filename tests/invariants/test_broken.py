@@ -89,7 +89,7 @@ def test_every_invariant_but_the_cache_end_has_a_port_that_breaks_it() -> None:
 def test_a_session_that_lets_a_step_past_the_end_breaks_the_invariant(
     under_examination: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeverify.sessions import Session
+    from edgeverify.backends.sessions import Session
 
     def unchecked(self: Session, signature: str, tokens: list[int], real: int) -> Any:
         if self.position + len(tokens) > self.rows:

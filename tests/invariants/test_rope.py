@@ -18,7 +18,7 @@ from litert_torch.generative.layers import rotary_position_embedding as upstream
 from torch import nn
 
 import models
-from edgeverify.checkpoints import open_checkpoint
+from edgeverify.hf.checkpoints import open_checkpoint
 from edgeverify.invariants import rope
 from edgeverify.invariants.model import (
     CannotCheckError,

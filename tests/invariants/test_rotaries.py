@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import models
-from edgeverify.checkpoints import open_checkpoint
 from edgeverify.core.errors import PortError
+from edgeverify.hf.checkpoints import open_checkpoint
 from edgeverify.invariants import rope
 from edgeverify.invariants.model import CannotCheckError, NotApplicableError, Violation
 from edgeverify.invariants.rotaries import ReauthoredRotation, ReferenceRotation, rotary_of

@@ -14,8 +14,8 @@ from litert_torch.generative.layers import model_config as cfg
 from litert_torch.generative.utilities.export_config import ExportConfig
 from torch import nn
 
-from edgeverify import hf
-from edgeverify.checkpoints import seeded
+from edgeverify.hf.checkpoints import seeded
+from edgeverify.hf.config import meta_model, reference_config
 from models import load
 from models.port import LoadError, Port, build_model, map_state
 from models.run import KV_LAYOUTS
@@ -46,7 +46,7 @@ class Family:
 
     def meta(self) -> nn.Module:
         """transformers' model, without memory."""
-        return hf.meta_model(self.config)
+        return meta_model(self.config)
 
     @cached_property
     def state(self) -> dict[str, torch.Tensor]:
@@ -65,7 +65,7 @@ class Family:
         """transformers' model in float32 with ``state``, eager attention."""
         from transformers import AutoModelForCausalLM
 
-        config = hf.reference_config(self.config)
+        config = reference_config(self.config)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         outcome = model.load_state_dict(self.state, strict=False)
         assert not outcome.unexpected_keys

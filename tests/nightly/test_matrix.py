@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from edgeverify.core.errors import UsageError
+from edgeverify.litert.recipes import RECIPES
 from edgeverify.nightly.matrix import Matrix, load_matrix
 from edgeverify.ports import catalogue
-from edgeverify.recipes import RECIPES
 
 
 def matrix(tmp_path: Path, text: str) -> Matrix:

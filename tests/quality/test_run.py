@@ -11,13 +11,13 @@ import pytest
 
 from edgeverify import load_port
 from edgeverify.core.results import FAIL, PASS, UNCHECKED
+from edgeverify.litert.recipes import Recipe
 from edgeverify.quality import run as line
 from edgeverify.quality.gate import Gates, parse
 from edgeverify.quality.logits import Scored
 from edgeverify.quality.model import Evaluation
 from edgeverify.quality.run import Asked, evaluate
 from edgeverify.quality.statistics import Positions, Resamples
-from edgeverify.recipes import Recipe
 from edgeverify.selectors import Selectors
 
 WINDOW, TOKENS = 24, 60  # the last window is padded

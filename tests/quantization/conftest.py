@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeverify.core.results import AuditResult
-from edgeverify.recipes import Recipe
+from edgeverify.litert.recipes import Recipe
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgeverify.backends.tables import head_widened
-from edgeverify.float64 import Float64Mode
+from edgeverify.backends.float64 import Float64Mode
+from edgeverify.backends.widened_tables import head_widened
 from edgeverify.quantization.control import asymmetric, rounded_inputs, rounding, symmetric
 
 
@@ -99,7 +99,7 @@ def test_the_input_of_a_head_that_is_widened_in_pieces_is_rounded_too(
     piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The oracle takes its LM head in pieces; the control runs as the oracle does."""
-    monkeypatch.setattr("edgeverify.backends.tables.PIECE", piece)
+    monkeypatch.setattr("edgeverify.backends.widened_tables.PIECE", piece)
     model = nn.Sequential(nn.Linear(4, 7, bias=piece > 8))
     x = torch.randn(1, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     weight = model[0].weight.data.to(torch.float64)

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 from edgeverify import load_port, verify
-from edgeverify.audits.constants import find_weights
 from edgeverify.core.errors import ArtifactError
 from edgeverify.core.results import FAIL, PASS, UNCHECKED
 from edgeverify.core.trace import Trace
 from edgeverify.faults.catalogue import FAULTS
-from edgeverify.flatbuffer import ModelFile, locate_taps
-from edgeverify.flatbuffer.instrument import write
+from edgeverify.litert.flatbuffer import ModelFile, locate_taps
+from edgeverify.litert.flatbuffer.instrument import write
+from edgeverify.litert.flatbuffer.weights import find_weights
+from edgeverify.litert.quantize import quantized
+from edgeverify.litert.recipes import NAMED, Recipe, load_recipe
 from edgeverify.quantization.leg import judge_file
 from edgeverify.quantization.weights import read_weights
-from edgeverify.quantize import quantized
-from edgeverify.recipes import NAMED, Recipe, load_recipe
 
 pytestmark = pytest.mark.slow
 Get = Callable[..., "object"]
@@ -326,9 +326,9 @@ def test_the_file_is_litert_torch_s_own_byte_by_byte(
     from litert_torch.generative.utilities.converter import ExportableModule
     from litert_torch.generative.utilities.export_config import ExportConfig
 
-    from edgeverify.convert import LAYOUTS, sample_inputs
     from edgeverify.core.quiet import quiet
-    from edgeverify.recipes import _named
+    from edgeverify.litert.convert import LAYOUTS, sample_inputs
+    from edgeverify.litert.recipes import _named
 
     port = made("tinyllama")  # type: ignore[operator]
     run, case = port.run, port.run.case

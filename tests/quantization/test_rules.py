@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from flatbuffers import flexbuffers
 
-from edgeverify.audits.constants import find_weights
-from edgeverify.audits.promised import Promises
+from edgeverify.audits.promises import Promises
 from edgeverify.core.errors import RecipeError
 from edgeverify.core.results import FAIL, PASS
-from edgeverify.flatbuffer import ModelFile, locate_taps
-from edgeverify.flatbuffer.instrument import write
-from edgeverify.quantize import quantized
-from edgeverify.recipes import Recipe, load_recipe
+from edgeverify.litert.flatbuffer import ModelFile, locate_taps
+from edgeverify.litert.flatbuffer.instrument import write
+from edgeverify.litert.flatbuffer.weights import find_weights
+from edgeverify.litert.quantize import quantized
+from edgeverify.litert.recipes import Recipe, load_recipe
 
 pytestmark = pytest.mark.slow
 Get = Callable[..., "object"]

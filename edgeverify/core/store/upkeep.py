@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeverify.contained.child import Child
 from edgeverify.core.errors import ArtifactError, EdgeVerifyError
 from edgeverify.core.store import leases
+from edgeverify.litert.contained.child import Child
 
 READ = "edgeverify.core.store.upkeep:read_tflite"
 DIGITS = frozenset("0123456789abcdef")
@@ -162,7 +162,7 @@ def read_tflite(path: Path) -> None:
     Raises:
         ArtifactError: it is damaged.
     """
-    from edgeverify.flatbuffer.graph import ModelFile
+    from edgeverify.litert.flatbuffer.graph import ModelFile
 
     _: Any = ModelFile(path).model
 

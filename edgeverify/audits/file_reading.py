@@ -1,0 +1,132 @@
+"""What the audits read from one converted file, and its way to the cache and back.
+
+Parsing a file and walking its graphs takes as long as running it. The same file, held against the
+same checkpoint for the same case, says the same; whoever remembers it must say what "the same" is
+(see ``stages.audit_file``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeverify.audits.attributes import odd_attributes
+from edgeverify.audits.file_weights import audit_file
+from edgeverify.audits.model import Readings
+from edgeverify.audits.of_file import of_file
+from edgeverify.audits.signatures import audit_signatures
+from edgeverify.audits.weights import State
+from edgeverify.core.case import Case
+from edgeverify.core.results import CONFIG, SIGNATURES, WEIGHTS, AuditResult, Check, unchecked
+from edgeverify.litert.bundle.accepts import litert_lm_accepts
+from edgeverify.litert.flatbuffer import ModelFile, locate_taps
+from edgeverify.litert.flatbuffer.weights import find_weights
+
+DECODE = "decode"
+
+
+@dataclass(frozen=True)
+class FileReading:
+    """What was read.
+
+    Attributes:
+        signatures: their audit.
+        engine_refusal: why LiteRT-LM would refuse the file, or "".
+        readings: of the config; None where the file could not be read.
+        attributes: what is odd about composites' attributes.
+        constants: the audit of the weights.
+        fault: what was raised where the file could not be read, or "".
+        whole: whether every part could be made; else an audit raised.
+    """
+
+    signatures: AuditResult
+    engine_refusal: str
+    readings: Readings | None = None
+    attributes: AuditResult | None = None
+    constants: AuditResult | None = None
+    fault: str = ""
+    whole: bool = True
+
+    def to_json(self) -> str:
+        """As text, or "" where text cannot hold all of it."""
+        told = asdict(self)
+        try:
+            text = json.dumps(told)
+            same = repr(asdict(_read_back(text))) == repr(told)
+        except (TypeError, ValueError):
+            return ""
+        return text if same else ""
+
+    @classmethod
+    def from_json(cls, text: str) -> FileReading:
+        """What ``to_json`` wrote."""
+        return _read_back(text)
+
+
+def _read_back(text: str) -> FileReading:
+    data = json.loads(text)
+    for name in ("signatures", "attributes", "constants"):
+        part = data[name]
+        if part is not None:
+            checks = tuple(Check(**check) for check in part["checks"])
+            data[name] = AuditResult(part["name"], checks, tuple(part["notes"]))
+    if data["readings"] is not None:
+        data["readings"] = Readings(**data["readings"])
+    return FileReading(**data)
+
+
+def read_file(
+    path: Path,
+    case: Case,
+    declared: Readings,
+    mask_kinds: Sequence[str],
+    for_engine: bool,
+    hf_config: Mapping[str, Any],
+    config: Any,
+    state: State,
+) -> FileReading:
+    """Reads a file; an audit that raises is ``unchecked`` in what is returned.
+
+    Args:
+        path: the .tflite.
+        case: what it is to be.
+        declared: of the HF config.
+        mask_kinds: the port's.
+        for_engine: it is to run in LiteRT-LM.
+        hf_config: the HF config.
+        config: the re-authored ``ModelConfig``.
+        state: the checkpoint, HF names → float32 tensors.
+    """
+    file = ModelFile(path)
+    accepted, reason = litert_lm_accepts(file)
+    refusal = "" if accepted else reason
+    whole, fault = True, ""
+    try:
+        signatures = audit_signatures(file, case, declared, mask_kinds, for_engine)
+    except Exception as error:
+        whole, signatures = False, not_made(SIGNATURES, "file", error)
+    try:
+        found = {
+            name: find_weights(file, name, locate_taps(file, name)) for name in file.signatures
+        }
+        readings = of_file(file, found[DECODE], declared.values.get("rotary base"))
+    except Exception as error:
+        fault = f"cannot be read: {type(error).__name__}: {error}"
+        return FileReading(signatures, refusal, fault=fault, whole=False)
+    others = [name for name in found if name != DECODE]
+    said = AuditResult(
+        CONFIG, odd_attributes(declared, found, others, str(hf_config.get("model_type")))
+    )
+    try:
+        constants = audit_file(file, found, config, state, declared)
+    except Exception as error:
+        whole, constants = False, not_made(WEIGHTS, "file", error)
+    return FileReading(signatures, refusal, readings, said, constants, whole=whole)
+
+
+def not_made(name: str, where: str, error: Exception) -> AuditResult:
+    """An audit that raised."""
+    return unchecked(name, where, f"cannot be read: {type(error).__name__}: {error}")

@@ -1,0 +1,178 @@
+"""What the HF config says, as transformers reads it: its config class and the modules it builds.
+
+Nothing is taken from the ports' own reading of configs. Fields of a block are named
+``blocks.{i}.{field}``; widths are in elements, windows in tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from edgeverify.audits import probe
+from edgeverify.audits.model import Readings
+from edgeverify.audits.probe import first
+from edgeverify.hf.config import meta_model
+
+# Families whose forward pass was read: what their config class and modules do not mention, their
+# forward does not do. For others a difference in such a field is ``unchecked``.
+KNOWN_FAMILIES = frozenset({"llama", "gemma", "gemma2", "phi", "openelm"})
+# Fields that other families' forward passes may set without a word in config or modules.
+UNSPOKEN = frozenset({"embedding scale", "final softcap", "attention softcap", "window"})
+NORMS = ("attention norm", "attention output norm", "feed-forward norm", "feed-forward output norm")
+HEAD_NORMS = ("query norm", "key norm")
+NONE = "none"
+
+
+def declared(hf_config: Mapping[str, Any]) -> Readings:
+    """Reads every field of a config.
+
+    Args:
+        hf_config: the ``config.json`` dict; defaults are those of transformers' config class.
+
+    Raises:
+        Exception: whatever transformers raises for a config that makes no model.
+    """
+    model: Any = meta_model(hf_config)
+    base = getattr(model, model.base_model_prefix)
+    config = model.config
+    out = Readings("HF config")
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    scale = first(table, "scalar_embed_scale")
+    out.values |= {
+        "vocabulary": table.num_embeddings,
+        "width": table.embedding_dim,
+        "layers": len(base.layers),
+        "max length": config.max_position_embeddings,
+        "embedding scale": _scale(scale),
+        "tied head": "yes" if config.tie_word_embeddings else "no",
+        "head bias": probe.has_bias(head),
+        "final softcap": first(config, "final_logit_softcapping") or NONE,
+    }
+    read_norm(out, "final norm", first(base, "norm", "final_layernorm", "ln_f"))
+    _rotary(out, config, base.layers[0])
+    for i, layer in enumerate(base.layers):
+        _layer(out, f"blocks.{i}.", layer, i, config)
+    return out
+
+
+def _scale(value: Any) -> Any:
+    """A factor of 1 changes nothing, which is what a model without a factor does."""
+    return NONE if value is None or float(value) == 1.0 else float(value)
+
+
+def read_norm(out: Readings, field: str, norm: Any) -> None:
+    """Reads what a norm is, its epsilon and its factor; ``none`` where there is no module."""
+    if not isinstance(norm, nn.Module):
+        out.values[field] = NONE
+        return
+    try:
+        out.values[field] = probe.norm_kind(norm)
+        out.values[f"{field} factor"] = "1 + weight" if probe.norm_adds_one(norm) else "weight"
+    except Exception as error:  # e.g. it has no weights (OLMo)
+        out.unread[field] = (
+            f"{type(norm).__name__} cannot be tried: {type(error).__name__}: {error}"
+        )
+    eps = probe.norm_eps(norm)
+    if eps is None:
+        out.unread[f"{field} eps"] = f"{type(norm).__name__} has no eps"
+    else:
+        out.values[f"{field} eps"] = eps
+
+
+def _rotary(out: Readings, config: Any, layer: Any) -> None:
+    attention = _attention(layer)
+    rope: Mapping[str, Any] = first(config, "rope_parameters") or {}
+    base = rope.get("rope_theta", getattr(config, "rope_freq_constant", None))
+    if base is None:
+        out.unread["rotary base"] = "the config has neither rope_theta nor rope_freq_constant"
+    else:
+        out.values["rotary base"] = float(base)
+    out.values["rotary scaling"] = rope.get("rope_type", "default")
+    share = rope.get("partial_rotary_factor", 1.0)
+    rotated = first(attention, "rotary_ndims", "rotary_dim")
+    # A share is what transformers' config has; elements are what it does: int(share * head_dim).
+    out.values["rotary elements"] = int(share * attention.head_dim if rotated is None else rotated)
+
+
+def _attention(layer: Any) -> Any:
+    return first(layer, "self_attn", "attn", "attention")
+
+
+def _layer(out: Readings, at: str, layer: Any, index: int, config: Any) -> None:
+    attention = _attention(layer)
+    feed_forward = first(layer, "mlp", "ffn", "feed_forward")
+    qkv = _linears(attention, ("qkv_proj",), ("q_proj", "k_proj", "v_proj"))
+    output = first(attention, "o_proj", "dense", "out_proj")
+    down = first(feed_forward, "down_proj", "fc2", "proj_2")
+    inner = _linears(
+        feed_forward, ("gate_up_proj",), ("proj_1",), ("gate_proj", "up_proj"), ("fc1",)
+    )
+    dim = attention.head_dim
+    heads = first(attention, "num_heads") or output.in_features // dim
+    groups = first(attention, "num_key_value_heads") or heads // attention.num_key_value_groups
+    name, _ = probe.activation(first(feed_forward, "act_fn", "activation_fn", "act"))
+    rows = sum(linear.out_features for linear in inner)
+    out.values |= {
+        f"{at}heads": heads,
+        f"{at}key/value heads": groups,
+        f"{at}head_dim": dim,
+        f"{at}feed-forward width": down.in_features,
+        f"{at}gated": "yes" if rows == 2 * down.in_features else "no",
+        f"{at}qkv bias": probe.has_bias(*qkv),
+        f"{at}attention output bias": probe.has_bias(output),
+        f"{at}feed-forward bias": probe.has_bias(down, *inner),
+        f"{at}query scale": float(attention.scaling),
+        f"{at}attention softcap": first(attention, "attn_logit_softcapping") or NONE,
+        f"{at}window": _window(attention, index, config),
+    }
+    if name == probe.ANOTHER:
+        out.unread[f"{at}activation"] = "transformers' activation is none that is known here"
+    else:
+        out.values[f"{at}activation"] = name
+    _layer_norms(out, at, layer, attention)
+
+
+def _linears(owner: Any, *choices: tuple[str, ...]) -> list[Any]:
+    """The first group of linear layers that is there in full."""
+    for names in choices:
+        found = [getattr(owner, name, None) for name in names]
+        if all(isinstance(linear, nn.Module) for linear in found):
+            return found
+    raise AttributeError(f"{type(owner).__name__} has none of {choices}")
+
+
+def _layer_norms(out: Readings, at: str, layer: Any, attention: Any) -> None:
+    """``post_attention_layernorm`` is the attention's where the feed-forward has its own norms."""
+    before_ff = first(layer, "pre_feedforward_layernorm")
+    after_ff = first(layer, "post_feedforward_layernorm")
+    after = first(layer, "post_attention_layernorm")
+    own = before_ff is not None or after_ff is not None
+    roles = {
+        "attention norm": first(layer, "input_layernorm", "attn_norm"),
+        "attention output norm": after if own else None,
+        "feed-forward norm": before_ff if own else first(layer, "ffn_norm") or after,
+        "feed-forward output norm": after_ff,
+        "query norm": first(attention, "q_norm", "q_layernorm"),
+        "key norm": first(attention, "k_norm", "k_layernorm"),
+    }
+    for role, norm in roles.items():
+        read_norm(out, f"{at}{role}", norm)
+    # One norm for both: attention and feed-forward stand side by side.
+    shared = roles["feed-forward norm"] is None and after_ff is None
+    out.values[f"{at}parallel residual"] = "yes" if shared else "no"
+
+
+def _window(attention: Any, index: int, config: Any) -> Any:
+    """Tokens that a query sees, itself included; ``none`` where it sees all before it.
+
+    Without ``layer_types`` the config's window, if there is one, is every layer's (Mistral).
+    """
+    kinds = first(config, "layer_types")
+    if kinds is not None and kinds[index] != "sliding_attention":
+        return NONE
+    if getattr(config, "use_sliding_window", True) is False:
+        return NONE
+    return first(attention, "sliding_window") or first(config, "sliding_window") or NONE

@@ -1,0 +1,167 @@
+"""The config of a checkpoint: found, judged against the port, and named as one of its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from edgeverify.core.errors import CheckpointError, UsageError
+from edgeverify.hf.checkpoints.expected import Expected, expected_tensors, some
+from edgeverify.hf.checkpoints.locate import Weights, read_json
+from edgeverify.hf.remembered import described
+
+if TYPE_CHECKING:
+    from models.port import Port
+
+CUSTOM = "custom"
+
+
+def require_size(port: Port, size: str | None) -> None:
+    """Refuses a size that the port does not have.
+
+    Raises:
+        UsageError: with the port's sizes.
+    """
+    if size is not None and size not in port.hf_configs:
+        raise UsageError(
+            f"port {port.name!r} has no size {size!r}",
+            where="--size",
+            expected=f"one of {', '.join(port.hf_configs)}",
+        )
+
+
+def of_files(weights: Weights, port: Port, size: str | None) -> tuple[dict[str, Any], object]:
+    """Reads ``config.json`` beside the weights, or takes the config of ``size`` if there is none.
+
+    Returns:
+        The config, and where it is from, for messages.
+
+    Raises:
+        CheckpointError: no config, a damaged one, one of another family, or not that of ``size``.
+    """
+    path = weights.directory / "config.json"
+    if path.is_file():
+        config = read_json(path)
+        require_family(config, port, path)
+        require_agreement(config, port, size, path)
+        return config, path
+    if size is None:
+        raise CheckpointError(
+            "has no config.json" if weights.where.is_dir() else "has no config.json beside it",
+            where=weights.where,
+            expected="the config that the weights belong to",
+            fix=f"put it there, or give --size ({', '.join(port.hf_configs)})",
+        )
+    return dict(port.hf_configs[size]), f"port {port.name!r}, size {size!r}"
+
+
+def require_family(config: Mapping[str, Any], port: Port, where: object) -> None:
+    """Refuses the config of another family.
+
+    Raises:
+        CheckpointError: ``model_type`` is none of the port's configs'.
+    """
+    types = sorted({str(known.get("model_type")) for known in port.hf_configs.values()})
+    found = config.get("model_type")
+    if found not in types:
+        raise CheckpointError(
+            f"model_type is {found!r}" if found is not None else "there is no model_type",
+            where=where,
+            expected=f"{' or '.join(map(repr, types))} for port {port.name!r}",
+            fix="take a checkpoint of this family, or the port of that one (edgeverify list)",
+        )
+
+
+def require_agreement(
+    config: Mapping[str, Any], port: Port, size: str | None, where: object
+) -> None:
+    """Refuses a size that was asked for and is not the checkpoint's.
+
+    Raises:
+        CheckpointError: naming the keys that differ.
+    """
+    if size is None:
+        return
+    differing = _differences(config, port.hf_configs[size], where)
+    if differing:
+        told = [f"{key} is {mine!r}, not {theirs!r}" for key, (mine, theirs) in differing.items()]
+        raise CheckpointError(
+            f"is not the config of size {size!r}: {some(told, quote=False)}",
+            where=where,
+            expected=f"size {size!r} of port {port.name!r}",
+            fix="leave --size out: the checkpoint's own config decides",
+        )
+
+
+def build_reference(config: Mapping[str, Any], port: Port, where: object) -> nn.Module:
+    """Builds the reference on the meta device, and the port's config to see that it can.
+
+    Raises:
+        CheckpointError: one of the two refuses the config.
+    """
+    try:
+        model = meta_model(config)
+    except Exception as error:  # config values of any type reach transformers' constructors
+        raise _refused("transformers", error, where) from error
+    _require_port(config, port, where)
+    return model
+
+
+def expected_of(
+    config: Mapping[str, Any], port: Port, where: object, cache: Path | None
+) -> Expected:
+    """The tensors of the reference of a config, which is built where they are not known yet.
+
+    Raises:
+        CheckpointError: as ``build_reference``.
+    """
+
+    def make() -> Any:
+        found = expected_tensors(build_reference(config, port, where))
+        shapes = [[name, list(shape)] for name, shape in found.shapes.items()]
+        return [found.model, shapes, dict(found.tied), dict(found.untied_head), list(found.ignored)]
+
+    told = described("expected tensors", config, ("hf/checkpoints/expected.py",), make, cache)
+    _require_port(config, port, where)
+    model, shapes, tied, untied, ignored = told
+    sizes = {name: tuple(shape) for name, shape in shapes}
+    return Expected(model, sizes, tied, untied, tuple(ignored))
+
+
+def _require_port(config: Mapping[str, Any], port: Port, where: object) -> None:
+    try:
+        port.model_config(config)
+    except Exception as error:  # config values of any type reach the port's constructors
+        raise _refused(f"port {port.name!r}", error, where) from error
+
+
+def size_of(config: Mapping[str, Any], port: Port) -> str:
+    """The port's size that describes the same model, else ``"custom"``."""
+    for size, known in port.hf_configs.items():
+        if not _differences(config, known, f"port {port.name!r}, size {size!r}"):
+            return size
+    return CUSTOM
+
+
+def _differences(
+    config: Mapping[str, Any], known: Mapping[str, Any], where: object
+) -> dict[str, tuple[Any, Any]]:
+    try:
+        return config_differences(config, known)
+    except Exception as error:  # as in build_reference
+        raise _refused("transformers", error, where) from error
+
+
+def _refused(who: str, error: Exception, where: object) -> CheckpointError:
+    reason = str(error)
+    if isinstance(error, KeyError):
+        reason = f"there is no {reason}"
+    return CheckpointError(
+        f"{who} cannot build a model from this config ({reason or type(error).__name__})",
+        where=where,
+        expected="a whole config.json of a causal language model",
+        fix="correct or restore the named key",
+    )

@@ -1,1 +1,0 @@
-"""What a .tflite or .litertlm holds, read without running it."""

@@ -1,0 +1,1 @@
+"""The .litertlm container: reading, writing, its metadata, what the engine accepts."""

@@ -1,0 +1,293 @@
+"""Bundles a .tflite with its tokenizer into the ``.litertlm`` that LiteRT-LM runs.
+
+Beside the graph an engine has to know how the model is used: the token that every prompt begins
+with, those that end an answer, the chat template, the cache's length. Here all of it comes from
+the checkpoint's own tokenizer and configs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from edgeverify.core.errors import ArtifactError, EdgeVerifyError, UsageError
+from edgeverify.litert.bundle import writer
+
+EXTRA = "litert-lm"
+# How LiteRT-LM 0.18 hands a message to its template: the content is a list of parts, and templates
+# of text models, which add it to a string, are refused ("tried to use + operator on unsupported
+# types string and sequence"). This brings each message to the form that transformers gives it.
+TEXT_CONTENT = (
+    "{%- set plain = namespace(messages=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- set text = namespace(whole='') -%}"
+    "{%- if message['content'] is string -%}"
+    "{%- set text.whole = message['content'] -%}"
+    "{%- else -%}"
+    "{%- for part in message['content'] -%}"
+    "{%- set text.whole = text.whole + part['text'] -%}"
+    "{%- endfor -%}"
+    "{%- endif -%}"
+    "{%- set plain.messages = plain.messages"
+    " + [{'role': message['role'], 'content': text.whole}] -%}"
+    "{%- endfor -%}"
+    "{%- set messages = plain.messages -%}"
+)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How an engine is to use a model.
+
+    Attributes:
+        start: the token that every prompt begins with, or None.
+        stops: the tokens that end an answer.
+        template: the chat template (Jinja) as LiteRT-LM takes it, or None.
+        rows: of the KV cache.
+    """
+
+    start: int | None
+    stops: tuple[int, ...]
+    template: str | None
+    rows: int
+
+
+def require(module: str, what: str) -> None:
+    """Refuses what needs the extra ``litert-lm`` where it is not installed.
+
+    Args:
+        module: ``litert_lm`` (the engine) or ``litert_lm_builder`` (what writes its files).
+        what: asks for it, e.g. ``--runtime litert_lm``.
+
+    Raises:
+        EdgeVerifyError: it is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise EdgeVerifyError(
+            f"needs the package {module.replace('_', '-')}, which is not installed",
+            where=what,
+            expected=f"edgeverify with its extra {EXTRA!r}",
+            fix=f"pip install 'edgeverify[{EXTRA}]'",
+        )
+
+
+def require_layout(kv_layout: str, what: str) -> None:
+    """Refuses a KV layout that LiteRT-LM does not read, before anything is converted.
+
+    Args:
+        kv_layout: of the file that would be made.
+        what: asks for it: ``--format litertlm``.
+
+    Raises:
+        UsageError: it is not the transposed layout.
+    """
+    if kv_layout != "transposed":
+        raise UsageError(
+            f"LiteRT-LM would take the KV heads of the {kv_layout} layout for the cache's length",
+            where=what,
+            expected="--kv-layout transposed",
+            fix="add --kv-layout transposed",
+        )
+
+
+def require_tokenizer(tokenizer: Any, what: str) -> None:
+    """Refuses a checkpoint without a tokenizer, which a ``.litertlm`` holds.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if tokenizer is None:
+        raise UsageError(
+            "a .litertlm holds the model's tokenizer, and seeded weights have none",
+            where=what,
+            expected="a --checkpoint that has one",
+            fix="give the checkpoint's directory",
+        )
+
+
+def usage_of(
+    tokenizer: Any, hf_config: Mapping[str, Any], rows: int, folder: Path | None = None
+) -> Usage:
+    """Reads how a model is used from its tokenizer and configs.
+
+    LiteRT-LM tokenizes without special tokens and puts the start token first itself: see
+    ``puts_start``.
+
+    Args:
+        tokenizer: of transformers.
+        hf_config: the HF config.
+        rows: of the file's KV cache.
+        folder: of the checkpoint, for its ``generation_config.json``.
+    """
+    start = tokenizer.bos_token_id if puts_start(tokenizer) else None
+    stops = [*_ids(_generation_config(folder).get("eos_token_id")), *_ids(tokenizer.eos_token_id)]
+    return Usage(
+        start=start,
+        stops=tuple(dict.fromkeys(stops or _ids(hf_config.get("eos_token_id")))),
+        template=_engine_template(tokenizer, start),
+        rows=rows,
+    )
+
+
+def puts_start(tokenizer: Any) -> bool:
+    """Whether the engine has to put the BOS before what it is fed.
+
+    It has to where transformers' tokenizer puts it before every text. Where only the chat template
+    has one, it is the engine's to put if the template takes it from ``bos_token``; written out in
+    the template (``<|im_start|>`` of SmolLM2), the engine would put it twice.
+    """
+    start = tokenizer.bos_token_id
+    if start is None:
+        return False
+    if tokenizer("x")["input_ids"][:1] == [start]:
+        return True
+    if chat_template(tokenizer) is None:
+        return False
+    return rendered(tokenizer, "x") != rendered(tokenizer, "x", bos_token="")
+
+
+def chat_template(tokenizer: Any) -> str | None:
+    """The tokenizer's chat template; of several, the one that is taken by default."""
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, Mapping):
+        return template.get("default")
+    return template or None
+
+
+def _engine_template(tokenizer: Any, start: int | None) -> str | None:
+    """The chat template with what transformers gives it and LiteRT-LM does not.
+
+    The engine leaves the special tokens' names empty, and a start token comes before the template.
+    """
+    template = chat_template(tokenizer)
+    if template is None:
+        return None
+    names = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+    if start is not None:
+        names["bos_token"] = ""
+    named = "".join(
+        f"{{%- set {k} = {json.dumps(v, ensure_ascii=False)} -%}}" for k, v in sorted(names.items())
+    )
+    return TEXT_CONTENT + named + template
+
+
+def rendered(tokenizer: Any, message: str, **variables: str) -> str:
+    """A user's message as the chat template puts it, up to where the answer begins.
+
+    Args:
+        tokenizer: of transformers, with a chat template.
+        message: the text.
+        variables: values of the template's variables.
+    """
+    messages = [{"role": "user", "content": message}]
+    text: str = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, **variables
+    )
+    return text
+
+
+def tokenizer_json(tokenizer: Any) -> str:
+    """The tokenizer as the ``tokenizer.json`` of the library tokenizers.
+
+    Raises:
+        ArtifactError: it is none of that library's.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ArtifactError(
+            f"{type(tokenizer).__name__} cannot be written as a tokenizer.json",
+            where="the checkpoint's tokenizer",
+            expected="one of the library tokenizers",
+            fix="save the checkpoint's tokenizer in its fast form, as tokenizer.json",
+        )
+    return str(backend.to_str())
+
+
+def write_litertlm(tflite: Path, tokenizer: str, usage: Usage, target: Path) -> None:
+    """Writes a ``.litertlm``.
+
+    Args:
+        tflite: the model.
+        tokenizer: the text of a ``tokenizer.json``.
+        usage: how the model is used.
+        target: the file to write.
+
+    Raises:
+        EdgeVerifyError: the extra ``litert-lm`` is not installed.
+    """
+    require("litert_lm_builder", "a .litertlm")
+    from litert_lm_builder import DType, LitertLmFileBuilder, Metadata, TfLiteModelType
+
+    builder = LitertLmFileBuilder()
+    builder.add_system_metadata(Metadata("Authors", "edgeverify", DType.STRING))
+    with TemporaryDirectory() as folder:
+        facts, words = Path(folder) / "metadata.pb", Path(folder) / "tokenizer.json"
+        facts.write_bytes(_metadata(usage).SerializeToString())
+        words.write_text(tokenizer)
+        builder.add_llm_metadata(str(facts))
+        builder.add_hf_tokenizer(str(words))
+        builder.add_tflite_model(str(tflite), TfLiteModelType.PREFILL_DECODE)
+        with target.open("wb") as stream:
+            builder.build(stream)
+
+
+def _metadata(usage: Usage) -> Any:
+    """The ``LlmMetadata`` of runtime/proto/llm_metadata.proto."""
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2
+
+    metadata = llm_metadata_pb2.LlmMetadata()
+    if usage.start is not None:
+        metadata.start_token.token_ids.ids.append(usage.start)
+    for stop in usage.stops:
+        metadata.stop_tokens.add().token_ids.ids.append(stop)
+    if usage.template is not None:
+        metadata.jinja_prompt_template = usage.template
+    metadata.max_num_tokens = usage.rows
+    metadata.llm_model_type.generic_model.SetInParent()
+    metadata.supports_thinking = metadata.supports_function_calling = False
+    return metadata
+
+
+def _generation_config(folder: Path | None) -> Mapping[str, Any]:
+    path = None if folder is None else folder / "generation_config.json"
+    if path is None or not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ArtifactError(
+            f"is no JSON ({error})",
+            where=path,
+            expected="the checkpoint's generation config",
+            fix="fetch the file again, or take it away",
+        ) from error
+    return found if isinstance(found, dict) else {}
+
+
+def _ids(value: int | Iterable[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (int(value),) if isinstance(value, int) else tuple(int(token) for token in value)
+
+
+LITERT_LM = "litert_lm"
+
+
+ASKED = f"--runtime {LITERT_LM}"
+
+
+def require_engine(runtimes: Sequence[str], tokenizer: Any) -> None:
+    """Refuses LiteRT-LM where it cannot be asked, before anything is converted.
+
+    Raises:
+        EdgeVerifyError: the extra ``litert-lm`` is not installed, or there is no tokenizer.
+    """
+    if LITERT_LM in runtimes:
+        for module in ("litert_lm", "litert_lm_builder"):
+            writer.require(module, ASKED)
+        writer.require_tokenizer(tokenizer, ASKED)

@@ -1,0 +1,167 @@
+"""Converts a re-authored model to one float32 .tflite with all signatures of a case."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from pathlib import Path
+from typing import Any
+
+import litert_torch
+import torch
+from litert_torch.generative.layers import kv_cache as kv_utils
+from litert_torch.generative.utilities.converter import ExportableModule
+from litert_torch.generative.utilities.export_config import ExportConfig
+from torch import nn
+from torch.fx.experimental import proxy_tensor
+
+from edgeverify.core.case import Case
+from edgeverify.core.errors import ArtifactError
+from edgeverify.core.progress import Progress
+from edgeverify.core.quiet import quiet
+from edgeverify.litert.flatbuffer import ModelFile
+
+# A file is its float32 weights and a table: 0.5 MB for 12 blocks and two signatures.
+TABLE_BYTES = 16 * 2**20
+LAYOUTS = {
+    "default": kv_utils.KV_LAYOUT_DEFAULT,
+    "transposed": kv_utils.KV_LAYOUT_TRANSPOSED,
+}
+
+
+def convert(
+    model: nn.Module,
+    case: Case,
+    path: Path,
+    progress: Progress | None = None,
+    *,
+    mask_kinds: tuple[str, ...] = ("global",),
+    verbose: bool = False,
+) -> None:
+    """Writes ``model`` to ``path``: signatures ``prefill_{n}`` and ``decode``, weights float32.
+
+    The lightweight conversion is used: it yields the same operators and bit-identical logits
+    (SmolLM2-135M), and needs 35 s and 5.6 GB instead of 139 s and 14.3 GB for TinyLlama 1.1B.
+
+    Args:
+        model: a re-authored model in eval mode, with ``config`` (a ``ModelConfig``).
+        case: gives the prefill lengths, the cache's length and layout, whether masks are inputs
+            and whether prefill returns logits.
+        path: the file to write.
+        progress: told the stage.
+        mask_kinds: the masks the forward takes, if they are inputs: one kind is a tensor
+            (1, 1, T, S), several are a dict by kind.
+        verbose: let the converter write to the terminal.
+
+    Raises:
+        ArtifactError: the disk has no room for the file, or the model cannot be converted; then
+            what the converter wrote has been shown.
+    """
+    config = ExportConfig(
+        output_logits_on_prefill=case.prefill_logits,
+        kvcache_layout=LAYOUTS[case.kv_layout],
+        mask_as_input=case.mask_as_input,
+    )
+    _require_room(model, case, path)
+    exportable = ExportableModule(model, export_config=config).eval()
+    with (progress or Progress()).stage("convert"):
+        try:
+            with quiet(not verbose), torch.no_grad():
+                _convert(exportable, model.config, case, path, mask_kinds)
+        except MemoryError as error:
+            raise _failed(case, "out of memory", "close other programs or take fewer --prefill") \
+                from error  # fmt: skip
+        except Exception as error:
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            raise _failed(
+                case,
+                reason,
+                "run again with -v to see what the converter wrote; a forward that branches on "
+                "tensor values, or whose shapes depend on them, cannot be exported",
+            ) from error
+    _let_go_of_weights()
+    # Parsing also finds a file that was cut short.
+    missing = case.signatures.keys() - ModelFile(path).signatures.keys()
+    if missing:
+        raise _failed(
+            case, f"signatures {sorted(missing)} are missing", "report it to litert-torch"
+        )
+
+
+def _require_room(model: nn.Module, case: Case, path: Path) -> None:
+    """Refuses a disk that is too full.
+
+    On a full disk the converter's writer ends the whole process ("LLVM ERROR: IO failure on
+    output stream"), which nothing in Python can catch.
+    """
+    # A tied table is counted, and stored, once.
+    needed = sum(p.numel() * 4 for p in model.parameters()) + TABLE_BYTES
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise ArtifactError(
+            f"the disk is full: {free / 2**20:.0f} MB are free",
+            where=path.parent,
+            expected=f"{needed / 2**20:.0f} MB for the .tflite of {case.model} {case.size}",
+            fix="free some space, or set EDGEVERIFY_CACHE to a directory on a larger disk",
+        )
+
+
+def _convert(
+    exportable: nn.Module, model_config: Any, case: Case, path: Path, mask_kinds: tuple[str, ...]
+) -> None:
+    converter: Any = None
+    for name, length in case.signatures.items():
+        batch = case.decode_batch if name == "decode" else 1
+        inputs = sample_inputs(model_config, case, length, mask_kinds, batch)
+        # Both ways to add a signature take the same arguments.
+        add = litert_torch.signature if converter is None else converter.signature
+        converter = add(name, exportable, sample_kwargs=inputs)
+    converter.convert(lightweight_conversion=True).export(str(path))
+
+
+def sample_inputs(
+    config: object, case: Case, length: int, mask_kinds: tuple[str, ...], batch: int = 1
+) -> dict:
+    """Inputs of one signature, for tracing.
+
+    They are made anew for each signature: sharing them let one signature's export change the
+    next one's (litert-torch aae021e).
+    """
+    inputs: dict = {
+        "tokens": torch.zeros((batch, length), dtype=torch.int32),
+        "input_pos": torch.arange(length, dtype=torch.int32),
+        "kv_cache": kv_utils.KVCache.from_model_config(
+            case.kv_cache_len, config, batch_size=batch, kv_layout=LAYOUTS[case.kv_layout]
+        ),
+    }
+    if case.mask_as_input:
+        masks = {k: torch.zeros((1, 1, length, case.kv_cache_len)) for k in mask_kinds}
+        inputs["mask"] = masks if len(masks) > 1 else masks[mask_kinds[0]]
+    return inputs
+
+
+def _failed(case: Case, reason: str, fix: str) -> ArtifactError:
+    return ArtifactError(
+        f"the conversion failed ({reason})",
+        where=f"{case.model} {case.size}",
+        expected=f"a .tflite with {', '.join(case.signatures)}",
+        fix=fix,
+    )
+
+
+def _let_go_of_weights() -> None:
+    """Frees what torch.export leaves behind, which is the whole model: 4.2 GB at 1.1B.
+
+    torch 2.13 keeps the last exports' graph nodes in a global table, and the parameters with them;
+    the exported programs hold cycles.
+    """
+    table = getattr(proxy_tensor, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", None)
+    if table is not None:
+        table.clear()
+    gc.collect()
+
+
+def _first_line(error: Exception) -> str:
+    """The reason; what torch.export and the converter write below it is advice and tracebacks."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no reason given"

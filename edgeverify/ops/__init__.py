@@ -1,6 +1,0 @@
-"""Which operators of a .tflite differ from the re-authored model, both computed in float64."""
-
-from edgeverify.ops.localise import op_findings
-from edgeverify.ops.sources import Source, find_sources
-
-__all__ = ["Source", "find_sources", "op_findings"]
