@@ -11,6 +11,7 @@ from torch import nn
 from edgeverify.core.errors import CheckpointError, UsageError
 from edgeverify.hf.checkpoints.expected import Expected, expected_tensors, some
 from edgeverify.hf.checkpoints.locate import Weights, read_json
+from edgeverify.hf.config import config_differences, meta_model
 from edgeverify.hf.remembered import described
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from edgeverify.hf.checkpoints import configs
 from edgeverify.hf.checkpoints.expected import Entry, Expected, expected_tensors, resolve
 from edgeverify.hf.checkpoints.load import Plan
 from edgeverify.hf.checkpoints.locate import SAFETENSORS, Weights, read_json
+from edgeverify.hf.config import config_differences
 
 if TYPE_CHECKING:
     from models.port import Port
