@@ -155,13 +155,13 @@ def make_audits(**outcomes: str) -> dict[str, AuditResult]:
 
 
 class FakeVerify(ModuleType):
-    """Stands in for ``edgeverify.verify`` and ``edgeverify.export``.
+    """Stands in for ``edgeverify.suites.check`` and ``edgeverify.legs.export``.
 
     It remembers its calls and does what the test sets.
     """
 
     def __init__(self) -> None:
-        super().__init__("edgeverify.verify")
+        super().__init__("edgeverify.suites.check")
         self.calls: list[dict[str, Any]] = []
         self.result: Any = make_report()
         self.audits: dict[str, AuditResult] = {}
@@ -203,9 +203,9 @@ def audits() -> Callable[..., dict[str, AuditResult]]:
 def fake_verify(monkeypatch: pytest.MonkeyPatch) -> FakeVerify:
     """Replaces what verifies and converts, and the loading of ports, without any heavy import."""
     fake = FakeVerify()
-    monkeypatch.setitem(sys.modules, "edgeverify.verify", fake)
-    monkeypatch.setitem(sys.modules, "edgeverify.export", fake)
-    monkeypatch.setattr("edgeverify.launch.load_port", lambda model: f"port {model}")
+    monkeypatch.setitem(sys.modules, "edgeverify.suites.check", fake)
+    monkeypatch.setitem(sys.modules, "edgeverify.legs.export", fake)
+    monkeypatch.setattr("edgeverify.cli.launch.load_port", lambda model: f"port {model}")
     # What is set while chatter is silenced must not outlive the test.
     monkeypatch.setattr("edgeverify.core.quiet.QUIET_ENVIRONMENT", {})
     return fake

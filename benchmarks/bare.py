@@ -36,10 +36,11 @@ TAP, INJECT = "tap:", "inject:"
 
 
 def prepare(given: Path, cache: Path, checkpoint: Path) -> None:
+    from edgeverify.legs.baselines import reference_baselines
+    from edgeverify.legs.conversion import converted
+    from edgeverify.legs.run import prepare as prepared
+    from edgeverify.legs.selectors import Selectors
     from edgeverify.litert.flatbuffer import instrument
-    from edgeverify.selectors import Selectors
-    from edgeverify.stages import converted, reference_baselines
-    from edgeverify.verify import prepare as prepared
 
     chosen = Selectors.of(checkpoint=checkpoint, prompt="The capital of France is", cache=cache)
     run, _ = prepared("smollm2", chosen, verbose=False, progress=None)
@@ -65,7 +66,7 @@ class Bare:
         import torch
         import transformers  # noqa: F401
 
-        from models.smollm import SMOLLM2
+        from edgeverify_models.smollm import SMOLLM2
 
         self.given, self.torch, self.port = given, torch, SMOLLM2
         facts = json.loads((given / "case.json").read_text())
@@ -78,7 +79,7 @@ class Bare:
         return load_file(self.given / "hf" / "model.safetensors")
 
     def reauthored(self, state: dict[str, Any]) -> Any:
-        from models.port import build_model
+        from edgeverify_models.port import build_model
 
         return build_model(self.port, self.hf_config, state, mask_cache_size=self.rows)
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 
-from edgeverify.verify import verify
+from edgeverify.suites.check import verify
 from tests.diagnose.faulty import FAULTS, UNKNOWN, verdict
 
 

@@ -72,7 +72,7 @@ def measured(model: str, size: str, bar: int, folder: Path, options: Sequence[st
     from edgeverify.report.read import report_from
 
     report = folder / "report.json"
-    command = [sys.executable, "-m", "edgeverify.cli", "check", model, "--size", size, "-q"]
+    command = [sys.executable, "-m", "edgeverify.cli.main", "check", model, "--size", size, "-q"]
     command += ["--memory-budget", str(bar), "--json", str(report), "--cache", str(folder)]
     start = time.perf_counter()
     done = subprocess.run([*command, *options], check=False, stdout=subprocess.DEVNULL)

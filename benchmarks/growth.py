@@ -118,10 +118,11 @@ def measure(point: Point, folder: Path) -> Cost:
     """
     import torch
 
-    from edgeverify.memory_plan import plan_memory
-    from edgeverify.selectors import Selectors
-    from edgeverify.verify import prepare, verify
-    from models.smollm import SMOLLM
+    from edgeverify.legs.memory_plan import plan_memory
+    from edgeverify.legs.run import prepare
+    from edgeverify.legs.selectors import Selectors
+    from edgeverify.suites.check import verify
+    from edgeverify_models.smollm import SMOLLM
 
     torch.set_num_threads(1)
     verify(SMOLLM, backends=("reference", "reauthored"), cache=folder / "warm")

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-EDGEVERIFY = [sys.executable, "-m", "edgeverify.cli"]
+EDGEVERIFY = [sys.executable, "-m", "edgeverify.cli.main"]
 CHECK = [*EDGEVERIFY, "check", "tinyllama", "-q"]
 IMPORTS = [sys.executable, "-c", "import torch, transformers, litert_torch.generative"]
 BARE = [sys.executable, __file__, "--bare-conversion"]
@@ -36,7 +36,7 @@ def bare_conversion(folder: Path) -> None:
     from litert_torch.generative.utilities.converter import ExportableModule
     from litert_torch.generative.utilities.export_config import ExportConfig
 
-    from models.tiny_llama import TINYLLAMA
+    from edgeverify_models.tiny_llama import TINYLLAMA
 
     config = TINYLLAMA.model_config(TINYLLAMA.hf_configs["tiny"])
     rows = 96

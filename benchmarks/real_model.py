@@ -38,7 +38,16 @@ Taken = tuple[float, float]  # seconds on the wall, seconds of processors
 
 
 def check_command(checkpoint: Path, cache: Path) -> list[str]:
-    command = [sys.executable, "-m", "edgeverify.cli", "check", "smollm2", "-q", "--prompt", PROMPT]
+    command = [
+        sys.executable,
+        "-m",
+        "edgeverify.cli.main",
+        "check",
+        "smollm2",
+        "-q",
+        "--prompt",
+        PROMPT,
+    ]
     return [*command, "--checkpoint", str(checkpoint), "--cache", str(cache)]
 
 

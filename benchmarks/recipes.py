@@ -50,7 +50,7 @@ def checkpoint() -> Path:
 def gate(folder: Path) -> tuple[float, float, dict[str, float]]:
     """Seconds of the whole process, its processor's seconds, and the seconds of its stages."""
     report = folder / "report.json"
-    command = [sys.executable, "-m", "edgeverify.cli", "eval", "smollm2", "--recipe", "all"]
+    command = [sys.executable, "-m", "edgeverify.cli.main", "eval", "smollm2", "--recipe", "all"]
     command += ["--checkpoint", str(checkpoint()), "--cache", str(folder / "cache")]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([*command, "--json", str(report)], stdout=subprocess.DEVNULL)
@@ -75,8 +75,8 @@ def convert(quantize: str, folder: Path) -> tuple[float, float]:
     from litert_torch.generative.utilities.export_config import ExportConfig
 
     from edgeverify.hf.checkpoints import open_checkpoint
-    from models import load
-    from models.port import build_model
+    from edgeverify_models import load
+    from edgeverify_models.port import build_model
 
     port = load("smollm2")
     opened = open_checkpoint(str(checkpoint()), port)

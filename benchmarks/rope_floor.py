@@ -1,10 +1,11 @@
 """How far right implementations of RoPE are from the floor: ratios, measured.
 
 ``python benchmarks/rope_floor.py [--draws N]`` draws N arguments for each contract of
-``edgeverify.invariants.rope``, after its edges, on every port at ``tiny`` and at the geometry of
-every published size (one block with a narrow feed-forward), on the port's own block and on Hugging
-Face's rotary. It prints the largest ratios beside the limits: error over floor at one row, as rms
-over all rows of a draw of 8 and more, and the change of a pair's norm in units of 2^-24.
+``edgeverify.suites.invariants.rope``, after its edges, on every port at ``tiny`` and at the
+geometry of every published size (one block with a narrow feed-forward), on the port's own block
+and on Hugging Face's rotary. It prints the largest ratios beside the limits: error over floor at
+one row, as rms over all rows of a draw of 8 and more, and the change of a pair's norm in units of
+2^-24.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-import models
+import edgeverify_models as models
 from edgeverify.core.compare import MIN_ROWS_FOR_RMS, thresholds
 from edgeverify.core.noise import RowErrors
 from edgeverify.hf.checkpoints import open_checkpoint
-from edgeverify.invariants import rope
-from edgeverify.invariants.model import Facts, Invariant, NotApplicableError
-from edgeverify.invariants.rotaries import ReauthoredRotation
-from models.port import Port
+from edgeverify.suites.invariants import rope
+from edgeverify.suites.invariants.model import Facts, Invariant, NotApplicableError
+from edgeverify.suites.invariants.rotaries import ReauthoredRotation
+from edgeverify_models.port import Port
 
 ONE_BLOCK = {"intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 101}
 ONE_OPENELM_BLOCK = {

@@ -44,7 +44,7 @@ RECIPES = {
     "fp16": "fp16",
 }
 BUDGET = 1_700_000_000
-EDGEVERIFY = [sys.executable, "-m", "edgeverify.cli"]
+EDGEVERIFY = [sys.executable, "-m", "edgeverify.cli.main"]
 USER = [sys.executable, "-m", "benchmarks.user"]
 
 
@@ -80,7 +80,7 @@ def write_checkpoint(model: str, source: Path | None, size: str | None, folder: 
 
     from edgeverify.hf.checkpoints import open_checkpoint
     from edgeverify.hf.tokenizer import RememberedTokenizer
-    from models import load
+    from edgeverify_models import load
 
     opened = open_checkpoint(
         None if source is None else str(source), load(model), size=size, cache_root=folder / "cache"

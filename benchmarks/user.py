@@ -31,7 +31,7 @@ def reauthored(model: str, checkpoint: Path, rows: int) -> Any:
     """The re-authored model, built and loaded by upstream's own code."""
     from litert_torch.generative.utilities import model_builder
 
-    from models import load
+    from edgeverify_models import load
 
     port = load(model)
     return model_builder.build_decoder_only_model(

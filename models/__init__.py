@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from models.port import Port
+    from edgeverify_models.port import Port
 
 TINY = "tiny"
 
@@ -41,15 +41,15 @@ class CatalogueEntry:
 
 CATALOGUE: Mapping[str, CatalogueEntry] = {
     "gemma1": CatalogueEntry(
-        "models.gemma", "GEMMA1", {"2b": "google/gemma-2b", "7b": "google/gemma-7b"}
+        "edgeverify_models.gemma", "GEMMA1", {"2b": "google/gemma-2b", "7b": "google/gemma-7b"}
     ),
-    "gemma2": CatalogueEntry("models.gemma2", "GEMMA2", {"2b": "google/gemma-2-2b"}),
+    "gemma2": CatalogueEntry("edgeverify_models.gemma2", "GEMMA2", {"2b": "google/gemma-2-2b"}),
     "tinyllama": CatalogueEntry(
-        "models.tiny_llama", "TINYLLAMA", {"1.1b": "TinyLlama/TinyLlama-1.1B-Chat-v1.0"}
+        "edgeverify_models.tiny_llama", "TINYLLAMA", {"1.1b": "TinyLlama/TinyLlama-1.1B-Chat-v1.0"}
     ),
-    "phi2": CatalogueEntry("models.phi", "PHI2", {"2.7b": "microsoft/phi-2"}),
+    "phi2": CatalogueEntry("edgeverify_models.phi", "PHI2", {"2.7b": "microsoft/phi-2"}),
     "openelm": CatalogueEntry(
-        "models.openelm",
+        "edgeverify_models.openelm",
         "OPENELM",
         {
             "270m": "apple/OpenELM-270M",
@@ -59,7 +59,7 @@ CATALOGUE: Mapping[str, CatalogueEntry] = {
         },
     ),
     "smollm": CatalogueEntry(
-        "models.smollm",
+        "edgeverify_models.smollm",
         "SMOLLM",
         {
             "135m": "HuggingFaceTB/SmolLM-135M",
@@ -68,7 +68,7 @@ CATALOGUE: Mapping[str, CatalogueEntry] = {
         },
     ),
     "smollm2": CatalogueEntry(
-        "models.smollm",
+        "edgeverify_models.smollm",
         "SMOLLM2",
         {
             "135m": "HuggingFaceTB/SmolLM2-135M",

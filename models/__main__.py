@@ -1,4 +1,4 @@
-"""``python -m models NAME [--size S]``: builds a re-authored model and runs sample inputs.
+"""``python -m edgeverify_models NAME [--size S]``: builds a port and runs sample inputs.
 
 Exit status: 0 done, 2 bad usage, told in one line.
 """
@@ -9,13 +9,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from models import CATALOGUE, load
+from edgeverify_models import CATALOGUE, load
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one port of the catalogue with random weights and prints shapes and some logits."""
     parser = argparse.ArgumentParser(
-        prog="python -m models",
+        prog="python -m edgeverify_models",
         description="Build a re-authored model with seeded random weights and run it.",
     )
     parser.add_argument("name", metavar="NAME", help=", ".join(CATALOGUE))
@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.prompt_length < 1 or options.decode_steps < 0:
         return _usage("--prompt-length is at least 1, --decode-steps at least 0")
 
-    from models.run import define_and_run  # after the arguments are seen to be right: 4 s
+    from edgeverify_models.run import (
+        define_and_run,  # after the arguments are seen to be right: 4 s
+    )
 
     port = load(options.name)
     rows = options.prompt_length + options.decode_steps
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage(message: str) -> int:
-    print(f"python -m models: {message}", file=sys.stderr)
+    print(f"python -m edgeverify_models: {message}", file=sys.stderr)
     return 2
 
 

@@ -14,8 +14,8 @@ from dataclasses import replace
 from litert_torch.generative.layers import model_config as cfg
 from litert_torch.generative.utilities.model_builder import DecoderOnlyModel
 
-from models import hf_config, tiny_llama
-from models.port import HFConfig, Port
+from edgeverify_models import hf_config, tiny_llama
+from edgeverify_models.port import HFConfig, Port
 
 _COMMON: HFConfig = {
     "architectures": ["GemmaForCausalLM"],

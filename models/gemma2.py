@@ -27,8 +27,8 @@ from litert_torch.generative.layers import scaled_dot_product_attention as sdpa
 from litert_torch.generative.utilities.export_config import ExportConfig
 from torch import nn
 
-from models import gemma, hf_config
-from models.port import HFConfig, Port
+from edgeverify_models import gemma, hf_config
+from edgeverify_models.port import HFConfig, Port
 
 _COMMON: HFConfig = {
     "architectures": ["Gemma2ForCausalLM"],

@@ -22,8 +22,8 @@ from litert_torch.generative.layers import model_config as cfg
 from litert_torch.generative.utilities.loader import ModelLoader
 from litert_torch.generative.utilities.model_builder import DecoderOnlyModel
 
-from models import hf_config
-from models.port import HFConfig, Port
+from edgeverify_models import hf_config
+from edgeverify_models.port import HFConfig, Port
 
 _COMMON: HFConfig = {
     "activation_fn_name": "swish",

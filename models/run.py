@@ -9,7 +9,7 @@ import torch
 from litert_torch.generative.layers import kv_cache as kv_utils
 from torch import nn
 
-from models.port import HFConfig, Port, construct_empty
+from edgeverify_models.port import HFConfig, Port, construct_empty
 
 KV_LAYOUTS = {
     "default": kv_utils.KV_LAYOUT_DEFAULT,

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from litert_torch.generative.utilities.model_builder import DecoderOnlyModel
 
-from models.port import HFConfig, Port
-from models.tiny_llama import TENSOR_NAMES, model_config
+from edgeverify_models.port import HFConfig, Port
+from edgeverify_models.tiny_llama import TENSOR_NAMES, model_config
 
 _COMMON: HFConfig = {
     "architectures": ["LlamaForCausalLM"],

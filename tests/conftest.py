@@ -55,10 +55,11 @@ class Converted:
 
 
 def _convert(name: str, layout: str, **choices: Any) -> Converted:
-    from edgeverify import fingerprint, load_port
+    from edgeverify import load_port
     from edgeverify.hf.checkpoints import open_checkpoint
+    from edgeverify.legs import fingerprint
     from edgeverify.litert.convert import convert
-    from models.port import build_model
+    from edgeverify_models.port import build_model
 
     port = load_port(name)
     checkpoint = open_checkpoint(None, port, size="tiny")

@@ -19,7 +19,7 @@ CODE = sorted(
 )
 MODULE = re.compile(r"(?:edgeverify|edgeverify_models|models|benchmarks)(?:\.[a-z_0-9]+)+(?::\w+)?")
 # Names of things that are no module: a testsuite, a metadata key.
-NOT_MODULES = {"edgeverify.instrumentation", "edgeverify.nightly"}
+NOT_MODULES = {"edgeverify.instrumentation", "edgeverify.suites.nightly"}
 
 
 def strings(path: Path) -> Iterator[tuple[int, str]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-import models
-from edgeverify.faults import catalogue
-from edgeverify.faults.changes import with_config, with_hf, with_model
-from models.port import Port
+import edgeverify_models as models
+from edgeverify.suites.selftest.faults import catalogue
+from edgeverify.suites.selftest.faults.changes import with_config, with_hf, with_model
+from edgeverify_models.port import Port
 
 
 def faulty(name: str, port: str) -> Port:

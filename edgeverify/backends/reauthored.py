@@ -122,7 +122,7 @@ def port_errors(where: str) -> Iterator[None]:
             where=where,
             expected="a forward of tokens, input_pos, kv_cache, mask and export_config "
             "that returns a dict with kv_cache and logits",
-            fix="run `python -m models NAME` on the port first",
+            fix="run `python -m edgeverify_models NAME` on the port first",
         ) from error
 
 

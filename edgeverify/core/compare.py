@@ -82,7 +82,7 @@ def thresholds(name: str) -> Thresholds:
     """The calibrated thresholds of a leg, or of the ``isolated`` runs.
 
     The legs of all recipes, and of all runtimes, have one: ``quantization:dynamic_int8``.
-    They are read from ``thresholds.json``, which ``python -m edgeverify.calibrate`` writes.
+    They are read from ``thresholds.json``, which ``python -m edgeverify.suites.calibrate`` writes.
     """
     table = json.loads(resources.files("edgeverify.core").joinpath("thresholds.json").read_text())
     entry = table[name.partition(":")[0]]

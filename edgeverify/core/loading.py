@@ -25,13 +25,18 @@ def load_attribute(place_and_name: str) -> Any:
         PortError: the file, module or attribute is missing, or raises when it is imported.
     """
     place, attribute = split(place_and_name)
-    module = _load(place)
+    module = load_module(place)
     if not hasattr(module, attribute):
         raise PortError(f"has no {attribute!r}", where=place, expected="a name that it defines")
     return getattr(module, attribute)
 
 
-def _load(place: str) -> Any:
+def load_module(place: str) -> Any:
+    """The module that ``package.module`` or ``path/to/file.py`` names.
+
+    Raises:
+        PortError: it is missing, or raises when it is imported.
+    """
     return _load_file(Path(place)) if is_file(place) else _load_module(place)
 
 
@@ -72,7 +77,9 @@ def _load_module(name: str) -> Any:
 
 def _load_file(path: Path) -> Any:
     path = path.resolve()
-    importlib.import_module("models.port")  # before the user's folder could hide ``models``
+    importlib.import_module(
+        "edgeverify_models.port"
+    )  # before the user's folder could hide ``models``
     # The name is the whole path's, so that two files of one name do not collide.
     name = f"edgeverify_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -82,7 +82,7 @@ class LegResult:
 
     Attributes:
         attribution: of a quantized file: who moved the logits, and how far
-            (``edgeverify.quantization.leg.attribution``).
+            (``edgeverify.legs.quantization.leg.attribution``).
         along: place (``embed``, a block's number, ``head``) → the largest row ratio of its taps
             at each position of the conversation; None where nothing was measured
             (``edgeverify.core.profile.along``).

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from edgeverify.hf.checkpoints import open_checkpoint
-from models import load
-from models.port import Port, build_model
+from edgeverify_models import load
+from edgeverify_models.port import Port, build_model
 
 MASK_ROWS = 40
 

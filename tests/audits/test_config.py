@@ -13,7 +13,7 @@ from litert_torch.generative.layers import attention_utils
 from litert_torch.generative.layers import model_config as cfg
 from torch import nn
 
-import models
+import edgeverify_models as models
 from edgeverify.audits.config import audit_config, audit_mask_inputs
 from edgeverify.audits.model import Readings
 from edgeverify.audits.of_hf_config import declared
@@ -27,7 +27,7 @@ from edgeverify.core.results import (
     AuditResult,
     Check,
 )
-from models import CATALOGUE
+from edgeverify_models import CATALOGUE
 
 ROWS = 40
 

@@ -17,7 +17,7 @@ from edgeverify.core.results import PASS, WEIGHTS, Check
 from edgeverify.hf.checkpoints import open_checkpoint
 from edgeverify.litert.flatbuffer import ModelFile, locate_taps
 from edgeverify.litert.flatbuffer.weights import Weights, find_weights
-from models import load
+from edgeverify_models import load
 
 pytestmark = pytest.mark.slow
 FAMILIES = ("tinyllama", "gemma1", "gemma2", "phi2", "openelm")

@@ -20,7 +20,7 @@ from edgeverify.hf.checkpoints import open_checkpoint
 from edgeverify.litert.flatbuffer import ModelFile, locate_taps
 from edgeverify.litert.flatbuffer.instrument import write
 from edgeverify.litert.flatbuffer.weights import find_weights
-from models import load
+from edgeverify_models import load
 
 pytestmark = pytest.mark.slow
 TURNS = {"default": "gemma2", "transposed": "tinyllama"}

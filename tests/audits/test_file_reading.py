@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import models
+import edgeverify_models as models
 from edgeverify.audits.file_reading import FileReading
 from edgeverify.audits.model import Readings
 from edgeverify.core.results import (
@@ -23,9 +23,9 @@ from edgeverify.core.results import (
     AuditResult,
     Check,
 )
-from edgeverify.selectors import Selectors
-from edgeverify.stages import Run, audit_file
-from edgeverify.verify import prepare
+from edgeverify.legs.conversion import audit_file
+from edgeverify.legs.run import Run, prepare
+from edgeverify.legs.selectors import Selectors
 from tests import variants
 
 READING = FileReading(

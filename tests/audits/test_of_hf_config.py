@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-import models
+import edgeverify_models as models
 from edgeverify.audits import of_hf_config as module
 from edgeverify.audits.model import Readings
 from edgeverify.audits.of_hf_config import declared

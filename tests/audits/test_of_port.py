@@ -12,10 +12,10 @@ from litert_torch.generative.layers import attention_utils
 from litert_torch.generative.layers import model_config as cfg
 from torch import nn
 
-import models
+import edgeverify_models as models
 from edgeverify.audits.of_hf_config import declared
 from edgeverify.audits.of_port import of_config, of_module
-from models import CATALOGUE
+from edgeverify_models import CATALOGUE
 
 # What a module does not show: its forward does it, or the config alone has it.
 NOT_SHOWN = {"max length", "embedding scale", "final softcap", "rotary base", "rotary scaling",

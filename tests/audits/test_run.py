@@ -16,7 +16,7 @@ from edgeverify.audits.run import Auditor
 from edgeverify.core.case import Case
 from edgeverify.core.results import CONFIG, FAIL, PASS, SIGNATURES, UNCHECKED, WEIGHTS, Check
 from edgeverify.hf.checkpoints import open_checkpoint
-from models import load
+from edgeverify_models import load
 
 CASE = Case("tinyllama", "tiny", "default", (4,), 40, ())
 

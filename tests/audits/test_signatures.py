@@ -17,7 +17,7 @@ from edgeverify.core.results import FAIL, PASS, AuditResult
 from edgeverify.litert.bundle.accepts import litert_lm_accepts
 from edgeverify.litert.flatbuffer import ModelFile
 from edgeverify.litert.flatbuffer.instrument import write
-from models import load
+from edgeverify_models import load
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,9 @@ from edgeverify.audits.bitwise import Difference, checksums, difference
 from edgeverify.audits.weight_map import Span, places
 from edgeverify.audits.weights import audit_module
 from edgeverify.core.results import FAIL, PASS, AuditResult, Check
-from edgeverify.verify import verify
-from models import CATALOGUE, load
-from models.port import build_model
+from edgeverify.suites.check import verify
+from edgeverify_models import CATALOGUE, load
+from edgeverify_models.port import build_model
 
 
 def wrong(audit: AuditResult) -> list[Check]:

@@ -19,7 +19,7 @@ from edgeverify.backends.float32 import (
 )
 from edgeverify.backends.float64 import exact_frequencies
 from edgeverify.hf.config import reference_config
-from models import load
+from edgeverify_models import load
 
 F32 = np.float32
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-import models
+import edgeverify_models as models
 from edgeverify.backends import reference
 from edgeverify.backends.float64 import Float64Mode, exact_frequencies, widened
 from edgeverify.core.case import Case, plan_steps

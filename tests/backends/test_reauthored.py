@@ -14,7 +14,7 @@ from litert_torch.generative.layers import kv_cache as kv_utils
 from litert_torch.generative.layers import scaled_dot_product_attention as sdpa
 from torch import nn
 
-import models
+import edgeverify_models as models
 from edgeverify.backends import reauthored, reference
 from edgeverify.core import taps
 from edgeverify.core.case import Case, plan_steps
@@ -24,7 +24,7 @@ from edgeverify.core.noise import floor_of
 from edgeverify.core.results import UNCHECKED
 from edgeverify.core.trace import Trace
 from edgeverify.hf.checkpoints import open_checkpoint
-from models.port import Port, build_model
+from edgeverify_models.port import Port, build_model
 
 NAMES = tuple(models.CATALOGUE)
 LAYOUTS = ("default", "transposed")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import models
+import edgeverify_models as models
 from edgeverify.backends import reference
 from edgeverify.core import taps
 from edgeverify.core.case import Case, plan_steps

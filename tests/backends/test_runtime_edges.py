@@ -16,12 +16,12 @@ import pytest
 import torch
 from litert_torch.generative.layers import kv_cache as kv_utils
 
-from edgeverify import stages
 from edgeverify.backends import tflite
 from edgeverify.core.case import KERNELS
 from edgeverify.core.errors import ArtifactError
-from edgeverify.selectors import Selectors
-from edgeverify.verify import prepare
+from edgeverify.legs.conversion import converted
+from edgeverify.legs.run import prepare
+from edgeverify.legs.selectors import Selectors
 
 pytestmark = pytest.mark.slow
 Runner = Callable[..., dict[str, np.ndarray]]
@@ -33,8 +33,8 @@ def files() -> Callable[..., Path]:
 
     def make(**selectors: Any) -> Path:
         run, _ = prepare("tinyllama", Selectors.of(**selectors), verbose=False, progress=None)
-        with stages.fitting_threads(run):
-            return stages.converted(run)
+        with run.fitting_threads(run):
+            return converted(run)
 
     return make
 
@@ -131,4 +131,4 @@ def test_a_batch_in_the_transposed_layout_cannot_be_converted() -> None:
     )
     run.case = replace(run.case, decode_batch=2)
     with pytest.raises(ArtifactError, match="einsum"):
-        stages.converted(run)
+        converted(run)

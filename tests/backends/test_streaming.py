@@ -15,9 +15,11 @@ from edgeverify import load_port
 from edgeverify.backends import reference, widened_tables
 from edgeverify.backends.streaming import FusingOnDisk, forgetting, put_on_disk
 from edgeverify.core.store.mapped import forget, is_mapped, map_file
-from edgeverify.selectors import Selectors
-from edgeverify.stages import Run, reference_baselines, run_reauthored
-from edgeverify.verify import prepare, verify
+from edgeverify.legs.authoring import run_reauthored
+from edgeverify.legs.baselines import reference_baselines
+from edgeverify.legs.run import Run, prepare
+from edgeverify.legs.selectors import Selectors
+from edgeverify.suites.check import verify
 
 NAMES = ["gemma1", "gemma2", "tinyllama", "phi2", "openelm", "smollm", "smollm2"]
 
@@ -138,7 +140,7 @@ def test_a_budget_that_nothing_fits_is_unchecked(tmp_path: Path) -> None:
 def test_a_budget_below_the_whole_model_streams(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeverify.memory_plan.WHOLE_TRACES", 10**6)
+    monkeypatch.setattr("edgeverify.legs.memory_plan.WHOLE_TRACES", 10**6)
     report = verify("tinyllama", backends=("reauthored",), memory_budget="2GiB", cache=tmp_path)
     assert report.passed
     (note,) = report.legs["authoring"].notes
@@ -155,9 +157,9 @@ def test_a_streamed_check_of_all_legs_says_what_the_whole_one_does(
     """Gemma 2's head holds its final softcap in the file, OpenELM's fused q, k and v are cut."""
     chosen: Any = {"recipes": ("float32", "dynamic_int8"), "decode_steps": 2}
     whole = verify(name, **chosen, cache=tmp_path / "whole")
-    monkeypatch.setattr("edgeverify.memory_plan.WHOLE_TRACES", 10**6)
+    monkeypatch.setattr("edgeverify.legs.memory_plan.WHOLE_TRACES", 10**6)
     monkeypatch.setattr("edgeverify.backends.streaming.LARGE_BYTES", 0)
-    monkeypatch.setattr("edgeverify.quantization.weights.LARGE_BYTES", 0)
+    monkeypatch.setattr("edgeverify.legs.quantization.weights.LARGE_BYTES", 0)
     monkeypatch.setattr("edgeverify.litert.flatbuffer.quantization.PIECE", 1000)
     monkeypatch.setattr("edgeverify.backends.packing.ACTIVATIONS", 0)
     size = (tmp_path / "whole").glob("converted/*.tflite")
@@ -185,7 +187,7 @@ def test_a_streamed_port_that_fails_is_diagnosed(
 
     wrong = dataclasses.replace(right, model_config=config)
     whole = verify(wrong, cache=tmp_path / "whole")
-    monkeypatch.setattr("edgeverify.memory_plan.WHOLE_TRACES", 10**6)
+    monkeypatch.setattr("edgeverify.legs.memory_plan.WHOLE_TRACES", 10**6)
     lean = verify(wrong, cache=tmp_path / "lean")
     assert "streamed from the disk" in lean.environment["memory"]
     assert lean.outcome == whole.outcome == "fail"

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-import models
-from edgeverify import stages
+import edgeverify_models as models
 from edgeverify.core.localise import forget_unfed, inputs_of
 from edgeverify.core.results import FAIL
 from edgeverify.core.trace import Trace
-from edgeverify.verify import verify
-from models.port import Port
+from edgeverify.legs.conversion import converted
+from edgeverify.suites.check import verify
+from edgeverify_models.port import Port
 from tests import variants
-from tests.test_faults import AUTHORING, changed_constant, seen
+from tests.suites.selftest.test_faults import AUTHORING, changed_constant, seen
 
 
 def several_faults_in_block_1() -> Port:
@@ -66,7 +66,7 @@ def test_a_cache_that_is_written_wrongly_is_named_and_attention_is_not() -> None
 def test_two_faults_of_one_block_of_a_file_are_told_apart(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = stages.converted
+    right = converted
 
     def broken(run: Any) -> Path:
         first, second = tmp_path / "one.tflite", tmp_path / "two.tflite"
@@ -74,7 +74,7 @@ def test_two_faults_of_one_block_of_a_file_are_told_apart(
         changed_constant(first, second, "blocks.2.ff.out", 1.5)
         return second
 
-    monkeypatch.setattr(sys.modules["edgeverify.verify"], "converted", broken)
+    monkeypatch.setattr(sys.modules["edgeverify.suites.check"], "converted", broken)
     leg = verify("tinyllama", kv_layout=layout).legs["conversion"]
     assert leg.outcome == FAIL
     assert seen(leg)[1] == ("blocks.2.attn.out", "blocks.2.ff.out")

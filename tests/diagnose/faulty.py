@@ -18,9 +18,9 @@ from litert_torch.generative.layers import rotary_position_embedding as rotary
 from litert_torch.generative.layers import scaled_dot_product_attention as sdpa
 from torch import nn
 
-import models
+import edgeverify_models as models
 from edgeverify.core.results import Report
-from models.port import Port
+from edgeverify_models.port import Port
 from tests.variants import with_config, with_model
 
 Change = Callable[[Any], None]

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-import models
-from edgeverify import stages
+import edgeverify_models as models
 from edgeverify.core.results import Finding, Report
 from edgeverify.diagnose import diagnosis, search
 from edgeverify.diagnose.fault import Change
 from edgeverify.diagnose.feed_forward import FeedForwardOf
-from edgeverify.verify import verify
+from edgeverify.legs.authoring import find_causes
+from edgeverify.legs.baselines import reference_baselines
+from edgeverify.suites.check import verify
 from tests.diagnose.faulty import (
     FAULTS,
     UNKNOWN,
@@ -130,16 +131,16 @@ def test_a_right_port_has_no_cause(name: str, monkeypatch: pytest.MonkeyPatch) -
         asked.append(run)
         return run_reauthored(run, *args, **kwargs)
 
-    # ``edgeverify.verify`` is the function once it has been imported.
-    module = sys.modules["edgeverify.verify"]
+    # ``edgeverify.suites.check`` is the function once it has been imported.
+    module = sys.modules["edgeverify.suites.check"]
     run_reauthored = module.run_reauthored
     monkeypatch.setattr(module, "run_reauthored", remember)
     report = checked(models.load(name))
     assert report.passed
     assert report.findings == ()
     (run,) = asked
-    baseline = stages.reference_baselines(run, with_file=False)["authoring"]
-    assert stages.find_causes(run, baseline) == ()
+    baseline = reference_baselines(run, with_file=False)["authoring"]
+    assert find_causes(run, baseline) == ()
 
 
 def test_a_repair_that_raises_does_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +167,7 @@ def test_a_diagnosis_that_raises_leaves_the_verdict(monkeypatch: pytest.MonkeyPa
     def broken(*args: Any) -> Any:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("edgeverify.stages.diagnose", broken)
+    monkeypatch.setattr("edgeverify.legs.run.diagnose", broken)
     report = checked(rope_base_off())
     found = [finding.id for finding in report.findings if not finding.id.startswith("audit.")]
     assert found == ["authoring.divergence", "authoring.unexplained"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-import models
+import edgeverify_models as models
 from edgeverify.core.case import Case, Step, plan_steps
 from edgeverify.core.errors import ArtifactError
 from edgeverify.core.progress import Progress
@@ -22,7 +22,7 @@ from edgeverify.core.quiet import quiet, terminal
 from edgeverify.hf.checkpoints import open_checkpoint
 from edgeverify.litert.convert import convert, sample_inputs
 from edgeverify.litert.flatbuffer import ModelFile
-from models.port import build_model
+from edgeverify_models.port import build_model
 
 
 def case_of(**choices: Any) -> Case:

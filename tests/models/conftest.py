@@ -16,9 +16,9 @@ from torch import nn
 
 from edgeverify.hf.checkpoints import seeded
 from edgeverify.hf.config import meta_model, reference_config
-from models import load
-from models.port import LoadError, Port, build_model, map_state
-from models.run import KV_LAYOUTS
+from edgeverify_models import load
+from edgeverify_models.port import LoadError, Port, build_model, map_state
+from edgeverify_models.run import KV_LAYOUTS
 
 # A prompt in two chunks, then single tokens: 60 positions and 5 more.
 STEPS = (24, 36, 1, 1, 1, 1, 1)

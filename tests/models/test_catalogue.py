@@ -1,4 +1,4 @@
-"""The catalogue, which knows the ports without importing them, and ``python -m models``."""
+"""The catalogue knows the ports without importing them; ``python -m edgeverify_models``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-import models
-from models.__main__ import main
+import edgeverify_models as models
+from edgeverify_models.__main__ import main
 
 NAMES = ("gemma1", "gemma2", "tinyllama", "phi2", "openelm", "smollm", "smollm2")
 
@@ -57,7 +57,7 @@ def test_unknown_name():
 
 def test_import_is_light():
     code = (
-        "import sys, models, models.__main__\n"
+        "import sys, models, edgeverify_models.__main__\n"
         "heavy = {'torch', 'litert_torch', 'tensorflow', 'transformers', 'numpy', 'jax'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from litert_torch.generative.layers import model_config as cfg
 
-from models.port import build_model, map_state
+from edgeverify_models.port import build_model, map_state
 
 
 @pytest.mark.parametrize(("size", "parameters"), [("2b", 2_506_172_416), ("7b", 8_537_680_896)])

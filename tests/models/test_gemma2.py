@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.gemma2 import GLOBAL, LOCAL
-from models.port import build_model
+from edgeverify_models.gemma2 import GLOBAL, LOCAL
+from edgeverify_models.port import build_model
 
 LAYOUTS = ["default", "transposed"]
 

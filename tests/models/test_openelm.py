@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.openelm import heads, make_divisible, per_layer
-from models.port import build_model
+from edgeverify_models.openelm import heads, make_divisible, per_layer
+from edgeverify_models.port import build_model
 
 # Apple's published totals; query heads of the first and last layer; feed-forward widths of the
 # first three layers and the last.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.port import LoadError, build_model
+from edgeverify_models.port import LoadError, build_model
 
 
 def test_published_size(family):

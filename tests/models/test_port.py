@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import load
-from models.port import LoadError, Port, build_model, construct_empty, map_state
+from edgeverify_models import load
+from edgeverify_models.port import LoadError, Port, build_model, construct_empty, map_state
 
 
 def test_a_replaced_port_works(family):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models import load
-from models.run import build_random_model, define_and_run
+from edgeverify_models import load
+from edgeverify_models.run import build_random_model, define_and_run
 
 
 def test_equal_seeds_give_equal_runs():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.port import LoadError, build_model
+from edgeverify_models.port import LoadError, build_model
 
 
 def test_published_size(family):

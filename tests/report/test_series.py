@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgeverify.cli import main
+from edgeverify.cli.main import main
 from edgeverify.core.results import Report
 
 Night = Callable[..., Path]

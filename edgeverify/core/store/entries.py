@@ -117,7 +117,7 @@ def source_digest(*patterns: str) -> str:
     """Digest of files of this package, so that a change to them makes new cache entries.
 
     Args:
-        patterns: globs below the package's folder, e.g. ``"flatbuffer/*.py"``.
+        patterns: globs below the package's folder, e.g. ``"litert/flatbuffer/*.py"``.
 
     Raises:
         ValueError: a pattern matches no file. After a rename, code would silently leave the keys.

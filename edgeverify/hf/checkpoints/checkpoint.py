@@ -17,7 +17,7 @@ from edgeverify.hf.checkpoints.load import Plan, load_tensors
 from edgeverify.hf.checkpoints.locate import TENSORS_FIX, Format, Weights, list_entries, locate
 
 if TYPE_CHECKING:
-    from models.port import Port
+    from edgeverify_models.port import Port
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _LFS_POINTER = b"version https://git-lfs"

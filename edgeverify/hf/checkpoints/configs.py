@@ -15,7 +15,7 @@ from edgeverify.hf.config import config_differences, meta_model
 from edgeverify.hf.remembered import described
 
 if TYPE_CHECKING:
-    from models.port import Port
+    from edgeverify_models.port import Port
 
 CUSTOM = "custom"
 

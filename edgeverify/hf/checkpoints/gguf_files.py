@@ -29,7 +29,7 @@ from edgeverify.hf.checkpoints.locate import SAFETENSORS, Weights, read_json
 from edgeverify.hf.config import config_differences
 
 if TYPE_CHECKING:
-    from models.port import Port
+    from edgeverify_models.port import Port
 
 _NEEDED = ("gguf", "accelerate")
 # What decides how a GGUF's bytes become tensors and config values.

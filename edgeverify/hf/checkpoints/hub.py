@@ -11,7 +11,7 @@ from edgeverify.hf.checkpoints import configs
 from edgeverify.hf.checkpoints.locate import TENSORS_FIX, read_json
 
 if TYPE_CHECKING:
-    from models.port import Port
+    from edgeverify_models.port import Port
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SMALL = ["config.json", "*.index.json", "tokenizer*", "special_tokens_map.json", "vocab.json"]

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult, Report, TapResult
-from edgeverify.hints import hint
+from edgeverify.report.advice import hint
 from edgeverify.report.html.curves import over_positions, over_steps
 from edgeverify.report.html.figures import attributions, evaluation
 from edgeverify.report.html.heat import MODEL, heat_maps, place_of

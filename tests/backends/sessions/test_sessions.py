@@ -7,15 +7,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edgeverify import stages
 from edgeverify.backends import reference
 from edgeverify.backends.sessions import Session
 from edgeverify.backends.sessions.reauthored import ReauthoredSession
 from edgeverify.backends.sessions.reference import ReferenceSession
 from edgeverify.backends.sessions.tflite import TfliteSession
 from edgeverify.core.errors import CacheFullError, UsageError
-from edgeverify.selectors import Selectors
-from edgeverify.verify import prepare
+from edgeverify.legs import run
+from edgeverify.legs.conversion import converted
+from edgeverify.legs.run import prepare
+from edgeverify.legs.selectors import Selectors
 
 TOKENS = (5, 9, 2, 7, 7)
 PYTORCH = ("reference", "default", "transposed")
@@ -29,7 +30,7 @@ def new_session() -> Callable[[str], Session]:
         if kind not in made:
             layout = "transposed" if "transposed" in kind else "default"
             run, _ = prepare("gemma2", Selectors.of(kv_layout=layout), verbose=False, progress=None)
-            with stages.fitting_threads(run):
+            with run.fitting_threads(run):
                 made[kind] = _session(kind, run)
         made[kind].reset()
         return made[kind]
@@ -37,13 +38,13 @@ def new_session() -> Callable[[str], Session]:
     return make
 
 
-def _session(kind: str, run: stages.Run) -> Session:
+def _session(kind: str, run: run.Run) -> Session:
     case = run.case
     if kind == "reference":
         model = reference.build(run.hf_config, run.state())
         return ReferenceSession(model, case.kv_cache_len, case.prefill_lengths)
     if kind.startswith("tflite"):
-        return TfliteSession(stages.converted(run), case, "xnnpack")
+        return TfliteSession(converted(run), case, "xnnpack")
     return ReauthoredSession(run.model(), case, mask_kinds=run.port.mask_kinds, window=run.window)
 
 

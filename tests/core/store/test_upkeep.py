@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from edgeverify.cli import main
+from edgeverify.cli.main import main
 from edgeverify.core.errors import ArtifactError, UsageError
 from edgeverify.core.store import leases, upkeep
 from edgeverify.core.store.entries import cached
+from edgeverify.suites.cache import verify
 from tests.litert.flatbuffer import made
 
 # Takes entries from the cache and lives until it is told to end.
 USER = """
 import sys
 from pathlib import Path
-from edgeverify.artifacts import cached
+from edgeverify.core.store.entries import cached
 
 def make(path):
     path.write_bytes(b"x" * 1000)
@@ -38,7 +39,7 @@ sys.stdin.read()
 CHURN = """
 import sys
 from pathlib import Path
-from edgeverify.artifacts import cached
+from edgeverify.core.store.entries import cached
 
 def make(path):
     path.write_bytes(b"whole")
@@ -188,7 +189,7 @@ def test_a_cache_of_before_has_no_notes(four: Path) -> None:
     os.utime(four / "kind" / "c.bin", (then, then))
     upkeep.prune(four, max_size=3000)
     assert names(four) == ["a", "b", "d"]
-    assert all(not fault for _, fault in upkeep.verify(four))
+    assert all(not fault for _, fault in verify(four))
 
 
 def test_a_cache_that_cannot_be_written_is_read(
@@ -227,11 +228,11 @@ def whole(tmp_path: Path) -> Path:
 
 
 def faults(root: Path) -> dict[str, str]:
-    return {entry.path.suffix: fault for entry, fault in upkeep.verify(root) if fault}
+    return {entry.path.suffix: fault for entry, fault in verify(root) if fault}
 
 
 def test_whole_entries_are_whole(whole: Path) -> None:
-    assert len(list(upkeep.verify(whole))) == 5
+    assert len(list(verify(whole))) == 5
     assert faults(whole) == {}
 
 

@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 
-import models
-from edgeverify import stages
+import edgeverify_models as models
 from edgeverify.core.case import KV_LAYOUTS
 from edgeverify.core.results import FAIL
 from edgeverify.diagnose.operators.graph import FlatGraph
 from edgeverify.diagnose.operators.model_values import StepValues, record
 from edgeverify.diagnose.operators.sources import Source, find_sources
+from edgeverify.legs.conversion import converted
+from edgeverify.legs.selectors import Selectors
 from edgeverify.litert.flatbuffer import ModelFile
-from edgeverify.selectors import Selectors
-from edgeverify.verify import verify
-from models import CATALOGUE
+from edgeverify.suites.check import verify
+from edgeverify_models import CATALOGUE
 from tests import variants
 from tests.diagnose.operators.catalogue import EDITS
 from tests.diagnose.operators.edits import Editor
 
-verify_module = sys.modules["edgeverify.verify"]
+verify_module = sys.modules["edgeverify.suites.check"]
 STEPS = {"prefill.0": "prefill_16", "prefill.2": "prefill_32", "decode.0": "decode"}
 # An index's bounds check has no counterpart in the model, only what is chosen by it has.
 AMONG_SEVERAL = {"bound_of_the_positions"}
@@ -37,8 +37,8 @@ def prepared(model: str, layout: str) -> tuple[Path, dict[str, StepValues]]:
     """A tiny model's file, and what the model computes at one step of each signature."""
     selectors = Selectors.of(kv_layout=layout)
     run, _ = verify_module.prepare(model, selectors, verbose=False, progress=None)
-    with stages.fitting_threads(run):
-        path = stages.converted(run)
+    with run.fitting_threads(run):
+        path = converted(run)
         values = record(
             run.model(),
             run.case,
@@ -89,7 +89,7 @@ def test_the_edited_operators_are_named(name: str, tmp_path: Path) -> None:
 def test_a_report_names_signature_operator_tensor_and_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = stages.converted
+    right = converted
 
     def broken(run: Any) -> Path:
         editor = Editor(right(run), "decode")

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import models
+import edgeverify_models as models
 from edgeverify.core.errors import CheckpointError
 from edgeverify.hf.checkpoints import open_checkpoint
-from models.port import Port
+from edgeverify_models.port import Port
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from edgeverify.hf.checkpoints import Checkpoint, open_checkpoint
-from models.port import Port, build_model
+from edgeverify_models.port import Port, build_model
 
 
 @pytest.fixture

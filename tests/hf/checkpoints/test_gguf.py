@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-import models
+import edgeverify_models as models
 from edgeverify.core.errors import CheckpointError
 from edgeverify.hf.checkpoints import gguf_files, open_checkpoint
-from models.port import Port
+from edgeverify_models.port import Port
 
 gguf = pytest.importorskip("gguf", reason="needs the extra 'gguf'")
 pytest.importorskip("accelerate", reason="needs the extra 'gguf'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import models
+import edgeverify_models as models
 from edgeverify.hf.config import config_differences, meta_model, reference_config
 
 

@@ -17,7 +17,7 @@ from huggingface_hub import errors
 from safetensors.torch import save_file
 
 from edgeverify.hf.checkpoints import open_checkpoint
-from models.port import Port
+from edgeverify_models.port import Port
 
 HUB_ID = "org/tiny-llama.v1"
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import models
+import edgeverify_models as models
 from edgeverify.core.errors import CheckpointError
 from edgeverify.core.store.mapped import forget, is_mapped
 from edgeverify.hf.checkpoints import open_checkpoint, seeded
-from models.port import Port
+from edgeverify_models.port import Port
 
 NAMES = ["gemma1", "gemma2", "tinyllama", "phi2", "openelm", "smollm", "smollm2"]
 

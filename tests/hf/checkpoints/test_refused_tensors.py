@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.port import Port
+from edgeverify_models.port import Port
 
 Refusal = Callable[..., str]
 EXACTLY = (

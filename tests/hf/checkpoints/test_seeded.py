@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-import models
+import edgeverify_models as models
 from edgeverify.core.errors import UsageError
 from edgeverify.hf.checkpoints import open_checkpoint
 from edgeverify.hf.checkpoints.seeded import Draw, draw_tensor, draw_tensors
 from edgeverify.hf.config import meta_model, reference_config
-from models.port import Port
+from edgeverify_models.port import Port
 
 ALL_PORTS = list(models.CATALOGUE)
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from edgeverify.cli import main
+from edgeverify.cli.main import main
 from edgeverify.core.errors import ArtifactError, EdgeVerifyError
 from edgeverify.litert.bundle import writer
-from tests.engine.conftest import TEMPLATE, make_tokenizer
+from tests.legs.runtime.engine.conftest import TEMPLATE, make_tokenizer
 
 needs_builder = pytest.mark.skipif(
     importlib.util.find_spec("litert_lm_builder") is None, reason="needs the extra litert-lm"
@@ -126,7 +126,7 @@ def test_what_cannot_become_a_litertlm_is_refused_at_once(
         raise AssertionError("a model was converted")
 
     # The package's attribute of that name is the function.
-    monkeypatch.setattr(importlib.import_module("edgeverify.verify"), "converted", never)
+    monkeypatch.setattr(importlib.import_module("edgeverify.suites.check"), "converted", never)
     output = ["--output", str(tmp_path)] if arguments[0] == "convert" else []
     assert main([*arguments, *output]) == 2
     assert capsys.readouterr().err == f"edgeverify: error: {told}\n"

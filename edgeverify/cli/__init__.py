@@ -1,0 +1,1 @@
+"""The command line and the pytest plugin: options in, reports out."""

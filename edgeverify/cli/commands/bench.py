@@ -1,0 +1,88 @@
+"""``edgeverify bench``: speed and memory of a file, or of each recipe of a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from edgeverify.cli.commands.evaluate import WITHOUT
+from edgeverify.cli.options import add_selectors, parse
+from edgeverify.core.case import KERNELS
+from edgeverify.core.choices import one_of, whole_number
+from edgeverify.core.errors import UsageError
+from edgeverify.legs import selectors
+from edgeverify.legs.ports import check_name
+from edgeverify.report.files import check_paths, write_atomically
+
+HELP = "time prefill and decode, load and first token, and tell the peak of memory"
+MAX_THREADS, MAX_REPEATS = 1024, 1000
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Declares the options of the verb."""
+    command.add_argument("model", metavar="FILE|MODEL", help="a .tflite, or a model as for check")
+    add_selectors(command.add_argument, without=(*WITHOUT, "--kernel"))
+    add = command.add_argument
+    add(
+        "--kernel",
+        metavar="K",
+        action="append",
+        help=f"LiteRT kernels, repeatable: {', '.join(KERNELS)} (default: xnnpack)",
+    )
+    add("--repeats", metavar="N", help="how often each figure is measured (default: 5)")
+    add("--threads", metavar="N", help="threads of the interpreter (default: one for each core)")
+    add("--json", metavar="FILE", type=Path, help="write everything to a file")
+
+
+def run(options: argparse.Namespace) -> str:
+    """Measures and shows; the outcome.
+
+    Raises:
+        EdgeVerifyError: bad usage or bad input.
+    """
+    chosen = parse(options)
+    kernels = [one_of("--kernel", k, KERNELS) for k in dict.fromkeys(options.kernel or ["xnnpack"])]
+    threads = whole_number("--threads", options.threads, None, highest=MAX_THREADS)
+    repeats = whole_number("--repeats", options.repeats, None, highest=MAX_REPEATS)
+    check_paths({"--json": options.json} if options.json else {})
+    file = _file(options, chosen)
+    if file is None:
+        check_name(options.model, chosen.size)
+
+    from edgeverify.cli import launch
+    from edgeverify.report.progress import progress_for
+    from edgeverify.suites.bench import tables
+
+    result = launch.bench(
+        options.model if file is None else file,
+        chosen,
+        kernels,
+        threads=threads,
+        repeats=repeats,
+        verbose=options.verbose,
+        progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
+    )
+    print("\n".join(tables.lines(result)))
+    if options.json:
+        text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomically(options.json, text + "\n")
+    return result.outcome
+
+
+def _file(options: argparse.Namespace, chosen: selectors.Selectors) -> Path | None:
+    """The file, if one is named; what selects a model then has no meaning."""
+    path = Path(options.model)
+    if path.suffix != ".tflite":
+        return None
+    if not path.is_file():
+        raise UsageError("there is no such file", where=path, expected="a .tflite")
+    if chosen != selectors.Selectors(cache=chosen.cache):
+        raise UsageError(
+            "a file has its weights and its recipe already",
+            where=path,
+            expected="no more than --kernel, --repeats, --threads and --json",
+            fix="leave the other options out, or name a model",
+        )
+    return path

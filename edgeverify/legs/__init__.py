@@ -1,0 +1,1 @@
+"""The line of one check: run, baselines, authoring, conversion, quantization, runtime."""

@@ -1,0 +1,76 @@
+"""The leg ``authoring``: the re-authored model against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from edgeverify.audits.run import Auditor
+from edgeverify.backends import reauthored
+from edgeverify.backends.streaming import forgetting
+from edgeverify.core.compare import Baseline
+from edgeverify.core.errors import PortError
+from edgeverify.core.results import Finding
+from edgeverify.core.trace import Trace
+from edgeverify.diagnose import diagnose
+from edgeverify.legs.conversion import every_tap_fed
+from edgeverify.legs.run import Run
+
+
+def audit_port(run: Run, auditor: Auditor) -> None:
+    """The audits of config and weights, before anything runs.
+
+    Raises:
+        PortError: the weights do not fit the model; then the config alone has been audited.
+    """
+    try:
+        model = run.model()
+    except PortError:
+        auditor.config_alone(run.port.model_config(run.hf_config))
+        raise
+    with run.timed("audits"):
+        auditor.port(model, run.state())
+
+
+def run_reauthored(
+    run: Run, oracle: Trace | None, dtype: torch.dtype = torch.float32
+) -> tuple[Trace, Trace]:
+    """The re-authored model as a whole and, given an oracle, block by block (else empty)."""
+    options: dict[str, Any] = {
+        "mask_kinds": run.port.mask_kinds,
+        "window": run.window,
+        "dtype": dtype,
+    }
+    model = run.model()
+    name = "re-authored" if dtype == torch.float32 else "re-authored, float64"
+    with run.timed(name, len(run.case.steps) * (1 if oracle is None else 2)) as tick:
+        with forgetting(model):
+            whole = run.lean(reauthored.run(model, run.case, tick=tick, **options))
+            if oracle is None:
+                return whole, Trace()
+            isolated = reauthored.run(model, run.case, inject=oracle, tick=tick, **options)
+        return whole, run.lean(isolated)
+
+
+def find_causes(run: Run, baseline: Baseline) -> tuple[Finding, ...]:
+    """The likely causes of a failed authoring leg.
+
+    It only adds to a verdict that stands without it, so nothing that it raises may get through;
+    that it failed is told.
+    """
+    model, oracle = run.model(), baseline.oracle
+
+    def alone() -> Trace:
+        return every_tap_fed(run, oracle, None)
+
+    starts = {step.name: step.start for step in run.case.steps}
+    expected = run.expected(oracle)
+    with run.timed("diagnose"):
+        try:
+            return diagnose(
+                model, run.hf_config, run.state(), run.case, alone, baseline, expected, starts
+            )
+        except Exception as error:
+            told = f"the cause was not looked for to the end: {type(error).__name__}: {error}"
+            return (Finding("authoring.unexplained", "authoring", "", told),)

@@ -1,0 +1,138 @@
+"""What each leg is compared with: oracle and noise floors, from the cache or by running."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgeverify.backends.streaming import forgetting
+from edgeverify.core.compare import Baseline
+from edgeverify.core.noise import Floor, floor_of, widest
+from edgeverify.core.store import entries
+from edgeverify.core.trace import Trace
+from edgeverify.legs.authoring import run_reauthored
+from edgeverify.legs.run import CACHE_VERSION, Run
+
+if TYPE_CHECKING:
+    pass
+
+
+REFERENCE_SOURCES = (
+    "backends/reference.py",
+    "backends/widened_tables.py",
+    "backends/float32.py",
+    "backends/float64.py",
+    "hf/config.py",
+    "core/noise.py",
+    "hf/openelm.py",
+    "core/taps.py",
+)
+
+
+def _reference() -> Any:
+    """The reference's backend. It imports transformers' models, so: where it is to run."""
+    from edgeverify.backends import reference
+
+    return reference
+
+
+def reference_baselines(
+    run: Run, *, with_file: bool, summed: Baseline | None = None
+) -> dict[str, Baseline]:
+    """What each leg is held against; cached. The case gets its decode tokens here.
+
+    The re-authored model runs on PyTorch as the reference does; the file's kernels sum one term
+    after another, so the floor of its leg has that order, too (see
+    ``edgeverify.backends.float32``).
+
+    Args:
+        run: the checkpoint and the case.
+        with_file: whether the leg ``conversion`` is asked for.
+        summed: the same baseline of a model of the same geometry. Its floors then stand in for
+            linear layers that sum in order, which are slow to run.
+    """
+    key = entries.digest(
+        "reference",
+        CACHE_VERSION,
+        entries.versions(),
+        entries.source_digest(*REFERENCE_SOURCES),
+        run.checkpoint.identity,
+        [asdict(step) for step in run.case.steps],
+        run.case.greedy,
+    )
+    built: list[Any] = []
+
+    def model() -> Any:
+        if not built:
+            built.append(_reference().build(run.hf_config, run.state()))
+        return built[0]
+
+    def cached(kind: str, make: Callable[[], Trace]) -> Trace:
+        write = lambda path: make().save(path)  # noqa: E731
+        path = entries.cached(kind, key, ".safetensors", write, root=run.cache)
+        return Trace.load(path, mapped=run.streamed)
+
+    def stepwise(inject: Trace | None) -> Trace:
+        steps = len(run.case.steps)
+        with forgetting(model()), run.timed("reference, float32", steps) as tick:
+            trace, used = _reference().run(model(), run.case, inject=inject, tick=tick)
+        trace.provenance["decode_tokens"] = [s.tokens[0] for s in used.steps if s.is_decode]
+        return trace
+
+    def floor(inject: Trace | None, *, sequential: bool) -> Trace:
+        """The other float32 run's floor."""
+        name = "reference, float32 summed in order" if sequential else "reference, float32"
+        with forgetting(model()), run.timed(name):
+            other = _reference().run_otherwise(
+                model(), run.case, inject=inject, sequential=sequential, linear=summed is None
+            )
+        return Trace(dict(floor_of(oracle.arrays, other.arrays)))
+
+    def oracle_run() -> Trace:
+        with forgetting(model()), run.timed("oracle, float64"):
+            return _reference().run_oracle(model(), run.case)
+
+    def isolated_floor() -> Trace:
+        first = floor_of(oracle.arrays, stepwise(oracle).arrays)
+        return Trace(dict(widest(first, floor(oracle, sequential=False).arrays)))
+
+    own = cached("reference", lambda: stepwise(None))
+    run.case = run.case.with_decode_tokens(own.provenance["decode_tokens"])
+    oracle = cached("oracle", oracle_run)
+    other = cached("floor", lambda: floor(None, sequential=False))
+    whole = widest(floor_of(oracle.arrays, own.arrays), other.arrays)
+    isolated = cached("isolated-floor", isolated_floor).arrays
+    baselines = {"authoring": Baseline(oracle, whole, isolated, own)}
+    if with_file:
+        kind = "summed-floor" if summed is None else "partly-summed-floor"
+        floors: list[Floor] = [whole, cached(kind, lambda: floor(None, sequential=True)).arrays]
+        alone: list[Floor] = [
+            isolated,
+            cached(
+                kind.replace("floor", "isolated-floor"), lambda: floor(oracle, sequential=True)
+            ).arrays,
+        ]
+        if summed is not None:
+            floors.append(summed.floor)
+            alone.append(summed.isolated_floor)
+        baselines["conversion"] = Baseline(oracle, widest(*floors), widest(*alone), own)
+    return baselines
+
+
+def own_baseline(run: Run, own: Trace, reference_: Baseline) -> Baseline:
+    """The re-authored model in float64 as the oracle of its own file.
+
+    The floor is the larger of its own and the reference's: the noise of a right float32 run does
+    not depend on which of the two is asked.
+    """
+    oracle, _ = run_reauthored(run, None, torch.float64)
+    _, isolated = run_reauthored(run, oracle)
+    return Baseline(
+        oracle,
+        widest(floor_of(oracle.arrays, own.arrays), reference_.floor),
+        widest(floor_of(oracle.arrays, isolated.arrays), reference_.isolated_floor),
+        own,
+    )

@@ -1,0 +1,156 @@
+"""The leg ``conversion``: the converted file, its audits, its runs and its operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgeverify.audits.file_reading import FileReading
+from edgeverify.audits.run import Auditor
+from edgeverify.backends import reauthored, tflite
+from edgeverify.backends.streaming import forgetting
+from edgeverify.core.results import Finding, LegResult
+from edgeverify.core.store import entries
+from edgeverify.core.store.mapped import forget
+from edgeverify.core.trace import Trace
+from edgeverify.diagnose.operators import op_findings
+from edgeverify.legs import fingerprint
+from edgeverify.legs.run import CACHE_VERSION, Run
+from edgeverify.litert.convert import convert
+from edgeverify_models import is_registered
+
+AUDIT_SOURCES = (
+    "audits/*.py",
+    "core/case.py",
+    "litert/flatbuffer/*.py",
+    "hf/config.py",
+    "hf/openelm.py",
+    "core/results.py",
+    "core/taps.py",
+)
+
+
+class _NotKeptError(Exception):
+    """What was made is not for the cache."""
+
+
+def audit_file(run: Run, auditor: Auditor, path: Path) -> None:
+    """The audits of the converted file, added to those of the port.
+
+    What was read from the same file, for the same case and checkpoint, is in the cache.
+    """
+    model, case = run.model(), run.case
+    key = entries.digest(
+        "read-file",
+        CACHE_VERSION,
+        entries.versions(),
+        entries.source_digest(*AUDIT_SOURCES),
+        entries.file_digest(path, root=run.cache),
+        run.checkpoint.identity,
+        run.hf_config,
+        fingerprint.of_config(model.config),
+        [case.kv_layout, list(case.prefill_lengths), case.kv_cache_len, case.decode_batch],
+        [case.mask_as_input, case.prefill_logits, list(run.port.mask_kinds), auditor.for_engine],
+    )
+
+    def remember(read: Callable[[], FileReading]) -> FileReading:
+        found: list[FileReading] = []
+
+        def make(target: Path) -> None:
+            found.append(read())
+            text = found[0].to_json() if found[0].whole else ""
+            if not text:  # not to be kept
+                raise _NotKeptError
+            target.write_text(text, encoding="utf-8")
+
+        try:
+            entry = entries.cached("read-files", key, ".json", make, root=run.cache)
+        except _NotKeptError:
+            return found[0]
+        return found[0] if found else FileReading.from_json(entry.read_text(encoding="utf-8"))
+
+    with run.timed("audits"):
+        auditor.file(path, model, run.state(), remember)
+
+
+def converted(run: Run) -> Path:
+    """The float .tflite of this model, from the cache or by conversion."""
+    case, model = run.case, run.model()
+    with forgetting(model):
+        probed = reauthored.run(
+            model,
+            fingerprint.probe(case, run.hf_config["vocab_size"]),
+            mask_kinds=run.port.mask_kinds,
+            window=run.window,
+        )
+    key = entries.digest(
+        "converted",
+        CACHE_VERSION,
+        # No registered port imports transformers (tests/test_rooms.py), and neither do
+        # litert-torch's layers and converter. Another port may do anything.
+        entries.versions(*(("transformers",) if is_registered(run.port) else ())),
+        run.checkpoint.identity,
+        entries.source_digest("litert/convert.py"),
+        fingerprint.of_module(model),
+        fingerprint.of_trace(probed),
+        [case.kv_layout, list(case.prefill_lengths), case.kv_cache_len, case.decode_batch],
+        [case.mask_as_input, case.prefill_logits, list(run.port.mask_kinds)],
+    )
+
+    def make(path: Path) -> None:
+        with run.timed("convert"):
+            convert(model, case, path, mask_kinds=run.port.mask_kinds, verbose=run.verbose)
+            forget(*model.parameters())
+
+    return entries.cached("converted", key, ".tflite", make, root=run.cache)
+
+
+def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
+    """The untouched file with its inner taps read from a copy, and the file block by block."""
+    run.release()
+    with run.timed("run .tflite", len(run.case.steps)) as tick:
+        whole, isolated = tflite.run_file(
+            path,
+            run.case,
+            oracle,
+            mask_kinds=run.port.mask_kinds,
+            window=run.window,
+            cache=run.cache,
+            memory_budget=run.memory_budget,
+            tick=tick,
+        )
+    run.runtime = whole.provenance["runtime"]
+    return run.lean(whole), None if isolated is None else run.lean(isolated)
+
+
+def every_tap_fed(run: Run, oracle: Trace, path: Path | None) -> Trace:
+    """The re-authored model, or its file, with every tap fed with the oracle's values."""
+    options: dict[str, Any] = {"mask_kinds": run.port.mask_kinds, "window": run.window}
+    with run.timed("sublayer by sublayer"):
+        if path is None:
+            model = run.model()
+            return reauthored.run(model, run.case, inject=oracle, every_tap=True, **options)
+        options |= {"cache": run.cache, "memory_budget": run.memory_budget}
+        return tflite.run_every_tap(path, run.case, oracle, **options)
+
+
+def op_sources(run: Run, path: Path, leg: LegResult) -> tuple[Finding, ...]:
+    """The operators of a failing file that are to blame.
+
+    The search only adds to a verdict that stands without it, so nothing that it raises may get
+    through; that it failed is told.
+    """
+    with run.timed("find the operators"):
+        try:
+            return op_findings(
+                path,
+                leg,
+                run.model(),
+                run.case,
+                mask_kinds=run.port.mask_kinds,
+                window=run.window,
+            )
+        except Exception as error:
+            told = f"the operator was not found: {type(error).__name__}: {error}"
+            return (Finding("conversion.op.unchecked", "conversion", "", told),)

@@ -1,0 +1,143 @@
+"""The audits of a file alone: what it says itself, against the HF config and the checkpoint.
+
+They are those of ``edgeverify.audits``, without the re-authored module: the file may come from
+another. What only a module would show is left to the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgeverify.audits.attributes import odd_attributes
+from edgeverify.audits.config import audit_config, audit_mask_inputs
+from edgeverify.audits.file_weights import audit_file
+from edgeverify.audits.model import Readings
+from edgeverify.audits.of_file import of_file
+from edgeverify.audits.of_hf_config import declared
+from edgeverify.audits.promises import Promises
+from edgeverify.audits.signatures import audit_signatures
+from edgeverify.audits.weights import State
+from edgeverify.core.results import (
+    CONFIG,
+    NOT_APPLICABLE,
+    SIGNATURES,
+    UNCHECKED,
+    WEIGHTS,
+    AuditResult,
+    Check,
+    merged,
+    unchecked,
+)
+from edgeverify.legs.foreign.case import FileCase
+from edgeverify.litert.flatbuffer import ModelFile, locate_taps
+from edgeverify.litert.flatbuffer.weights import Weights, find_weights
+from edgeverify.litert.interface import DECODE, SHAPES, Facts
+from edgeverify.litert.recipes import Recipe
+
+LEFT_TO_THE_RUN = "a file does not say it; what it computes is judged by the leg conversion"
+
+
+def audit(
+    path: Path,
+    case: FileCase,
+    facts: Facts,
+    hf_config: Mapping[str, Any],
+    config: Any,
+    state: State,
+    recipe: Recipe | None = None,
+) -> dict[str, AuditResult]:
+    """The three audits. What cannot be read is ``unchecked``, with what was raised.
+
+    Args:
+        path: the .tflite, which a child has read without harm.
+        case: of the file.
+        facts: of the file.
+        hf_config: of the checkpoint.
+        config: the port's ``ModelConfig`` of it: how q, k and v are fused.
+        state: the checkpoint, HF names → float32 tensors.
+        recipe: by which the file was made, if that is known.
+    """
+    file = ModelFile(path)
+    said = declared(hf_config)
+    kinds = facts.masks or ("global",)
+    results = {
+        SIGNATURES: _made(SIGNATURES, lambda: _signatures(file, case, facts, said, kinds)),
+    }
+    if facts.layout_from == SHAPES:
+        reason = "the file's constants cannot be told apart where its KV cache writes are unknown"
+        return results | {name: unchecked(name, "file", reason) for name in (CONFIG, WEIGHTS)}
+    found: dict[str, Weights] = {}
+
+    def weights() -> dict[str, Weights]:
+        if not found:
+            names = [name for name in file.signatures if name not in facts.others]
+            found.update((n, find_weights(file, n, locate_taps(file, n))) for n in names)
+        return found
+
+    def read() -> AuditResult:
+        reading = of_file(file, weights()[DECODE], said.values.get("rotary base"))
+        others = [name for name in weights() if name != DECODE]
+        odd = odd_attributes(said, weights(), others, str(hf_config.get("model_type")))
+        read = _config(said, reading, hf_config, case, kinds)
+        return merged(CONFIG, [read, AuditResult(CONFIG, odd)])
+
+    results[CONFIG] = _made(CONFIG, read)
+    promises = Promises(recipe) if recipe else None
+    results[WEIGHTS] = _made(
+        WEIGHTS, lambda: audit_file(file, weights(), config, state, said, promises)
+    )
+    return results
+
+
+def _made(name: str, make: Callable[[], AuditResult]) -> AuditResult:
+    try:
+        return make()
+    except Exception as error:
+        return unchecked(name, "file", f"cannot be read: {type(error).__name__}: {error}")
+
+
+def _config(
+    said: Readings,
+    reading: Readings,
+    hf_config: Mapping[str, Any],
+    case: FileCase,
+    kinds: Sequence[str],
+) -> AuditResult:
+    family = str(hf_config.get("model_type"))
+    found = audit_config(said, [reading], family=family, rows=case.kv_cache_len)
+    # A field without a place is one that nothing shows.
+    checks = tuple(
+        c if c.where else replace(c, outcome=NOT_APPLICABLE, reason=LEFT_TO_THE_RUN)
+        for c in found.checks
+    )
+    parts = [replace(found, checks=checks)]
+    if case.mask_as_input:
+        parts.append(audit_mask_inputs(said, kinds))
+    return merged(CONFIG, parts)
+
+
+def _signatures(
+    file: ModelFile, case: FileCase, facts: Facts, said: Readings, kinds: Sequence[str]
+) -> AuditResult:
+    found = audit_signatures(file, case, said, kinds)
+    checks: list[Check] = []
+    for check in found.checks:
+        if check.item in facts.others:
+            reason = f"it is not run: it {facts.others[check.item]}"
+            checks.append(replace(check, outcome=UNCHECKED, reason=reason))
+        elif check.item.startswith("KV ") and facts.layout_from == SHAPES:
+            reason = "told by shapes alone"
+            checks.append(replace(check, outcome=UNCHECKED, found=check.expected, reason=reason))
+        elif not (check.item.startswith(f"{DECODE} ") and facts.decode_batch > 1):
+            checks.append(check)
+    if facts.decode_batch > 1:
+        reason = f"it is not run: it takes {facts.decode_batch} conversations at once"
+        checks.append(Check(DECODE, "file", UNCHECKED, reason=reason))
+    for name in case.unused:
+        if name != DECODE or facts.decode_batch == 1:
+            reason = f"it is not run: its cache of {facts.kv_cache_len} rows has no room for it"
+            checks.append(Check(name, "file", UNCHECKED, reason=reason))
+    return replace(found, checks=tuple(checks))

@@ -1,0 +1,128 @@
+"""What the contained child does with a file: reads what it is, runs it, writes traces.
+
+Nothing here imports torch: the child is to start in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeverify.backends import tflite
+from edgeverify.core.localise import forget_unfed
+from edgeverify.core.trace import Trace
+from edgeverify.legs.foreign.case import FileCase
+from edgeverify.litert.bundle.reader import read_bundle
+from edgeverify.litert.dtypes import totals, weights_of
+from edgeverify.litert.flatbuffer import Located, ModelFile, instrument, locate_taps
+from edgeverify.litert.interface import SHAPES, Facts, facts_of
+
+NOT_LOCATED = "nothing writes the KV cache in a way that is known, so that no tap can be located"
+# What ``run`` writes into its folder, and what it reads from there.
+WHOLE, ISOLATED, EVERY_TAP, ORACLE = (
+    f"{name}.safetensors" for name in ("whole", "isolated", "every-tap", "oracle")
+)
+
+
+def survey(file: Path) -> dict[str, Any]:
+    """What decides how a file is checked: ``facts`` and ``weights`` (dtype → totals).
+
+    Raises:
+        ArtifactError: it is no language model of a known form, or damaged.
+    """
+    opened = ModelFile(file)
+    facts = facts_of(opened)
+    return {"facts": facts.to_dict(), "weights": totals(weights_of(opened))}
+
+
+def unpack(file: Path, target: str) -> dict[str, Any]:
+    """Writes the .tflite of a .litertlm to ``target``; returns the container's metadata."""
+    bundle = read_bundle(file)
+    bundle.unpack(Path(target))
+    return {"tokenizer": bundle.tokenizer, **bundle.metadata()}
+
+
+def run(
+    file: Path,
+    case: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    mask_kinds: Sequence[str],
+    window: int | None,
+    folder: str,
+) -> list[str]:
+    """Runs a file as a whole and, where its taps can be located, block by block.
+
+    Args:
+        file: the .tflite.
+        case: ``FileCase.to_dict()``.
+        facts: ``Facts.to_dict()``.
+        mask_kinds, window: as for ``tflite.run``.
+        folder: holds the oracle's trace, ``ORACLE``; traces and copies of the file go there.
+
+    Returns:
+        The traces that were written: ``WHOLE`` and ``ISOLATED``.
+    """
+    planned, known, place = FileCase.from_dict(case), Facts.from_dict(facts), Path(folder)
+    options: dict[str, Any] = {
+        "num_blocks": known.blocks,
+        "mask_kinds": tuple(mask_kinds),
+        "window": window,
+        "opener": tflite.choose_opener(file, planned.kernel)[0],
+    }
+    if known.layout_from == SHAPES:
+        trace = tflite.run(file, planned, **options)
+        _explain(trace)
+        trace.save(place / WHOLE)
+        return [WHOLE]
+    located = _located(file, planned)
+    copy = place / "copy.tflite"
+    instrument(file, copy, located)
+    tflite.run(file, planned, instrumented=copy, **options).save(place / WHOLE)
+    instrument(file, copy, located, isolate=True)
+    oracle = Trace.load(place / ORACLE).arrays
+    tflite.run(file, planned, instrumented=copy, inject=oracle, **options).save(place / ISOLATED)
+    copy.unlink()
+    return [WHOLE, ISOLATED]
+
+
+def run_every_tap(
+    file: Path,
+    case: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    mask_kinds: Sequence[str],
+    window: int | None,
+    folder: str,
+) -> None:
+    """Runs a file with every tap fed by the oracle, into ``EVERY_TAP``; else as ``run``."""
+    planned, blocks, place = FileCase.from_dict(case), int(facts["blocks"]), Path(folder)
+    located = _located(file, planned)
+    copy = place / "copy.tflite"
+    instrument(file, copy, located, every_tap=True)
+    trace = tflite.run(
+        file,
+        planned,
+        num_blocks=blocks,
+        mask_kinds=tuple(mask_kinds),
+        window=window,
+        instrumented=copy,
+        inject=Trace.load(place / ORACLE).arrays,
+        opener=tflite.choose_opener(file, planned.kernel)[0],
+    )
+    for step in planned.steps:
+        forget_unfed(trace, step.name, blocks, located[step.signature].taps)
+    trace.save(place / EVERY_TAP)
+    copy.unlink()
+
+
+def _located(file: Path, case: FileCase) -> dict[str, Located]:
+    """The taps of the signatures that are run; others need not be of a known form."""
+    opened = ModelFile(file)
+    return {name: locate_taps(opened, name) for name in case.signatures}
+
+
+def _explain(trace: Trace) -> None:
+    """Says of each inner tap why it could not be read."""
+    for key, reason in trace.unavailable.items():
+        if not reason.startswith("the signature returns no logits"):
+            trace.unavailable[key] = NOT_LOCATED

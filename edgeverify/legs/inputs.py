@@ -1,0 +1,104 @@
+"""What the implementations are fed with: token ids of a prompt, and of the decode steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgeverify.core.case import (
+    Case,
+    cache_rows_needed,
+    check_lengths,
+    default_cache_len,
+    plan_steps,
+    prompt_length,
+)
+from edgeverify.core.errors import UsageError
+from edgeverify.legs.selectors import Selectors
+
+# Of our own. Plain prose, so that a trained model is run where it was trained.
+PROSE = (
+    "The lighthouse keeper wrote down the weather every evening before he lit the lamp. "
+    "Wind from the west, a falling glass, two ships on the horizon, and once, in a hard winter, "
+    "ice as far as the outer rocks. His daughter learned to read from those books. She found that "
+    "the storms of her childhood were shorter than she remembered, and that the quiet days, of "
+    "which there were many more, had left no trace in anybody's memory but his. When she was asked "
+    "later why she had become a scientist, she said that it began with a column of numbers that "
+    "did not agree with her."
+)
+
+
+def plan_case(
+    model: str,
+    size: str,
+    hf_config: Mapping[str, Any],
+    tokenizer: Any | None,
+    chosen: Selectors,
+    max_positions: int,
+) -> Case:
+    """Chooses the tokens and plans the steps.
+
+    With a tokenizer the prompt is text and the decode steps continue it greedily, as users do;
+    without one all ids are drawn with the seed, with the first and the last id of the vocabulary
+    among them.
+
+    Raises:
+        UsageError: the case does not fit the cache or the model.
+    """
+    lengths = sorted(set(chosen.prefill))
+    prompt, decode = tokens(hf_config, tokenizer, chosen, prompt_length(lengths))
+    steps = plan_steps(prompt, lengths, decode)
+    rows = chosen.kv_cache_len
+    if rows is None:
+        rows = default_cache_len(steps)
+        if rows > max_positions >= cache_rows_needed(steps):
+            rows = max_positions
+    check_lengths(lengths, steps, rows, max_positions)
+    return Case(
+        model=model,
+        size=size,
+        kv_layout=chosen.kv_layout,
+        prefill_lengths=tuple(lengths),
+        kv_cache_len=rows,
+        steps=steps,
+        mask_as_input=chosen.mask_as_input,
+        prefill_logits=chosen.prefill_logits,
+        greedy=tokenizer is not None,
+        kernel=chosen.kernel,
+    )
+
+
+def tokens(
+    hf_config: Mapping[str, Any], tokenizer: Any | None, chosen: Selectors, wanted: int
+) -> tuple[list[int], list[int]]:
+    """Ids of a prompt of ``wanted`` tokens, and of the decode steps (zeros with a tokenizer).
+
+    Raises:
+        UsageError: a prompt without a tokenizer, or one without tokens.
+    """
+    if tokenizer is not None:
+        return _text_tokens(tokenizer, chosen.prompt, wanted), [0] * chosen.decode_steps
+    if chosen.prompt is not None:
+        raise UsageError(
+            "a prompt needs a tokenizer",
+            where="--prompt",
+            expected="a --checkpoint that has one",
+            fix="give the checkpoint's directory, or leave out --prompt",
+        )
+    seed = chosen.seed if chosen.token_seed is None else chosen.token_seed
+    vocabulary = int(hf_config["vocab_size"])
+    drawn = np.random.default_rng(seed).integers(0, vocabulary, wanted + chosen.decode_steps)
+    drawn[min(1, wanted - 2)], drawn[wanted - 1] = vocabulary - 1, 0
+    return drawn[:wanted].tolist(), drawn[wanted:].tolist()
+
+
+def _text_tokens(tokenizer: Any, prompt: str | None, wanted: int) -> list[int]:
+    """The prompt's ids, or ``wanted`` ids of prose of our own."""
+    ids = [int(token) for token in tokenizer(PROSE if prompt is None else prompt)["input_ids"]]
+    if not ids:
+        raise UsageError("the prompt has no tokens", where="--prompt", fix="give some text")
+    if prompt is None:
+        ids = (ids * -(-wanted // len(ids)))[:wanted]
+    return ids

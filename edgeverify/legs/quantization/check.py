@@ -1,0 +1,106 @@
+"""Quantizes a float file by each recipe, audits the result and judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeverify.audits.attributes import odd_attributes
+from edgeverify.audits.file_weights import audit_file
+from edgeverify.audits.of_hf_config import declared
+from edgeverify.audits.promises import Promises
+from edgeverify.core.compare import Baseline, thresholds
+from edgeverify.core.errors import ArtifactError, RecipeError
+from edgeverify.core.results import UNCHECKED, AuditResult, LegResult, merged, unchecked
+from edgeverify.legs.quantization.leg import LEG, judge_file
+from edgeverify.legs.quantization.weights import FileWeights, read_weights
+from edgeverify.legs.run import Run
+from edgeverify.legs.runtime.stages import FileRun
+from edgeverify.litert.flatbuffer import ModelFile
+from edgeverify.litert.quantize import quantized
+from edgeverify.litert.recipes import FLOAT32, Recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One recipe: the verdict on its file.
+
+    Attributes:
+        leg: ``quantization:{recipe}``.
+        audit: of the file's weights; None where there is no file.
+        file: as it was run, if it was.
+    """
+
+    leg: LegResult
+    audit: AuditResult | None = None
+    file: FileRun | None = None
+
+
+def check_recipes(
+    run: Run, chosen: Sequence[str], path: Path, baseline: Baseline, *, blocked: str = ""
+) -> Iterator[Checked]:
+    """Checks the file of each recipe but ``float32``.
+
+    Args:
+        run: of the original checkpoint, decode tokens known.
+        chosen: recipes, as ``edgeverify.litert.recipes.expand`` gives them.
+        path: the float file.
+        baseline: the reference with the checkpoint's own weights.
+        blocked: why the files cannot be judged, because their float file is wrong already; they
+            are audited all the same.
+
+    Raises:
+        RecipeError: a recipe holds no rules.
+    """
+    for name in chosen:
+        if name != FLOAT32:
+            yield _check(run, load_recipe(name), path, baseline, blocked)
+
+
+def _check(run: Run, recipe: Recipe, path: Path, baseline: Baseline, blocked: str) -> Checked:
+    label = f"{LEG}:{recipe.name}"
+    try:
+        with run.timed("quantize"):
+            file = quantized(path, recipe, cache=run.cache)
+    except RecipeError as error:
+        return Checked(_unchecked(label, str(error)))
+    audit, weights = audit_quantized(run, file, recipe)
+    if blocked or weights is None:
+        reason = blocked or "its weights could not be read: see the audit"
+        return Checked(_unchecked(label, reason), audit)
+    try:
+        judged = judge_file(run, file, weights, label, baseline)
+    except ArtifactError as error:  # the other recipes' verdicts must not be lost over one file
+        return Checked(_unchecked(label, str(error)), audit)
+    return Checked(judged.leg, audit, judged)
+
+
+def audit_quantized(run: Run, path: Path, recipe: Recipe) -> tuple[AuditResult, FileWeights | None]:
+    """Holds a quantized file's weights against the checkpoint's and against its recipe.
+
+    Args:
+        run: of the original checkpoint.
+        path: the file.
+        recipe: by which it was made.
+
+    Returns:
+        The audit, and what the file computes with; None where that cannot be told.
+    """
+    title = f"{LEG}:{recipe.name}"
+    config, state = run.model().config, run.state()
+    with run.timed("audits"):
+        try:
+            shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+            weights = read_weights(path, run.hf_config, config, shapes)
+        except ArtifactError as error:
+            return unchecked(title, "file", str(error)), None
+        file = ModelFile(path)
+        said, found = declared(run.hf_config), weights.found
+        audit = audit_file(file, found, config, state, said, Promises(recipe), title)
+        odd = odd_attributes(said, found, found, str(run.hf_config.get("model_type")))
+    return merged(title, [AuditResult(title, odd), audit]), weights
+
+
+def _unchecked(label: str, reason: str) -> LegResult:
+    return LegResult(label, UNCHECKED, thresholds(label).as_dict(), reason=reason)

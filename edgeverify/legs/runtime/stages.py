@@ -1,0 +1,181 @@
+"""The stages of the leg ``runtime``: a file in every other runtime that was asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeverify.backends import litert_lm
+from edgeverify.backends.sessions.tflite import TfliteSession
+from edgeverify.core import taps
+from edgeverify.core.compare import Baseline, thresholds
+from edgeverify.core.errors import ArtifactError, NoRoomError
+from edgeverify.core.results import FAIL, UNCHECKED, Finding, LegResult
+from edgeverify.core.store import entries
+from edgeverify.core.trace import Trace
+from edgeverify.legs.run import Run
+from edgeverify.legs.runtime import engine
+from edgeverify.legs.runtime.leg import LEG, of_interpreter, runtime_leg
+from edgeverify.litert.bundle import writer
+from edgeverify.litert.bundle.writer import ASKED, LITERT_LM
+
+# What LiteRT-LM computes with on the CPU. Other kernels round activations otherwise.
+ENGINE_KERNEL = "xnnpack"
+
+
+@dataclass(frozen=True)
+class FileRun:
+    """A file, of any recipe, after its own leg.
+
+    Attributes:
+        path: where it is.
+        leg: its own leg: ``conversion``, or that of a recipe.
+        trace: what the LiteRT interpreter gave.
+        baseline: what its leg was held against.
+        sources: the operators that are to blame, where it failed.
+        floating: the same as ``baseline`` without what the rounding of activations costs; None
+            where the file rounds none.
+    """
+
+    path: Path
+    leg: LegResult
+    trace: Trace
+    baseline: Baseline
+    sources: tuple[Finding, ...] = ()
+    floating: Baseline | None = None
+
+
+def run_runtimes(
+    run: Run,
+    runtimes: Sequence[str],
+    file: FileRun,
+    tokenizer: Any,
+    refusal: str,
+    suffix: str = "",
+) -> tuple[dict[str, LegResult], tuple[Finding, ...]]:
+    """Runs a file in other runtimes.
+
+    Args:
+        run: of the file.
+        runtimes: their names.
+        file: the file.
+        tokenizer: of transformers; needed for LiteRT-LM alone.
+        refusal: why LiteRT-LM would not run the file, by the audit of the signatures, or "". It is
+            not asked then.
+        suffix: of the legs' names, for a recipe.
+
+    Returns:
+        Leg by name, ``runtime:{runtime}{suffix}``, and the findings of all.
+    """
+    legs: dict[str, LegResult] = {}
+    findings: tuple[Finding, ...] = ()
+    for runtime in runtimes:
+        name = f"{LEG}:{runtime}{suffix}"
+        more: tuple[Finding, ...] = ()
+        if runtime == LITERT_LM and refusal:
+            legs[name] = without_taps(name, UNCHECKED, f"not asked: {refusal}")
+            continue
+        try:
+            if runtime == LITERT_LM:
+                legs[name], more = _engine_leg(run, file, tokenizer, name)
+            else:
+                legs[name] = _runtime_leg(run, file, runtime, name)
+        except NoRoomError as error:
+            legs[name] = without_taps(name, UNCHECKED, str(error))
+        except ArtifactError as error:
+            # The interpreter has run this very file.
+            legs[name] = without_taps(name, FAIL, error.what)
+        findings = (*findings, *more)
+    return legs, findings
+
+
+def without_taps(name: str, outcome: str, reason: str) -> LegResult:
+    """The leg of a runtime that gave nothing to compare."""
+    return LegResult(name, outcome, thresholds(name).as_dict(), reason=reason)
+
+
+def _runtime_leg(run: Run, file: FileRun, runtime: str, name: str) -> LegResult:
+    right = file.leg.outcome != FAIL
+    with run.timed(f"run in {runtime}"):
+        return runtime_leg(
+            runtime,
+            file.path,
+            run.case,
+            file.trace,
+            file.baseline if right else of_interpreter(file.trace, file.baseline),
+            run.expected(file.baseline.oracle),
+            name=name,
+            mask_kinds=run.port.mask_kinds,
+            window=run.window,
+            cache=run.cache,
+        )
+
+
+def _engine_leg(
+    run: Run, file: FileRun, tokenizer: Any, name: str
+) -> tuple[LegResult, tuple[Finding, ...]]:
+    """The file in LiteRT-LM, bundled with the checkpoint's tokenizer, on the case's prompt."""
+    prompt = [token for step in run.case.steps if not step.is_decode for token in step.tokens]
+    target = [step.tokens[0] for step in run.case.steps if step.is_decode]
+    wanted = engine.wanted_of(tokenizer, _usage(run, tokenizer), prompt, target)
+    threads = os.cpu_count() or 1
+    with bundler(run, tokenizer, ASKED)(file.path) as bundled, run.timed(f"run in {LITERT_LM}"):
+        answers = litert_lm.ask(bundled, wanted.questions(len(target)), num_threads=threads)
+    floor = _largest(file, file.floating or file.baseline)
+    rounded = None if file.floating is None else _largest(file, file.baseline)
+    with run.timed(f"run .tflite as {LITERT_LM} does"):
+        session = TfliteSession(
+            file.path,
+            run.case,
+            ENGINE_KERNEL,
+            mask_kinds=run.port.mask_kinds,
+            window=run.window,
+            num_threads=threads,
+        )
+        return engine.engine_leg(
+            answers, wanted, session, floor, len(target), name, rounded=rounded
+        )
+
+
+def _largest(file: FileRun, baseline: Baseline) -> float:
+    """How far logits of two right runs of a file may be apart, relative, in any row."""
+    floor = of_interpreter(file.trace, baseline).floor
+    return max(float(floor[key].max()) for key in floor if key.endswith(taps.LOGITS))
+
+
+def bundler(run: Run, tokenizer: Any, what: str) -> Callable[[Path], AbstractContextManager[Path]]:
+    """What bundles this run's file, for the time being, into a ``.litertlm``.
+
+    What can be refused of the checkpoint is refused here, before anything is converted.
+
+    Args:
+        run: gives the case and the checkpoint.
+        tokenizer: of transformers, or None.
+        what: asks for it, for messages.
+
+    Raises:
+        EdgeVerifyError: the extra is not installed, or the checkpoint has no tokenizer that can be
+            bundled.
+    """
+    writer.require("litert_lm_builder", what)
+    writer.require_tokenizer(tokenizer, what)
+    words, usage = writer.tokenizer_json(tokenizer), _usage(run, tokenizer)
+
+    @contextmanager
+    def bundled(path: Path) -> Iterator[Path]:
+        with entries.working_folder(path.parent) as folder:
+            target = folder / path.with_suffix(".litertlm").name
+            with run.timed("bundle"):
+                writer.write_litertlm(path, words, usage, target)
+            yield target
+
+    return bundled
+
+
+def _usage(run: Run, tokenizer: Any) -> writer.Usage:
+    folder = run.checkpoint.tokenizer_dir
+    return writer.usage_of(tokenizer, run.hf_config, run.case.kv_cache_len, folder)

@@ -1,0 +1,221 @@
+"""The options that say what to run: one table for the command line and for pytest.
+
+All are taken as text and judged here, so that both front ends refuse the same values in the same
+words, before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from edgeverify.core.case import (
+    DEFAULT_DECODE_STEPS,
+    DEFAULT_PREFILL_LENGTHS,
+    KERNELS,
+    KV_LAYOUTS,
+    Step,
+    check_lengths,
+    plan_steps,
+    prompt_length,
+)
+from edgeverify.core.choices import one_of
+from edgeverify.core.errors import UsageError
+from edgeverify.core.units import bytes_of
+from edgeverify.litert.recipes import FLOAT32, expand, label
+
+# Of the invariants. ``nightly`` draws at least 20 times the examples of ``ci``.
+PROFILES = ("dev", "ci", "nightly")
+# What goldens are kept of: the reference, and the converted file with all that leads to it.
+GOLDENS = ("reference", "tflite")
+BACKENDS = ("reference", "reauthored", "tflite")
+RUNTIMES = ("compiled_model", "tf_lite", "litert_lm")
+MAX_SEED = 2**32 - 1  # what numpy takes
+MAX_LENGTH = 2**20  # tokens; no model of today has as many positions
+
+
+@dataclass(frozen=True)
+class Selectors:
+    """What to run, checked as far as it can be without loading anything.
+
+    Attributes:
+        size: a size of the port; its default size if None.
+        checkpoint: file, directory or hub id; seeded random weights if None.
+        recipes: quantization recipes, in the forms of ``edgeverify.litert.recipes.FORMS``.
+        backends: ``reauthored`` asks for the leg ``authoring``, ``tflite`` for ``conversion``,
+            which needs the re-authored model, too.
+        kv_layout: ``default`` or ``transposed``.
+        prefill: lengths of the prefill signatures, in tokens.
+        decode_steps: how many decode steps follow the prompt.
+        seed: of random weights and random tokens.
+        kernel: ``xnnpack``, ``builtin`` or ``reference``.
+        mask_as_input: masks are inputs of the signatures.
+        prefill_logits: prefill signatures return logits, too; without, a file has what decoding
+            needs and no more, as shipped files do.
+        prompt: text to continue greedily; needs a checkpoint with a tokenizer.
+        kv_cache_len: rows of the KV cache; a little longer than the case if None.
+        trust_remote_code: handed to transformers where it reads a checkpoint's files itself.
+        cache: the cache directory; the user's own if None.
+        token_seed: of random tokens alone; ``seed`` if None.
+        profile: how many examples of each invariant are drawn.
+        runtimes: what runs the file beside the LiteRT interpreter: ``compiled_model``,
+            ``tf_lite``, ``litert_lm``.
+        memory_budget: bytes that comparing the models may take, or a text as ``"8GiB"``; what is
+            available if None.
+    """
+
+    size: str | None = None
+    checkpoint: str | None = None
+    recipes: tuple[str, ...] = (FLOAT32,)
+    backends: tuple[str, ...] = BACKENDS
+    kv_layout: str = "default"
+    prefill: tuple[int, ...] = DEFAULT_PREFILL_LENGTHS
+    decode_steps: int = DEFAULT_DECODE_STEPS
+    seed: int = 0
+    kernel: str = "xnnpack"
+    mask_as_input: bool = False
+    prefill_logits: bool = True
+    prompt: str | None = None
+    kv_cache_len: int | None = None
+    trust_remote_code: bool = False
+    cache: Path | None = None
+    token_seed: int | None = None
+    profile: str = "dev"
+    runtimes: tuple[str, ...] = ()
+    memory_budget: int | None = None
+
+    @classmethod
+    def of(cls, **given: Any) -> Selectors:
+        """Selectors from Python values; None means the default.
+
+        Raises:
+            UsageError: a name that is not a selector, or a value that no run could take.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in given:
+            one_of("selectors", name, names)
+        chosen = cls(**{name: value for name, value in given.items() if value is not None})
+        chosen = replace(
+            chosen,
+            recipes=expand(chosen.recipes, where="recipes"),
+            memory_budget=_budget("memory_budget", chosen.memory_budget),
+        )
+        for backend in chosen.backends:
+            one_of("backends", backend, BACKENDS)
+        for runtime in chosen.runtimes:
+            one_of("runtimes", runtime, RUNTIMES)
+        one_of("kv_layout", chosen.kv_layout, KV_LAYOUTS)
+        one_of("kernel", chosen.kernel, KERNELS)
+        one_of("profile", chosen.profile, PROFILES)
+        for name, values in (("prefill", chosen.prefill), ("decode_steps", [chosen.decode_steps])):
+            odd = not values or min(values) < 1 or max(values) > MAX_LENGTH
+            if odd or len(set(values)) < len(values):
+                raise UsageError(
+                    f"got {values}", where=name, expected="whole numbers from 1 on, each once"
+                )
+        for name, seed in (("seed", chosen.seed), ("token_seed", chosen.token_seed or 0)):
+            if not 0 <= seed <= MAX_SEED:
+                raise UsageError(f"got {seed}", where=name, expected=f"from 0 to {MAX_SEED}")
+        return chosen.checked()
+
+    def checked(self) -> Selectors:
+        """Itself, if its parts go together.
+
+        Raises:
+            UsageError: nothing would be compared, or the steps do not fit the cache.
+        """
+        if not self.legs:
+            raise UsageError(
+                "the reference alone has nothing to be compared with",
+                where="--backend",
+                expected="reauthored, tflite or both",
+            )
+        quantized = [recipe for recipe in self.recipes if recipe != FLOAT32]
+        if quantized and "tflite" not in self.backends:
+            raise UsageError(
+                f"{quantized[0]!r} is a recipe of files, and no file is run",
+                where="--recipe",
+                expected="--backend tflite, or no --backend at all",
+            )
+        if self.runtimes and "tflite" not in self.backends:
+            raise UsageError(
+                "there is no file to run",
+                where="--runtime",
+                expected="--backend tflite",
+                fix="leave out --backend, or --runtime",
+            )
+        _check_cache_len(self)
+        return self
+
+    @property
+    def legs(self) -> tuple[str, ...]:
+        """The legs of the chosen backends; a file is judged beside the model it comes from."""
+        if "tflite" in self.backends:
+            quantized = [label(recipe) for recipe in self.recipes if recipe != FLOAT32]
+            runs = [f"runtime:{name}" for name in self.runtimes]
+            others = [
+                leg
+                for name in quantized
+                for leg in (f"quantization:{name}", *(f"{run}:{name}" for run in runs))
+            ]
+            return ("authoring", "conversion", *runs, *others)
+        return ("authoring",) if "reauthored" in self.backends else ()
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        """What invariants are asked of: the backends, a file with several kernels.
+
+        Files are run with XNNPACK, which phones use, and with the built-in kernels; with the
+        reference kernels, which are slow, where they are chosen and every night.
+        """
+        nightly = ("reference",) if self.profile == "nightly" else ()
+        kernels = dict.fromkeys(("xnnpack", "builtin", self.kernel, *nightly))
+        files = [f"tflite-{kernel}" for kernel in kernels]
+        others = [name for name in ("reference", "reauthored") if name in self.backends]
+        return (*others, *(files if "tflite" in self.backends else ()))
+
+    @property
+    def audits(self) -> tuple[str, ...]:
+        """The audits of the chosen backends: signatures are a file's."""
+        audits = ("config", "weights", "signatures")
+        quantized = tuple(leg for leg in self.legs if leg.startswith("quantization:"))
+        if "tflite" in self.backends:
+            return (*audits, *quantized)
+        return audits[:2] if self.legs else ()
+
+    @property
+    def step_names(self) -> tuple[str, ...] | None:
+        """The steps of the case; None where a prompt has to be tokenized first."""
+        if self.prompt is not None:
+            return None
+        tokens = range(prompt_length(self.prefill))
+        steps = plan_steps(tokens, self.prefill, range(self.decode_steps))
+        return tuple(step.name for step in steps)
+
+    def steps_of(self, leg: str) -> tuple[str, ...]:
+        """The steps that a leg is shown by: those of the case, or all as one nameless step.
+
+        LiteRT-LM is asked questions of its own, not the case's steps.
+        """
+        return ("",) if leg == "runtime:litert_lm" else self.step_names or ("",)
+
+    def arguments(self) -> dict[str, Any]:
+        """As ``edgeverify.suites.check`` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _budget(option: str, value: str | int | None) -> int | None:
+    return None if value is None else bytes_of(option, value)
+
+
+def _check_cache_len(selectors: Selectors) -> None:
+    rows = selectors.kv_cache_len
+    if rows is None:
+        return
+    steps: tuple[Step, ...] = ()
+    if selectors.prompt is None:
+        tokens = range(prompt_length(selectors.prefill))
+        steps = plan_steps(tokens, selectors.prefill, range(selectors.decode_steps))
+    # Without the tokenizer the steps are unknown, but the signatures must fit all the same.
+    check_lengths(selectors.prefill, steps or plan_steps((0,), (1,), ()), rows, rows)

@@ -1,0 +1,1 @@
+"""Questions asked with legs: check, goldens, invariants, quality, bench, selftest, nightly."""

@@ -1,0 +1,116 @@
+"""The whole line: port and checkpoint → case → backends → traces → comparison → report.
+
+One whole model is resident at a time beside the weights themselves; what a later comparison needs
+is activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgeverify.audits.run import Auditor
+from edgeverify.core.errors import PortError
+from edgeverify.core.progress import Progress
+from edgeverify.core.results import UNCHECKED, Report, unchecked
+from edgeverify.legs.authoring import audit_port
+from edgeverify.legs.findings import report_of
+from edgeverify.legs.line import _explained, _judge_legs
+from edgeverify.legs.memory_plan import plan_memory
+from edgeverify.legs.quantization.leg import LEG as QUANTIZATION
+from edgeverify.legs.run import fitting_threads, prepare
+from edgeverify.legs.runtime.stages import without_taps
+from edgeverify.legs.selectors import GOLDENS, Selectors
+from edgeverify.litert.bundle.writer import LITERT_LM
+from edgeverify_models.port import Port
+
+
+def verify(
+    port: Port | str,
+    *,
+    invariants: bool = False,
+    golden: Path | None = None,
+    verbose: bool = False,
+    progress: Progress | None = None,
+    **selectors: Any,
+) -> Report:
+    """Says whether a port, and the file converted from it, are the Hugging Face model.
+
+    Args:
+        port: a port, a registered name, ``package.module:ATTR`` or ``path/to/file.py:ATTR``.
+        invariants: ask for the contracts of cache, mask, padding and batch, too.
+        golden: a folder whose goldens are to be compared with, too.
+        verbose: show what the converter prints.
+        progress: told of each stage.
+        selectors: what to run: the fields of ``edgeverify.legs.selectors.Selectors``.
+
+    Returns:
+        The report. A leg that fails does not raise.
+
+    Raises:
+        EdgeVerifyError: bad usage or bad input.
+    """
+    chosen = Selectors.of(**selectors)
+    run, tokenizer = prepare(port, chosen, verbose=verbose, progress=progress)
+    quantized = any(name.startswith(QUANTIZATION) for name in chosen.legs)
+    plan = plan_memory(run, chosen.memory_budget, quantized=quantized)
+    run.streamed = plan.stream
+    run.memory, run.memory_budget = str(plan), plan.budget
+    if not plan.fits:
+        legs = {name: without_taps(name, UNCHECKED, run.memory) for name in chosen.legs}
+        audits = {name: unchecked(name, "model", run.memory) for name in chosen.audits}
+        return report_of(run, legs, audits, tokenizer, {})
+    with fitting_threads(run):
+        for_engine = LITERT_LM in chosen.runtimes
+        auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds, for_engine, cache=run.cache)
+        try:
+            audit_port(run, auditor)
+            legs, traces, causes = _judge_legs(run, chosen, auditor, tokenizer)
+        except PortError as error:
+            raise _explained(error, auditor.failures) from error
+        report = report_of(run, legs, auditor.results, tokenizer, traces, causes)
+    if golden is not None:
+        kept = verify_goldens(port, chosen, golden, verbose=verbose, progress=progress)
+        report = replace(report, goldens=kept.goldens)
+    if not invariants:
+        return report
+    from edgeverify.suites.invariants.examination import Examination
+
+    name = port if isinstance(port, str) else port.name
+    results = tuple(Examination(run, name, chosen).all())
+    return replace(report, invariants=results)
+
+
+def verify_goldens(
+    port: Port | str,
+    chosen: Selectors,
+    directory: Path,
+    *,
+    update: bool = False,
+    kinds: Sequence[str] = GOLDENS,
+    verbose: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Holds a port against its goldens: a report without legs.
+
+    Args:
+        port, verbose, progress: as for ``verify``.
+        chosen: what to run; the steps are the golden's own.
+        directory: of the goldens.
+        update: rewrite them from this run; then, and where one is missing and is written, the
+            outcome is ``fail``.
+        kinds: which of the goldens.
+
+    Raises:
+        EdgeVerifyError: bad input.
+    """
+    from edgeverify.suites.golden import run as golden_run
+
+    name = port if isinstance(port, str) else port.name
+    run, tokenizer = prepare(port, golden_run.selectors(chosen), verbose=verbose, progress=progress)
+    with fitting_threads(run):
+        results = golden_run.check(run, name, chosen, directory, update=update, kinds=kinds)
+        report = report_of(run, {}, {}, tokenizer, {})
+    return replace(report, goldens=results)

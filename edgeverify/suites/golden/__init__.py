@@ -1,0 +1,1 @@
+"""Goldens: a run's traces on disk, and what has changed since."""

@@ -1,0 +1,111 @@
+"""Asks every registered port for every invariant and keeps what was seen.
+
+``python -m edgeverify.suites.invariants`` writes ``measured.json`` beside this file, one row per
+port, implementation and invariant with the cases tried and the largest ratios to the floor; with
+``--table docs/invariants-table.md`` also the table of the documentation. The thresholds called
+``invariants`` are held against these rows by a test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeverify.core.results import NOT_APPLICABLE, PASS, InvariantResult
+from edgeverify.legs.selectors import PROFILES
+from edgeverify.suites.invariants import INVARIANTS
+from edgeverify.suites.invariants.examination import examination
+from edgeverify_models import CATALOGUE
+
+MEASURED = Path(__file__).with_name("measured.json")
+
+
+def measure(model: str, profile: str, seed: int) -> list[dict[str, Any]]:
+    """All invariants of one port at its default size, as plain rows."""
+    from edgeverify.legs.selectors import Selectors
+
+    examined = examination(model, Selectors.of(profile=profile, seed=seed))
+    return [row(model, profile, seed, result) for result in examined.all()]
+
+
+def row(model: str, profile: str, seed: int, result: InvariantResult) -> dict[str, Any]:
+    """What is kept of a result."""
+    ratios = {"rms": result.rms_ratio, "row": result.row_ratio}
+    return {
+        "model": model,
+        "implementation": result.implementation,
+        "invariant": result.invariant,
+        "outcome": result.outcome,
+        "profile": profile,
+        "seed": seed,
+        "cases": result.examples,
+        **{name: None if value is None else round(value, 3) for name, value in ratios.items()},
+        **({} if result.outcome == PASS else {"reason": result.reason}),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Invariant × port, in each cell the cases per implementation, as Markdown."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    implementations = list(dict.fromkeys(row["implementation"] for row in rows))
+    cells = {(r["invariant"], r["model"], r["implementation"]): r for r in rows}
+    lines = [
+        f"Cases per implementation, in this order: {', '.join(implementations)}. A number is cases"
+        " that all passed, – says that the contract does not apply there.",
+        "",
+        f"| invariant | {' | '.join(models)} |",
+        f"|---|{'---|' * len(models)}",
+    ]
+    for invariant in INVARIANTS:
+        told = (
+            " / ".join(_cell(cells.get((invariant, model, name))) for name in implementations)
+            for model in models
+        )
+        lines.append(f"| {invariant} | {' | '.join(told)} |")
+    worst = (
+        " / ".join(f"{_largest(rows, model, ratio):.2f}" for ratio in ("rms", "row"))
+        for model in models
+    )
+    lines.append(f"| *largest ratio: rms / row* | {' | '.join(worst)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: dict[str, Any] | None) -> str:
+    if found is None or found["outcome"] == NOT_APPLICABLE:
+        return "–"
+    return str(found["cases"]) if found["outcome"] == PASS else f"**{found['outcome']}**"
+
+
+def _largest(rows: Sequence[dict[str, Any]], model: str, ratio: str) -> float:
+    return max((r[ratio] or 0.0 for r in rows if r["model"] == model), default=0.0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures the chosen ports and writes the files; other ports' rows are kept."""
+    parser = argparse.ArgumentParser(
+        prog="python -m edgeverify.suites.invariants", description=__doc__
+    )
+    parser.add_argument("--model", action="append", choices=list(CATALOGUE))
+    parser.add_argument("--profile", choices=PROFILES, default="ci")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", type=Path, help="write the table, too")
+    options = parser.parse_args(argv)
+    known = json.loads(MEASURED.read_text()) if MEASURED.exists() else []
+    for model in options.model or CATALOGUE:
+        rows = measure(model, options.profile, options.seed)
+        known = [row for row in known if row["model"] != model] + rows
+        odd = [row for row in rows if row["outcome"] not in (PASS, NOT_APPLICABLE)]
+        print(model, f"{sum(row['cases'] for row in rows)} cases", *odd, flush=True)
+        order = list(CATALOGUE)
+        known.sort(key=lambda row: order.index(row["model"]))
+        text = ",\n".join(json.dumps(row) for row in known)
+        MEASURED.write_text(f"[\n{text}\n]\n")
+    if options.table:
+        options.table.write_text(table(known))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Runs faults on one port: its reference once, its file once, and each fault's own side.
+
+A fault of a port costs one run of the re-authored model; the file is not converted again. A fault
+of a file costs a run of the edited copy; the port is known to be right.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from edgeverify.core.case import Case
+from edgeverify.core.compare import Baseline, judge_leg
+from edgeverify.core.errors import EdgeVerifyError
+from edgeverify.core.results import FAIL, LegResult
+from edgeverify.hf.checkpoints import Checkpoint, open_checkpoint
+from edgeverify.legs.authoring import find_causes, run_reauthored
+from edgeverify.legs.baselines import reference_baselines
+from edgeverify.legs.conversion import converted, run_file
+from edgeverify.legs.inputs import plan_case
+from edgeverify.legs.run import Run
+from edgeverify.legs.selectors import Selectors
+from edgeverify.suites.selftest import rows
+from edgeverify.suites.selftest.faults.changes import with_hf
+from edgeverify.suites.selftest.faults.fault import Fault
+from edgeverify.suites.selftest.rows import UNCHANGED, Row
+from edgeverify_models.port import Port
+
+CLEAN = {
+    leg: Fault(
+        name=UNCHANGED,
+        area="clean",
+        description=f"The {what} as it is.",
+        cause="",
+        ports=(),
+        where=(),
+        port=(lambda port: port) if leg == "authoring" else None,
+        harmless="nothing was changed",
+    )
+    for leg, what in (("authoring", "port"), ("conversion", "converted file"))
+}
+
+
+@dataclass
+class Setting:
+    """A port with one case: what its reference gave, and its clean file once one is asked for."""
+
+    port: Port
+    checkpoint: Checkpoint
+    case: Case
+    baselines: Mapping[str, Baseline]
+    cache: Path | None
+    _file: Path | None = None
+
+    @property
+    def num_blocks(self) -> int:
+        first = self.case.steps[0].name
+        oracle = self.baselines["authoring"].oracle
+        return sum(key.startswith(f"{first}/kv.") for key in oracle) // 2
+
+    def run(self, port: Port, cache: Path | None = None) -> Run:
+        return Run(port, self.checkpoint, self.case, cache or self.cache)
+
+    def file(self) -> Path:
+        """The clean conversion."""
+        if self._file is None:
+            self._file = converted(self.run(self.port))
+        return self._file
+
+
+@dataclass
+class Bench:
+    """One port, and the settings that its faults have asked for so far."""
+
+    port: Port
+    cache: Path | None = None
+    _settings: dict[str, Setting] = field(default_factory=dict)
+
+    def setting(
+        self, hf: Mapping[str, Any] | None = None, selectors: Mapping[str, Any] | None = None
+    ) -> Setting:
+        """The port's case, with changes of its HF config on both sides and other selectors."""
+        key = json.dumps([dict(hf or {}), dict(selectors or {})], sort_keys=True)
+        if key not in self._settings:
+            self._settings[key] = self._prepare(dict(hf or {}), dict(selectors or {}))
+        return self._settings[key]
+
+    def _prepare(self, hf: dict[str, Any], selectors: dict[str, Any]) -> Setting:
+        port = with_hf(self.port, **hf) if hf else self.port
+        opened = open_checkpoint(None, port, size="tiny", cache_root=self.cache)
+        positions = port.model_config(opened.hf_config).max_seq_len
+        chosen = Selectors.of(**selectors)
+        case = plan_case(port.name, opened.size, opened.hf_config, None, chosen, positions)
+        run = Run(port, opened, case, self.cache)
+        baselines = reference_baselines(run, with_file=True)
+        return Setting(port, opened, run.case, baselines, self.cache)
+
+    def clean(self) -> Iterator[Row]:
+        """The port and its file as they are: one row each."""
+        for fault in CLEAN.values():
+            yield self.try_fault(fault)
+
+    def try_fault(self, fault: Fault) -> Row:
+        """Runs one fault and holds what the check says against what it should say."""
+        start = time.perf_counter()
+        setting = self.setting(fault.hf, fault.selectors)
+        try:
+            with one_thread():
+                leg = self.judge(fault, setting)
+                diagnosis = self.diagnose(fault, setting, leg)
+        except EdgeVerifyError as error:
+            seconds = time.perf_counter() - start
+            return rows.of_refusal(fault, self.port.name, fault.leg, str(error), seconds)
+        seconds = time.perf_counter() - start
+        return rows.of_leg(fault, self.port.name, leg, setting.num_blocks, seconds, diagnosis)
+
+    def judge(self, fault: Fault, setting: Setting) -> LegResult:
+        """The verdict on the leg that the fault belongs to.
+
+        Raises:
+            EdgeVerifyError: the faulty port, or file, could not be run.
+        """
+        if fault.port is not None:
+            return judge_port(setting, fault.port(setting.port))
+        return judge_file(setting, fault.file)
+
+    def diagnose(self, fault: Fault, setting: Setting, leg: LegResult) -> tuple[str, ...] | None:
+        """The kinds of cause that are named for a port that fails; None for anything else."""
+        if fault.port is None or leg.outcome != FAIL:
+            return None
+        baseline = setting.baselines["authoring"]
+        found = find_causes(setting.run(fault.port(setting.port)), baseline)
+        return tuple(dict.fromkeys(finding.cause for finding in found if finding.cause))
+
+
+def judge_port(setting: Setting, port: Port) -> LegResult:
+    """The leg ``authoring`` of another port with this setting's checkpoint and case."""
+    baseline = setting.baselines["authoring"]
+    run = setting.run(port)
+    whole, isolated = run_reauthored(run, baseline.oracle)
+    return _judge("authoring", run, whole, isolated, baseline)
+
+
+def judge_file(setting: Setting, edit: Callable[[Path, Path], None] | None = None) -> LegResult:
+    """The leg ``conversion`` of the clean file, or of an edited copy of it.
+
+    What is made of an edited copy goes into a cache of its own, which is thrown away.
+    """
+    baseline = setting.baselines["conversion"]
+    if edit is None:
+        run = setting.run(setting.port)
+        whole, isolated = run_file(run, setting.file(), baseline.oracle)
+        return _judge("conversion", run, whole, isolated, baseline)
+    with TemporaryDirectory(prefix="edgeverify-") as folder:
+        target = Path(folder) / "edited.tflite"
+        edit(setting.file(), target)
+        run = setting.run(setting.port, Path(folder))
+        whole, isolated = run_file(run, target, baseline.oracle)
+        return _judge("conversion", run, whole, isolated, baseline)
+
+
+def _judge(name: str, run: Run, whole: Any, isolated: Any, baseline: Baseline) -> LegResult:
+    starts = {step.name: step.start for step in run.case.steps}
+    expected = run.expected(baseline.oracle)
+    return judge_leg(name, whole, isolated, baseline, expected, starts)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tiny models are several times faster on one thread (see ``stages.fitting_threads``)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

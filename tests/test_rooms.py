@@ -1,0 +1,237 @@
+"""The import rules of the design, kept by reading every file, and the lean start, by starting."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "tensorflow", "transformers", "litert_torch", "jax")
+STANDARD = frozenset(sys.stdlib_module_names)
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and absolute module of every import, also inside functions.
+
+    ``from a import b`` yields ``a.b``, which is a prefix match for rules on ``a`` and, where ``b``
+    is a module, on ``a.b``. What only type checkers read is no import.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+        for statement in block.body
+        for node in ast.walk(statement)
+    }
+    package = path.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def is_within(module: str, packages: tuple[str, ...] | frozenset[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in packages)
+
+
+def files(*patterns: str) -> list[Path]:
+    """Files of the project; a module that has become a package counts in full."""
+    found = []
+    for pattern in patterns:
+        found += [*ROOT.glob(pattern), *ROOT.glob(pattern.removesuffix(".py") + "/**/*.py")]
+    return sorted(set(found))
+
+
+def offences(paths: list[Path], forbidden: tuple[str, ...]) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in paths
+        for line, module in imports(path)
+        if is_within(module, forbidden)
+    ]
+
+
+EVERYTHING = ("edgeverify/**/*.py", "models/**/*.py")
+NEVER = {
+    "models imports neither edgeverify nor transformers": (
+        ["models/**/*.py"],
+        ("edgeverify", "transformers", "litert_torch.generative.examples"),
+    ),
+    "backends/tflite runs on a device host without torch": (
+        [
+            "edgeverify/backends/tflite.py",
+            "edgeverify/backends/runtimes.py",
+            "edgeverify/backends/litert_lm.py",
+            "edgeverify/backends/sessions/session.py",
+            "edgeverify/backends/sessions/tflite.py",
+        ],
+        ("torch", "litert_torch", "transformers", "models"),
+    ),
+    "a contained child starts without torch": (
+        [
+            "edgeverify/contained/*.py",
+            "edgeverify/flatbuffer/*.py",
+            "edgeverify/legs/foreign/case.py",
+            "edgeverify/litert/interface.py",
+            "edgeverify/legs/foreign/tasks.py",
+            "edgeverify/inspection/*.py",
+            "edgeverify/litert/bundle/reader.py",
+        ],
+        ("torch", "litert_torch", "transformers", "models"),
+    ),
+    "the reference shares no code with the ports": (
+        [
+            "edgeverify/backends/reference.py",
+            "edgeverify/references/*.py",
+            "edgeverify/backends/sessions/reference.py",
+        ],
+        ("models", "litert_torch"),
+    ),
+    "quality figures need numpy alone": (
+        ["edgeverify/suites/quality/statistics.py", "edgeverify/suites/quality/gate.py"],
+        (*HEAVY, "models", "edgeverify.backends"),
+    ),
+    "pytest start-up and the command line are lean": (
+        [
+            "edgeverify/cli/main.py",
+            "edgeverify/commands/*.py",
+            "edgeverify/cli/pytest_plugin.py",
+            "edgeverify/legs/selectors.py",
+            "edgeverify/cli/launch.py",
+            "edgeverify/report/advice.py",
+            "edgeverify/core/quiet.py",
+        ],
+        HEAVY,
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", NEVER)
+def test_never(rule: str) -> None:
+    patterns, forbidden = NEVER[rule]
+    paths = files(*patterns)
+    assert paths, f"no file for the rule: {rule}"
+    assert offences(paths, forbidden) == []
+
+
+def test_nothing_imports_the_front_ends() -> None:
+    fronts = ("edgeverify.cli.main", "edgeverify.cli.pytest_plugin")
+    assert offences(files(*EVERYTHING, "benchmarks/**/*.py"), fronts) == []
+
+
+PLAIN = (
+    "compare.py",
+    "trace.py",
+    "taps.py",
+    "golden.py",
+    "golden_compare.py",
+    "drift.py",
+    "noise.py",
+    "report/**/*.py",
+)
+# The two that draw on a terminal use rich, which is a core dependency.
+DRAWING = ("terminal.py", "progress.py")
+
+
+def test_comparison_and_reports_use_the_standard_library_numpy_and_safetensors() -> None:
+    paths = files(*(f"edgeverify/{name}" for name in PLAIN))
+    assert paths
+    foreign = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in paths
+        for line, module in imports(path)
+        if not is_within(module, STANDARD | {"numpy", "safetensors", "edgeverify"})
+        and not (module.startswith("rich.") and path.name in DRAWING)
+    ]
+    assert foreign == []
+
+
+def test_reports_compute_no_verdict() -> None:
+    """They know neither the comparison nor the thresholds' source."""
+    judging = (
+        "edgeverify.core.compare",
+        "edgeverify.core.noise",
+        "edgeverify.suites.check",
+        "numpy",
+    )
+    assert offences(files("edgeverify/report/**/*.py"), judging) == []
+
+
+def test_the_rules_see_a_breach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "edgeverify" / "report").mkdir(parents=True)
+    path = tmp_path / "edgeverify" / "report" / "x.py"
+    path.write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n"
+        "def f():\n    from .. import cli\n    from ..noise import measure\n    import torch.nn\n"
+    )
+    assert offences([path], ("edgeverify.cli.main", "edgeverify.core.noise", "torch")) == [
+        "edgeverify/report/x.py:5 imports edgeverify.cli.main",
+        "edgeverify/report/x.py:6 imports edgeverify.core.noise.measure",
+        "edgeverify/report/x.py:7 imports torch.nn",
+    ]
+
+
+LEFT_OVER = f"import sys; print(*(m for m in {HEAVY!r} if m in sys.modules))"
+STARTS = {
+    "import edgeverify": "import edgeverify as e; e.Report; e.load_port; dir(e)",
+    "edgeverify --help": "from edgeverify.cli.main import main\n"
+    "try: main(['--help'])\nexcept SystemExit: pass",
+    "edgeverify list": "from edgeverify.cli.main import main; main(['list'])",
+    "bad usage": "from edgeverify.cli.main import main; main(['check', 'nope'])",
+    "pytest --collect-only": "import pytest; pytest.main(['--collect-only', '-q', '-m', 'parity',"
+    " '--model', 'tinyllama', '--rootdir', '.', '-p', 'edgeverify.cli.pytest_plugin'])",
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_start_up_imports_nothing_heavy(start: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{STARTS[start]}\n{LEFT_OVER}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.stdout.split("\n")[-2] == "", f"{start} imported {done.stdout.split(chr(10))[-2]}"
+
+
+@pytest.mark.parametrize("command", ["--help", "list"])
+def test_help_and_list_take_less_than_half_a_second(command: str) -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "edgeverify.cli.main", command], capture_output=True, check=True
+        )
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5  # the least of three: others may use the machine
+
+
+def test_the_public_names_are_what_they_say() -> None:
+    """``edgeverify.suites.check`` stays the function, although its module has the same name."""
+    script = (
+        "import edgeverify, edgeverify.core.results, types\n"
+        "import sys\n"
+        "fake = types.ModuleType('edgeverify.suites.check'); fake.verify = lambda: 'ran'\n"
+        "sys.modules['edgeverify.suites.check'] = fake\n"
+        "edgeverify.__class__.verify.__set__(edgeverify, fake)\n"
+        "from edgeverify import verify, load_port, Report\n"
+        "assert verify() == edgeverify.suites.check() == 'ran'\n"
+        "assert Report is edgeverify.core.results.Report\n"
+        "assert load_port.__module__ == 'edgeverify.legs.ports'\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
