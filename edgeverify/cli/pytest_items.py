@@ -14,7 +14,6 @@ from edgeverify.core.loading import is_file
 from edgeverify.legs import selectors
 from edgeverify.legs.ports import catalogue
 from edgeverify.report.files import FORMATS, write_reports
-from edgeverify.suites.invariants.examination import examination
 
 if TYPE_CHECKING:
     from edgeverify.core.results import GoldenResult, Report
@@ -22,17 +21,10 @@ if TYPE_CHECKING:
 
 
 PARITY, INVARIANTS, GOLDEN = "parity", "invariants", "golden"
-
-
 ALL = "all"
 
-
 CHOSEN = pytest.StashKey[selectors.Selectors]()
-
-
 RUNS = pytest.StashKey[dict[str, Any]]()
-
-
 EXAMINATIONS = pytest.StashKey[dict[str, Any]]()
 
 
@@ -259,6 +251,8 @@ class InvariantItem(pytest.Item):
 
 def _examination_of(config: pytest.Config, model: str) -> Examination:
     """The model under examination in this session; loaded when first asked for."""
+
+    from edgeverify.suites.invariants.examination import examination
 
     made = config.stash[EXAMINATIONS]
     if model not in made:

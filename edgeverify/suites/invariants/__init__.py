@@ -13,7 +13,6 @@ from typing import Any
 from edgeverify.core.quiet import without_chatter
 from edgeverify.suites.invariants.batch import BATCH
 from edgeverify.suites.invariants.cache import CACHE
-from edgeverify.suites.invariants.examination import examination
 from edgeverify.suites.invariants.machine import MACHINE
 from edgeverify.suites.invariants.mask import MASK
 from edgeverify.suites.invariants.model import Facts, Invariant, NotApplicableError, Violation
@@ -47,6 +46,7 @@ def reproduce(
     from edgeverify.core.choices import one_of
     from edgeverify.core.errors import EdgeVerifyError
     from edgeverify.legs.selectors import Selectors
+    from edgeverify.suites.invariants.examination import examination
 
     try:
         one_of("invariant", invariant, list(INVARIANTS))

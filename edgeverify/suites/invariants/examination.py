@@ -105,7 +105,6 @@ def examination(model: str, chosen: Selectors) -> Examination:
 
     def run() -> Examination:
         from edgeverify.legs.run import prepare
-        from edgeverify.suites.invariants.examination import Examination
 
         prepared, _ = prepare(load_port(model), chosen, verbose=False, progress=None)
         return Examination(prepared, model, chosen)
