@@ -20,7 +20,7 @@ from edgeverify.backends import tflite
 from edgeverify.core.case import KERNELS
 from edgeverify.core.errors import ArtifactError
 from edgeverify.legs.conversion import converted
-from edgeverify.legs.run import prepare
+from edgeverify.legs.run import fitting_threads, prepare
 from edgeverify.legs.selectors import Selectors
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def files() -> Callable[..., Path]:
 
     def make(**selectors: Any) -> Path:
         run, _ = prepare("tinyllama", Selectors.of(**selectors), verbose=False, progress=None)
-        with run.fitting_threads(run):
+        with fitting_threads(run):
             return converted(run)
 
     return make

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from edgeverify.core.results import Finding, Report
 from edgeverify.diagnose import diagnosis, search
 from edgeverify.diagnose.fault import Change
 from edgeverify.diagnose.feed_forward import FeedForwardOf
+from edgeverify.legs import line
 from edgeverify.legs.authoring import find_causes
 from edgeverify.legs.baselines import reference_baselines
 from edgeverify.suites.check import verify
@@ -131,10 +131,8 @@ def test_a_right_port_has_no_cause(name: str, monkeypatch: pytest.MonkeyPatch) -
         asked.append(run)
         return run_reauthored(run, *args, **kwargs)
 
-    # ``edgeverify.suites.check`` is the function once it has been imported.
-    module = sys.modules["edgeverify.suites.check"]
-    run_reauthored = module.run_reauthored
-    monkeypatch.setattr(module, "run_reauthored", remember)
+    run_reauthored = line.run_reauthored
+    monkeypatch.setattr(line, "run_reauthored", remember)
     report = checked(models.load(name))
     assert report.passed
     assert report.findings == ()
@@ -167,7 +165,7 @@ def test_a_diagnosis_that_raises_leaves_the_verdict(monkeypatch: pytest.MonkeyPa
     def broken(*args: Any) -> Any:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("edgeverify.legs.run.diagnose", broken)
+    monkeypatch.setattr("edgeverify.legs.authoring.diagnose", broken)
     report = checked(rope_base_off())
     found = [finding.id for finding in report.findings if not finding.id.startswith("audit.")]
     assert found == ["authoring.divergence", "authoring.unexplained"]

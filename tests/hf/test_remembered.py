@@ -25,21 +25,24 @@ class Maker:
 def test_it_is_made_once(tmp_path: Path) -> None:
     make = Maker({"layers": 3, "eps": 1e-5})
     for _ in range(2):
-        assert described("x", CONFIG, ("case.py",), make, tmp_path) == {"layers": 3, "eps": 1e-5}
+        assert described("x", CONFIG, ("core/case.py",), make, tmp_path) == {
+            "layers": 3,
+            "eps": 1e-5,
+        }
     assert make.calls == 1
 
 
 @pytest.mark.parametrize(
     "asked",
     [
-        ("y", CONFIG, ("case.py",)),
-        ("x", {**CONFIG, "hidden_size": 9}, ("case.py",)),
-        ("x", CONFIG, ("taps.py",)),
+        ("y", CONFIG, ("core/case.py",)),
+        ("x", {**CONFIG, "hidden_size": 9}, ("core/case.py",)),
+        ("x", CONFIG, ("core/taps.py",)),
     ],
 )
 def test_another_question_is_another_answer(asked: Any, tmp_path: Path) -> None:
     make = Maker(1)
-    described("x", CONFIG, ("case.py",), make, tmp_path)
+    described("x", CONFIG, ("core/case.py",), make, tmp_path)
     described(*asked, make, tmp_path)
     assert make.calls == 2
 
@@ -48,12 +51,12 @@ def test_another_transformers_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = Maker(1)
-    described("x", CONFIG, ("case.py",), make, tmp_path)
+    described("x", CONFIG, ("core/case.py",), make, tmp_path)
     version = metadata.version
     monkeypatch.setattr(
         metadata, "version", lambda p: "99.0" if p == "transformers" else version(p)
     )
-    described("x", CONFIG, ("case.py",), make, tmp_path)
+    described("x", CONFIG, ("core/case.py",), make, tmp_path)
     assert make.calls == 2
 
 
@@ -61,7 +64,7 @@ def test_another_transformers_is_asked_again(
 def test_what_json_would_change_is_made_every_time(answer: Any, tmp_path: Path) -> None:
     make = Maker(answer)
     for _ in range(2):
-        assert described("x", CONFIG, ("case.py",), make, tmp_path) == answer
+        assert described("x", CONFIG, ("core/case.py",), make, tmp_path) == answer
     assert make.calls == 2
 
 
@@ -71,4 +74,4 @@ def test_what_raises_is_told(tmp_path: Path) -> None:
 
     for _ in range(2):
         with pytest.raises(ValueError, match="no such model"):
-            described("x", CONFIG, ("case.py",), make, tmp_path)
+            described("x", CONFIG, ("core/case.py",), make, tmp_path)

@@ -315,9 +315,10 @@ def test_functions_that_call_each_other_end() -> None:
 
 
 def test_sources_change_with_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entries, "__file__", str(tmp_path / "artifacts.py"))
+    monkeypatch.setattr(entries, "PACKAGE_FOLDER", tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.py").write_text("1")
+    (tmp_path / "sub" / "a.py").write_text("1")
     digests = [entries.source_digest("a.py", "sub/*.py")]
     (tmp_path / "a.py").write_text("2")
     digests.append(entries.source_digest("a.py", "sub/*.py"))
@@ -331,4 +332,4 @@ def test_sources_change_with_any_file(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_pattern_that_matches_no_file_is_refused() -> None:
     """After a rename, the code would silently leave the keys."""
     with pytest.raises(ValueError, match=re.escape("no file of edgeverify matches 'nope.py'")):
-        entries.source_digest("convert.py", "nope.py")
+        entries.source_digest("litert/convert.py", "nope.py")

@@ -12,7 +12,7 @@ from edgeverify.legs.selectors import Selectors
 def test_stages_that_raise_the_peak_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = prepare(load_port("tinyllama"), Selectors.of(), verbose=False, progress=None)
     peaks = iter([100, 300, 300, 300, 300, 500, None, None])
-    monkeypatch.setattr(run, "peak_memory", lambda: next(peaks))
+    monkeypatch.setattr("edgeverify.legs.run.peak_memory", lambda: next(peaks))
     for name in ("load", "run", "load", "elsewhere"):
         with run.timed(name):
             pass

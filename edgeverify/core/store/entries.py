@@ -30,6 +30,7 @@ from edgeverify.core.store.leases import STAGING, remove_abandoned
 from edgeverify.core.store.locks import locked
 from edgeverify.core.units import bytes_of
 
+PACKAGE_FOLDER = Path(__file__).parents[2]  # edgeverify itself
 # Packages whose version decides what a conversion, a trace or a quantization yields.
 PACKAGES = (
     "torch",
@@ -122,10 +123,9 @@ def source_digest(*patterns: str) -> str:
     Raises:
         ValueError: a pattern matches no file. After a rename, code would silently leave the keys.
     """
-    package = Path(__file__).parents[2]
     sha = hashlib.sha256()
     for pattern in patterns:
-        paths = sorted(package.glob(pattern))
+        paths = sorted(PACKAGE_FOLDER.glob(pattern))
         if not paths:
             raise ValueError(f"no file of edgeverify matches {pattern!r}, which a cache key names")
         for path in paths:

@@ -2,7 +2,7 @@
 
 Two right float32 runs are each within the floor of the truth, so a golden holds as long as the two
 differ by no more than that; in another environment (instruction set, kernels, threads) by no more
-than was measured between such environments (``golden_limits.json``, from
+than was measured between such environments (``limits.json``, from
 ``python -m edgeverify.suites.golden.limits``).
 """
 
@@ -68,7 +68,7 @@ class Moved:
 @cache
 def limits(place: str) -> Thresholds:
     """Allowed of ``same`` and of ``other`` environments, in units of the floor."""
-    text = resources.files("edgeverify").joinpath("golden_limits.json").read_text()
+    text = resources.files("edgeverify.suites.golden").joinpath("limits.json").read_text()
     entry = json.loads(text)[place]
     return Thresholds(float(entry["rms"]), float(entry["row"]))
 

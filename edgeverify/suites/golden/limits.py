@@ -3,7 +3,7 @@
 One golden case of each port is run in environments that differ in instruction set, threads and
 kernels, each in a process of its own, and the traces of each pair are compared in units of the
 floor, as ``drift`` does. Limits are set above the largest that was seen, and both are kept in
-``golden_limits.json``.
+``limits.json``.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def main() -> None:
     print(json.dumps(table, indent=1))
 
 
-TABLE = Path(__file__).with_name("golden_limits.json")
+TABLE = Path(__file__).with_name("limits.json")
 if __name__ == "__main__":
     asked = sys.argv[1:]
     if not asked:

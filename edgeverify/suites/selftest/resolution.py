@@ -27,7 +27,7 @@ from edgeverify.core.store.entries import versions
 from edgeverify.suites.selftest.faults.changes import with_config
 from edgeverify.suites.selftest.trial import Bench, judge_port, one_thread
 
-PACKAGE = Path(__file__).parent
+RESOLUTION = Path(__file__).with_name("resolution.json")
 COMMAND = "python -m edgeverify.suites.selftest.resolution --markdown docs/resolution.md"
 RUN, REFUSED, SAME, UNSEEN = "run", "refused", "same model", "unseen"
 # What a number is first changed by; bisection goes on from there in both directions.
@@ -205,7 +205,7 @@ def measure(ports: Sequence[str], *, bisect: bool = True) -> Iterator[Seen]:
             yield prober.field(field, bisect=bisect)
 
 
-def load(path: Path = PACKAGE / "resolution.json") -> list[Seen]:
+def load(path: Path = RESOLUTION) -> list[Seen]:
     """The measurement on disk."""
     return [Seen(**row) for row in json.loads(path.read_text())["fields"]]
 
@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", action="append", choices=sorted(models.CATALOGUE))
-    parser.add_argument("--output", type=Path, default=PACKAGE / "resolution.json")
+    parser.add_argument("--output", type=Path, default=RESOLUTION)
     parser.add_argument("--markdown", type=Path, help="write the table to a file")
     options = parser.parse_args(argv)
     found = []

@@ -13,9 +13,8 @@ from edgeverify.backends.sessions.reauthored import ReauthoredSession
 from edgeverify.backends.sessions.reference import ReferenceSession
 from edgeverify.backends.sessions.tflite import TfliteSession
 from edgeverify.core.errors import CacheFullError, UsageError
-from edgeverify.legs import run
 from edgeverify.legs.conversion import converted
-from edgeverify.legs.run import prepare
+from edgeverify.legs.run import Run, fitting_threads, prepare
 from edgeverify.legs.selectors import Selectors
 
 TOKENS = (5, 9, 2, 7, 7)
@@ -30,7 +29,7 @@ def new_session() -> Callable[[str], Session]:
         if kind not in made:
             layout = "transposed" if "transposed" in kind else "default"
             run, _ = prepare("gemma2", Selectors.of(kv_layout=layout), verbose=False, progress=None)
-            with run.fitting_threads(run):
+            with fitting_threads(run):
                 made[kind] = _session(kind, run)
         made[kind].reset()
         return made[kind]
@@ -38,7 +37,7 @@ def new_session() -> Callable[[str], Session]:
     return make
 
 
-def _session(kind: str, run: run.Run) -> Session:
+def _session(kind: str, run: Run) -> Session:
     case = run.case
     if kind == "reference":
         model = reference.build(run.hf_config, run.state())

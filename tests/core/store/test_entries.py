@@ -21,7 +21,7 @@ from edgeverify.core.store.entries import cached, digest, file_digest
 SLOW_MAKER = """
 import sys, time
 from pathlib import Path
-from edgeverify.artifacts import cached
+from edgeverify.core.store.entries import cached
 
 root, seconds = Path(sys.argv[1]), float(sys.argv[2])
 
@@ -199,7 +199,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 def test_versions_import_nothing_heavy() -> None:
     code = (
-        "import sys; from edgeverify import artifacts; v = artifacts.versions(); "
+        "import sys; from edgeverify.core.store.entries import versions; v = versions(); "
         "assert v['numpy'] and v['torch'] and v['ai-edge-litert'], v; "
         "assert not {'torch', 'tensorflow', 'transformers'} & sys.modules.keys()"
     )

@@ -83,7 +83,7 @@ def test_spilled_arrays_are_the_same(tmp_path: Path) -> None:
 
 def test_forgotten_pages_are_not_resident(tmp_path: Path) -> None:
     script = (
-        "import sys, pathlib; from edgeverify import mapped;"
+        "import sys, pathlib; from edgeverify.core.store import mapped;"
         "from edgeverify.core.memory import peak_memory;"
         "a = mapped.map_file(pathlib.Path(sys.argv[1])); before = peak_memory();\n"
         "for i in range(0, len(a), 1 << 20): a[i:i + (1 << 20)].sum(); mapped.forget(a)\n"

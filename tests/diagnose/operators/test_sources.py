@@ -16,6 +16,7 @@ from edgeverify.diagnose.operators.graph import FlatGraph
 from edgeverify.diagnose.operators.model_values import StepValues, record
 from edgeverify.diagnose.operators.sources import Source, find_sources
 from edgeverify.legs.conversion import converted
+from edgeverify.legs.run import fitting_threads
 from edgeverify.legs.selectors import Selectors
 from edgeverify.litert.flatbuffer import ModelFile
 from edgeverify.suites.check import verify
@@ -37,7 +38,7 @@ def prepared(model: str, layout: str) -> tuple[Path, dict[str, StepValues]]:
     """A tiny model's file, and what the model computes at one step of each signature."""
     selectors = Selectors.of(kv_layout=layout)
     run, _ = verify_module.prepare(model, selectors, verbose=False, progress=None)
-    with run.fitting_threads(run):
+    with fitting_threads(run):
         path = converted(run)
         values = record(
             run.model(),

@@ -56,6 +56,6 @@ def test_the_engine_is_not_asked_for_what_it_refuses(monkeypatch: pytest.MonkeyP
 
 def test_the_engine_needs_a_tokenizer_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     require_engine(("compiled_model", "tf_lite"), None)
-    monkeypatch.setattr(stages.bundle, "require", lambda module, what: None)
+    monkeypatch.setattr(stages.writer, "require", lambda module, what: None)
     with pytest.raises(UsageError, match="holds the model's tokenizer"):
         require_engine(("litert_lm",), None)

@@ -11,8 +11,8 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeverify.core.results import FAIL, PASS
-from edgeverify.legs import run
 from edgeverify.legs.conversion import converted
+from edgeverify.legs.run import Run
 from edgeverify.suites.invariants import subjects
 from tests.suites.invariants.conftest import Examine
 
@@ -122,7 +122,7 @@ def test_a_broken_file_breaks_its_invariant(
     change, name, invariant, told, unharmed = EDITS[edit]
     right = converted
 
-    def broken(run: run.Run) -> Path:
+    def broken(run: Run) -> Path:
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(right(run).read_bytes()))
         change(model)
         builder = flatbuffers.Builder(2**20)

@@ -67,8 +67,8 @@ def test_a_report_and_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (MemoryError(), "memory", ""),
         (RuntimeError("std::bad_alloc"), "memory", ""),
         (ImportError("x.so: failed to map segment from shared object"), "memory", ""),
-        (TypeError("no"), "error", "raised TypeError: no (test_work.py:"),
-        (SystemExit(0), "error", "raised SystemExit: 0 (test_work.py:"),
+        (TypeError("no"), "error", "raised TypeError: no (test_child.py:"),
+        (SystemExit(0), "error", "raised SystemExit: 0 (test_child.py:"),
     ],
 )
 def test_what_a_check_raises(

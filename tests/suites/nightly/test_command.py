@@ -138,11 +138,11 @@ def test_processes_end_with_a_host_that_is_killed_alone(nightly: Nightly, tmp_pa
 
     script = (
         "import os, sys, time\n"
-        "from edgeverify.suites.nightly import work\n"
-        "work.ORPHAN_SECONDS = 0.05\n"
+        "from edgeverify.suites.nightly import child\n"
+        "child.ORPHAN_SECONDS = 0.05\n"
         "if os.fork() == 0:\n"
-        "    work._host = os.getppid()\n"
-        "    work._end_with_host()\n"
+        "    child._host = os.getppid()\n"
+        "    child._end_with_host()\n"
         "    print(os.getpid(), flush=True)\n"
         "    time.sleep(60)\n"
         "time.sleep(0.5)\n"
@@ -151,8 +151,8 @@ def test_processes_end_with_a_host_that_is_killed_alone(nightly: Nightly, tmp_pa
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120
     )
-    child = int(done.stdout)
-    until(lambda: not Path(f"/proc/{child}").exists())
+    process = int(done.stdout)
+    until(lambda: not Path(f"/proc/{process}").exists())
 
 
 def test_two_runs_in_one_folder_are_refused(nightly: Nightly, tmp_path: Path) -> None:

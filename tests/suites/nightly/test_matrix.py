@@ -125,7 +125,7 @@ INCLUDE = '[[include]]\nmodels = ["gemma2"]\n'
         (INCLUDE + 'recipes = ["int3"]', "there is no 'int3'"),
         (INCLUDE + 'layouts = ["odd"]', "there is no 'odd'; expected one of default, transposed"),
         (INCLUDE + 'sizes = ["9b"]', "there is no '9b'"),
-        (INCLUDE + 'memory = "much"', "got 'much'; expected an amount such as 8GiB or 512MiB"),
+        (INCLUDE + 'memory = "much"', "got 'much'; expected a size such as 8GiB or 512MiB"),
         (INCLUDE + "memory = 8", "memory is 8; expected text"),
         (INCLUDE + "time_limit = 0", "time_limit is 0; expected seconds above 0"),
         (INCLUDE + "decode_steps = 0", "got [0]; expected whole numbers from 1 on"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import edgeverify_models as models
@@ -20,7 +22,7 @@ from edgeverify.suites.selftest.resolution import (
     measure,
 )
 
-PAGE = resolution.PACKAGE.parent / "docs" / "resolution.md"
+PAGE = Path(__file__).parents[3] / "docs" / "resolution.md"
 
 
 @pytest.fixture(scope="module")
