@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from edgeverify.core.leg import QUANTIZATION
 from edgeverify.core.results import FileFacts, LegResult, Report
 from edgeverify.report.html.parts import badge, table
 from edgeverify.report.words import number, plural, scientific
-
-QUANTIZATION = "quantization"
 
 
 def attributions(report: Report) -> str:
@@ -18,7 +17,7 @@ def attributions(report: Report) -> str:
     rows = [
         _attribution(leg, report.files.get(leg.name))
         for leg in report.legs.values()
-        if leg.name.partition(":")[0] == QUANTIZATION
+        if leg.leg.kind == QUANTIZATION
     ]
     if not rows:
         return ""
@@ -41,7 +40,7 @@ def _attribution(leg: LegResult, facts: FileFacts | None) -> str:
         *(scientific(divergence.get(which)) for which in ("file", "weights")),
         f"{control['taps']}, {number(control['worst'])}" if control else "–",
     ]
-    recipe = leg.name.partition(":")[2] or leg.name
+    recipe = leg.leg.recipe or leg.name
     return f"<tr><th>{escape(recipe)}</th><td>{badge(leg.outcome)}</td>{_numbers(cells)}</tr>"
 
 

@@ -44,8 +44,6 @@ def prepared(model: str, layout: str) -> tuple[Path, dict[str, StepValues]]:
             run.model(),
             run.case,
             set(STEPS),
-            mask_kinds=run.port.mask_kinds,
-            window=run.window,
         )
     return path, values
 
