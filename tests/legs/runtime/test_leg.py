@@ -16,7 +16,6 @@ from edgeverify.core.results import FAIL, PASS
 from edgeverify.core.trace import Trace
 from edgeverify.legs.runtime.leg import Judged, of_interpreter, outer_keys, runtime_leg
 from edgeverify.legs.selectors import Selectors
-from edgeverify.litert.flatbuffer import ModelFile
 from edgeverify.suites import check
 from edgeverify_models import CATALOGUE
 
@@ -120,6 +119,3 @@ def test_only_the_models_own_outputs_are_asked_for(ran: Ran) -> None:
     keys = outer_keys(ran.expected)
     assert all("logits" in key or "/kv." in key for key in keys)
     assert len(keys) == len(ran.case.steps) * 7
-
-
-def test_a_leg_of_a_recipe_can_have_its_own_name(ran: Ran) -> None:
