@@ -140,7 +140,11 @@ def build_masks(
             expected="a sliding_window in the config",
             fix="take 'local' out of the port's mask_kinds",
         )
-    masks = {kind: torch.from_numpy(mask(kind, step, case)).to(dtype) for kind in case.mask_kinds}
+    # Widened by numpy: under ``Float64Mode`` a float32 tensor is an error.
+    width = np.float64 if dtype == torch.float64 else np.float32
+    masks = {
+        kind: torch.from_numpy(mask(kind, step, case).astype(width)) for kind in case.mask_kinds
+    }
     return masks if len(masks) > 1 else masks[case.mask_kinds[0]]
 
 
