@@ -287,14 +287,13 @@ class AuditItem(ModelItem):
     def runtest(self) -> None:
         """Fails with what the audit found unless it passed."""
         from edgeverify.report.model import PASS
-        from edgeverify.report.words import audit_lines
+        from edgeverify.report.steps import failure_text
 
         audit = self.report.audits.get(self.audit)
         if audit is None:
             pytest.fail(f"{self.audit}: unchecked: the report has no such audit", pytrace=False)
         if audit.outcome != PASS:
-            lines = "\n".join(audit_lines(audit))
-            pytest.fail(f"{self.audit}: {audit.outcome}: {lines}", pytrace=False)
+            pytest.fail(failure_text(self.report, self.audit), pytrace=False)
 
 
 class ParityItem(ModelItem):
@@ -307,7 +306,7 @@ class ParityItem(ModelItem):
     def runtest(self) -> None:
         """Fails with the report's own words unless the step passed."""
         from edgeverify.report.model import PASS
-        from edgeverify.report.steps import find_step, step_text
+        from edgeverify.report.steps import failure_text, find_step
 
         leg = self.report.legs.get(self.leg)
         if leg is None:
@@ -316,7 +315,7 @@ class ParityItem(ModelItem):
         for ratio in ("error_ratio", "row_ratio"):
             self.user_properties.append((f"worst_{ratio}", result.worst(ratio)))
         if result.outcome != PASS:
-            pytest.fail(step_text(leg, result, self.report.findings), pytrace=False)
+            pytest.fail(failure_text(self.report, self.leg, self.step), pytrace=False)
 
 
 class InvariantItem(pytest.Item):
@@ -404,12 +403,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     reports = [run for run in config.stash[RUNS].values() if not isinstance(run, str)]
     if not reports:
         return
-    from edgeverify.report.words import audit_lines, case_line, leg_lines
+    from edgeverify.report.answer import answer_of
+    from edgeverify.report.answer_text import answer_lines
 
     terminalreporter.section("edgeverify")
     for report in reports:
-        terminalreporter.write_line(f"{report.outcome.upper()}  {case_line(report.case)}")
-        for name, audit in report.audits.items():
-            terminalreporter.write_line(f"  {name}: {audit.outcome}, {audit_lines(audit)[0]}")
-        for leg in report.legs.values():
-            terminalreporter.write_line(f"  {leg.name}: {leg.outcome}, {leg_lines(leg)[0]}")
+        for line in answer_lines(answer_of(report)):
+            terminalreporter.write_line(line)

@@ -6,6 +6,7 @@ is activations.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +83,7 @@ def verify(
     if not plan.fits:
         legs = {name: without_taps(name, UNCHECKED, run.memory) for name in chosen.legs}
         audits = {name: unchecked(name, "model", run.memory) for name in chosen.audits}
-        return report_of(run, legs, audits, tokenizer, {})
+        return _asked(report_of(run, legs, audits, tokenizer, {}), port, chosen)
     with fitting_threads(run):
         for_engine = LITERT_LM in chosen.runtimes
         auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds, for_engine, cache=run.cache)
@@ -92,6 +93,7 @@ def verify(
         except PortError as error:
             raise _explained(error, auditor.failures) from error
         report = report_of(run, legs, auditor.results, tokenizer, traces, causes)
+    report = _asked(report, port, chosen)
     if golden is not None:
         kept = verify_goldens(port, chosen, golden, verbose=verbose, progress=progress)
         report = replace(report, goldens=kept.goldens)
@@ -135,6 +137,14 @@ def verify_goldens(
         results = golden_run.check(run, name, chosen, directory, update=update, kinds=kinds)
         report = report_of(run, {}, {}, tokenizer, {})
     return replace(report, goldens=results)
+
+
+def _asked(report: Report, port: Port | str, chosen: Selectors) -> Report:
+    """The report with the command that makes it again, where its port has a name to be given."""
+    if not isinstance(port, str):
+        return report
+    command = f"edgeverify check {shlex.quote(port)} {chosen.options()}".rstrip()
+    return replace(report, case={**report.case, "command": command})
 
 
 def _explained(error: PortError, failures: Sequence[str]) -> PortError:

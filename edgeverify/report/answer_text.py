@@ -1,0 +1,104 @@
+"""The answer as lines of text: at most ``WIDTH`` columns, at most ``LINES`` lines for one fault."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from itertools import groupby
+
+from edgeverify.report.answer import Answer, Part
+from edgeverify.report.model import FAIL, PASS, UNCHECKED
+
+WIDTH = 100
+LINES = 12
+MARKS = {PASS: "✓", FAIL: "✗", UNCHECKED: "?"}
+_WORD = re.compile(r"(?:[^\s']|'[^']*')+")
+_INDENT = 7  # of "cause  "
+
+
+def answer_lines(answer: Answer, width: int = WIDTH) -> list[str]:
+    """All lines: outcome and case, cause, where, next, parts, and what the models say next."""
+    head = [*outcome_lines(answer, width), *body_lines(answer, width)]
+    said = [_cut(text, width) for text in answer.said]
+    return [*head, *part_lines(answer, width, LINES - len(head) - len(said)), *said]
+
+
+def outcome_lines(answer: Answer, width: int = WIDTH) -> list[str]:
+    """The outcome and the case."""
+    return _wrapped(f"{answer.outcome.upper()}  ", answer.case, width)
+
+
+def body_lines(answer: Answer, width: int = WIDTH) -> list[str]:
+    """Cause, where and next; none for a pass."""
+    lines: list[str] = []
+    for label, told in (("cause", answer.cause), ("where", answer.where)):
+        for place, text in enumerate(told):
+            head = f"{label if place == 0 else '':{_INDENT}}"
+            lines += _wrapped(head, text, width, most=2)
+    if answer.next:
+        head = f"{'next':{_INDENT}}"
+        both = f"{answer.next} {answer.command}".rstrip()
+        if len(head) + len(both) <= width:
+            lines.append(head + both)
+        else:
+            lines += _wrapped(head, answer.next, width, most=2)
+            lines += _command(answer.command, width)
+    return lines
+
+
+def _command(text: str, width: int) -> list[str]:
+    """A command that can be copied: where it does not fit, a shell's line goes on below.
+
+    A word that is longer than a line, a path, stays whole.
+    """
+    lines: list[str] = []
+    head = " " * _INDENT
+    for word in _WORD.findall(text):
+        if lines and len(lines[-1]) + len(word) + 3 <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"{head}{'  ' if lines else ''}{word}")
+    return [*(f"{line} \\" for line in lines[:-1]), *lines[-1:]]
+
+
+def part_lines(answer: Answer, width: int = WIDTH, room: int | None = None) -> list[str]:
+    """A line for each audit and leg; where there is no room, those that agree share lines."""
+    named = max((len(part.name) for part in answer.parts), default=0)
+    if room is None:
+        return [_part(part, named, width) for part in answer.parts]
+    groups = [list(group) for _, group in groupby(answer.parts, key=lambda part: part.outcome)]
+    over = len(answer.parts) - max(room, 1)
+    out: list[str] = []
+    for parts in groups:
+        if over > 0 and len(parts) > 1 and parts[0].outcome != FAIL:
+            names = ", ".join(dict.fromkeys(part.name for part in parts))
+            short = _wrapped(f"{MARKS[parts[0].outcome]} ", names, width)
+            over -= len(parts) - len(short)
+            out += short
+        else:
+            out += [_part(part, named, width) for part in parts]
+    return out
+
+
+def _part(part: Part, named: int, width: int) -> str:
+    return _cut(f"{MARKS[part.outcome]} {part.name:{named}}  {part.text}", width)
+
+
+def _wrapped(head: str, text: str, width: int, most: int | None = None) -> list[str]:
+    """``text`` after ``head``; what does not fit goes below, under its beginning.
+
+    A word that is longer than a line is cut: a name may be.
+    """
+    room = max(width - len(head), 20)
+    lines = textwrap.wrap(" ".join(text.split()), room, break_on_hyphens=False)
+    if most is not None and len(lines) > most:
+        lines = [*lines[: most - 1], _cut(" ".join(lines[most - 1 :]), room)]
+    below = " " * len(head)
+    told = [f"{head if place == 0 else below}{line}" for place, line in enumerate(lines)]
+    return told or [head.rstrip()]
+
+
+def _cut(text: str, width: int) -> str:
+    """One line; what is left out is in ``-v``."""
+    line = text.replace("\n", " ")
+    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
