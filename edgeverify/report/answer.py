@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from edgeverify.report.causes import CODE, OPERATOR, Cause, named_causes
+from edgeverify.report.answer_parts import Part, compares, parts_of
+from edgeverify.report.cause import CODE, OPERATOR, Cause
+from edgeverify.report.causes import named_causes
 from edgeverify.report.model import (
     FAIL,
-    NOT_APPLICABLE,
     PASS,
     UNCHECKED,
     Finding,
@@ -25,7 +26,7 @@ from edgeverify.report.model import (
 )
 from edgeverify.report.next_step import Advice, advice
 from edgeverify.report.places import blocks_of, compact
-from edgeverify.report.words import case_facts, invariants_line, number, plural
+from edgeverify.report.words import case_facts, number
 
 MOST_CAUSES = 3
 # Relative errors that rounding to a narrow format makes of values that are otherwise right: the
@@ -37,24 +38,6 @@ SIZES = (
     (2.0**-13, 2.0**-10, "the size of rounding to float16"),
     (0.0, 2.0**-17, "near float32's own rounding"),
 )
-# What an audit compares.
-NOUNS = {"config": "values", "weights": "tensors", "signatures": "tensors"}
-# A leg's first word → what it compares.
-COMPARES = {
-    "authoring": "Hugging Face → port",
-    "conversion": "port → .tflite",
-    "quantization": "weights → file",
-    "runtime": "LiteRT interpreter → runtime",
-}
-
-
-@dataclass(frozen=True)
-class Part:
-    """One audit, leg, golden, or the invariants: what came of it, in short."""
-
-    name: str
-    outcome: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -108,7 +91,7 @@ def answer_of(report: Report, only: str = "") -> Answer:
         audits = {} if leg is not None else {only: report.audits[only]}
         legs = {} if leg is None else {only: leg}
         report = replace(report, legs=legs, audits=audits, goldens=(), invariants=())
-    parts = tuple(_parts(report))
+    parts = tuple(parts_of(report))
     case = case_facts(report.case)
     outcome = worst_outcome([part.outcome for part in parts]) if only else report.outcome
     if outcome == PASS:
@@ -217,7 +200,7 @@ def _not_checked(report: Report) -> tuple[str, ...]:
     reasons |= {golden.lines[0]: None for golden in report.goldens if golden.outcome == UNCHECKED}
     told = [reason for reason in reasons if reason] or ["nothing was compared"]
     more = len(told) - MOST_CAUSES
-    some = any(part.outcome == PASS for part in _parts(report))
+    some = any(part.outcome == PASS for part in parts_of(report))
     return (
         *(["no fault was found, but not everything could be checked"] if some else []),
         told[0] if some else f"not checked: {told[0]}",
@@ -275,13 +258,6 @@ def _where_of(leg: LegResult, report: Report) -> list[str]:
     return [*lines, f"first at {first.tap}: error {ratio} ({allowed})"]
 
 
-def compares(name: str, report: Report) -> str:
-    """What a leg compares: ``Hugging Face → port``."""
-    if "file" in report.case and name == "conversion":
-        return "Hugging Face → .tflite"
-    return COMPARES.get(name.partition(":")[0], name)
-
-
 def _where_audited(report: Report, causes: Sequence[Cause]) -> str:
     """Of what an audit alone has seen."""
     if all(audit.outcome != FAIL for audit in report.audits.values()):
@@ -305,52 +281,6 @@ def _where_unchecked(report: Report) -> list[str]:
             lines.append(f"{leg.name} ({compares(leg.name, report)}): {told}")
     if lines:
         return lines
-    names = [part.name for part in _parts(report) if part.outcome == UNCHECKED]
-    whole = len(names) == len(list(_parts(report))) > 1
+    names = [part.name for part in parts_of(report) if part.outcome == UNCHECKED]
+    whole = len(names) == len(list(parts_of(report))) > 1
     return ["every audit and leg" if whole else ", ".join(dict.fromkeys(names))] if names else []
-
-
-def _parts(report: Report) -> Iterable[Part]:
-    """A line for each audit and leg, in the report's order."""
-    for name, audit in report.audits.items():
-        counts, noun = audit.counts, NOUNS.get(name, "weights")
-        compared = sum(n for kind, n in counts.items() if kind != NOT_APPLICABLE)
-        if audit.outcome == PASS:
-            text = f"{counts.get(PASS, 0)} {noun} agree"
-        elif counts.get(FAIL):
-            items = dict.fromkeys(c.item for c in audit.checks if c.outcome == FAIL)
-            text = f"{counts[FAIL]} of {compared} {noun} differ: {_some(items)}"
-        else:
-            items = dict.fromkeys(c.item for c in audit.odd)
-            text = f"{counts[UNCHECKED]} of {compared} {noun} not checked: {_some(items)}"
-            text = "not checked" if list(items) == [name] else text
-        yield Part(name, audit.outcome, text)
-    for name, leg in report.legs.items():
-        yield Part(name, leg.outcome, _leg_text(leg, report))
-    for golden in report.goldens:
-        yield Part("golden", golden.outcome, f"{golden.name}: {golden.lines[0]}")
-    asked = [r.outcome for r in report.invariants if r.outcome != NOT_APPLICABLE]
-    if report.invariants:
-        yield Part("invariants", worst_outcome(asked), invariants_line(report.invariants))
-
-
-def _some(items: Iterable[str]) -> str:
-    first, *more = items
-    return f"{first} and {len(more)} more" if len(more) > 1 else ", ".join([first, *more])
-
-
-def _leg_text(leg: LegResult, report: Report) -> str:
-    total = plural(len(leg.taps), "tap")
-    if leg.outcome == PASS:
-        told = f"{compares(leg.name, report)}: {total} agree"
-        if leg.worst is not None and leg.worst.error_ratio is not None:
-            allowed = number(leg.threshold.get("rms"))
-            told += f", worst {number(leg.worst.error_ratio)} of {allowed} allowed"
-        moved = leg.attribution.get("kl")
-        return f"{told.removesuffix(' allowed')}, KL {moved['file']:.2g}" if moved else told
-    if not leg.taps:
-        told = leg.reason if report.outcome == FAIL and leg.reason else "not checked"
-        return f"{compares(leg.name, report)}: {told}"
-    odd = sum(tap.outcome == leg.outcome for tap in leg.taps)
-    verb = "differ" if leg.outcome == FAIL else "could not be read"
-    return f"{compares(leg.name, report)}: {odd} of {total} {verb}"

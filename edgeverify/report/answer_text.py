@@ -6,7 +6,8 @@ import re
 import textwrap
 from itertools import groupby
 
-from edgeverify.report.answer import Answer, Part
+from edgeverify.report.answer import Answer
+from edgeverify.report.answer_parts import Part
 from edgeverify.report.model import FAIL, PASS, UNCHECKED
 
 WIDTH = 100
@@ -62,22 +63,36 @@ def _command(text: str, width: int) -> list[str]:
 
 
 def part_lines(answer: Answer, width: int = WIDTH, room: int | None = None) -> list[str]:
-    """A line for each audit and leg; where there is no room, those that agree share lines."""
-    named = max((len(part.name) for part in answer.parts), default=0)
-    if room is None:
-        return [_part(part, named, width) for part in answer.parts]
-    groups = [list(group) for _, group in groupby(answer.parts, key=lambda part: part.outcome)]
-    over = len(answer.parts) - max(room, 1)
-    out: list[str] = []
+    """A line for each audit and leg.
+
+    Where there is no room for all, neighbours that agree share a line, then all that agree do; so
+    do those that are unchecked. What fails has a line of its own.
+    """
+    parts = answer.parts
+    runs = [list(group) for _, group in groupby(parts, key=lambda part: part.outcome)]
+    kinds = {kind: [p for p in parts if p.outcome == kind] for kind in (FAIL, UNCHECKED, PASS)}
+    named = max((len(part.name) for part in parts), default=0)
+    alone = [_part(part, named, width) for part in parts]
+    if room is None or len(alone) <= room:
+        return alone
+    lines = _sharing(runs, len(alone) - room, named, width)
+    if len(lines) > room:
+        lines = _sharing([group for group in kinds.values() if group], len(alone), named, width)
+    return lines
+
+
+def _sharing(groups: list[list[Part]], over: int, named: int, width: int) -> list[str]:
+    """Groups of parts of one outcome, those that do not fail in one line until none is over."""
+    lines: list[str] = []
     for parts in groups:
         if over > 0 and len(parts) > 1 and parts[0].outcome != FAIL:
             names = ", ".join(dict.fromkeys(part.name for part in parts))
             short = _wrapped(f"{MARKS[parts[0].outcome]} ", names, width)
             over -= len(parts) - len(short)
-            out += short
+            lines += short
         else:
-            out += [_part(part, named, width) for part in parts]
-    return out
+            lines += [_part(part, named, width) for part in parts]
+    return lines
 
 
 def _part(part: Part, named: int, width: int) -> str:

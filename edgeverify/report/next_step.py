@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeverify.report.causes import CODE, CONFIG, OPERATOR, OTHER, WEIGHTS, Cause
+from edgeverify.report.cause import CODE, CONFIG, MISPLACED, OPERATOR, OTHER, WEIGHTS, Cause
 from edgeverify.report.model import FAIL, UNCHECKED, LegResult, Report
 
 # Options of ``edgeverify check`` that ``edgeverify.verify`` takes, too.
@@ -62,13 +62,16 @@ def _of_cause(report: Report, cause: Cause) -> Advice:
     if cause.kind == OPERATOR:
         text = "the file's graph is wrong, not a kernel; see that operator in Model Explorer:"
         return Advice(text, command(case, model_explorer="nodes.json"))
+    if option := re.search(r"\(--([a-z-]+) ([\w.-]+)\)", cause.text):
+        named = {option.group(1).replace("-", "_"): option.group(2)}
+        return Advice("take the option that would do:", command(case, **named))
+    if case.get("file"):
+        return Advice("make the file anew, then:", command(case))
     if cause.kind == OTHER:
         return Advice("see all that the file has instead:", command(case, "-v"))
     if cause.leg.startswith("quantization"):
         text = "make the file anew; if it is so again, the quantizer makes it so:"
         return Advice(text, command(case, cache="fresh-cache"))
-    if case.get("file"):
-        return Advice("correct the file, then:", command(case))
     if cause.leg == "conversion":
         text = "convert anew; if it is so again, the converter makes it so:"
         return Advice(text, command(case, cache="fresh-cache"))
@@ -80,9 +83,9 @@ def _repair(cause: Cause, file: str) -> str:
         return f"{cause.repair} in {file} (model_config)"
     if cause.kind == CONFIG:
         return f"correct the model class in {file} (its model_config is right)"
+    if cause.kind == MISPLACED:
+        return f"correct how {file} maps the checkpoint's names (tensor_names)"
     if cause.kind == WEIGHTS:
-        if "stands where" in cause.text or "exchanged" in cause.text:
-            return f"correct how {file} maps the checkpoint's names (tensor_names)"
         return f"load it unchanged in {file}"
     if cause.kind == CODE:
         return f"correct it in {file}"

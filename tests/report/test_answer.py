@@ -10,8 +10,9 @@ import pytest
 
 from edgeverify.audits.model import AuditResult, Check
 from edgeverify.report.answer import answer_of
-from edgeverify.report.answer_text import LINES, WIDTH, answer_lines
-from edgeverify.report.causes import named_causes, told_apart
+from edgeverify.report.answer_text import LINES, WIDTH, answer_lines, part_lines
+from edgeverify.report.audit_causes import told_apart
+from edgeverify.report.causes import named_causes
 from edgeverify.report.model import (
     FAIL,
     PASS,
@@ -191,9 +192,7 @@ def test_tensors_that_stand_for_others_are_told_together(report: Make) -> None:
     text = "weight model.layers.*.v.weight → model.layers.*.k.weight"
     made = with_findings(made, cause("weight", text), cause("weight", text, taps=("blocks.0.out",)))
     (found,) = named_causes(made)
-    assert found.text == (
-        "model.layers.*.k.weight and model.layers.*.v.weight are exchanged (4 tensors)"
-    )
+    assert found.text == ("model.layers.*: k.weight and v.weight are exchanged (4 tensors)")
     assert found.seen == ("weights audit (module)", "diagnosis")
 
 
@@ -317,6 +316,17 @@ def test_a_quantized_file_is_charged_itself_and_more_parts_share_lines(
         "✓ runtime:tf_lite            LiteRT interpreter → runtime: 66 taps agree, worst 1.02 of "
         "1.50 allowed",
     ]
+
+
+def test_parts_that_agree_share_a_line_where_none_is_left(
+    report: Make, audits: Callable[..., Any]
+) -> None:
+    answer = answer_of(replace(report("fail"), audits=audits(weights=FAIL)))
+    fails = ["✗ weights     1 of 2 tensors differ: rotary base",
+             "✗ authoring   Hugging Face → port: 2 of 66 taps differ"]  # fmt: skip
+    assert part_lines(answer, room=4) == [*fails, "✓ config, signatures, conversion"]
+    assert part_lines(answer, room=1) == part_lines(answer, room=4)
+    assert len(part_lines(answer, room=5)) == len(part_lines(answer)) == 5
 
 
 def test_a_runtime_that_differs_is_told_apart_from_the_interpreter(report: Make) -> None:
