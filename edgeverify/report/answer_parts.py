@@ -23,7 +23,7 @@ COMPARES = {
     "authoring": "Hugging Face → port",
     "conversion": "port → .tflite",
     "quantization": "weights → file",
-    "runtime": "LiteRT interpreter → runtime",
+    "runtime": "interpreter → runtime",
 }
 
 
@@ -31,6 +31,7 @@ COMPARES = {
 class Part:
     """One audit, leg, golden, or the invariants: what came of it, in short."""
 
+    kind: str
     name: str
     outcome: str
     text: str
@@ -40,7 +41,10 @@ def compares(name: str, report: Report) -> str:
     """What a leg compares: ``Hugging Face → port``."""
     if "file" in report.case and name == "conversion":
         return "Hugging Face → .tflite"
-    return COMPARES.get(name.partition(":")[0], name)
+    kind, _, rest = name.partition(":")
+    told = COMPARES.get(kind, name)
+    # ``runtime:tf_lite:dynamic_int8`` is that runtime's.
+    return told.replace("runtime", rest.partition(":")[0]) if kind == "runtime" and rest else told
 
 
 def parts_of(report: Report) -> Iterable[Part]:
@@ -57,14 +61,16 @@ def parts_of(report: Report) -> Iterable[Part]:
             items = dict.fromkeys(c.item for c in audit.odd)
             text = f"{counts[UNCHECKED]} of {compared} {noun} not checked: {_some(items)}"
             text = "not checked" if list(items) == [name] else text
-        yield Part(name, audit.outcome, text)
+        yield Part("audit", name, audit.outcome, text)
     for name, leg in report.legs.items():
-        yield Part(name, leg.outcome, _leg_text(leg, report))
+        yield Part("leg", name, leg.outcome, _leg_text(leg, report))
     for golden in report.goldens:
-        yield Part("golden", golden.outcome, f"{golden.name}: {golden.lines[0]}")
+        yield Part("golden", "golden", golden.outcome, f"{golden.name}: {golden.lines[0]}")
     asked = [r.outcome for r in report.invariants if r.outcome != NOT_APPLICABLE]
     if report.invariants:
-        yield Part("invariants", worst_outcome(asked), invariants_line(report.invariants))
+        yield Part(
+            "invariants", "invariants", worst_outcome(asked), invariants_line(report.invariants)
+        )
 
 
 def _some(items: Iterable[str]) -> str:
@@ -85,5 +91,5 @@ def _leg_text(leg: LegResult, report: Report) -> str:
         told = leg.reason if report.outcome == FAIL and leg.reason else "not checked"
         return f"{compares(leg.name, report)}: {told}"
     odd = sum(tap.outcome == leg.outcome for tap in leg.taps)
-    verb = "differ" if leg.outcome == FAIL else "could not be read"
+    verb = "differ" if leg.outcome == FAIL else "are unchecked"
     return f"{compares(leg.name, report)}: {odd} of {total} {verb}"

@@ -14,6 +14,7 @@ WIDTH = 100
 LINES = 12
 MARKS = {PASS: "✓", FAIL: "✗", UNCHECKED: "?"}
 _WORD = re.compile(r"(?:[^\s']|'[^']*')+")
+_WORDS = re.compile(rf"--[\w-]+ (?!-){_WORD.pattern}|{_WORD.pattern}")
 _INDENT = 7  # of "cause  "
 
 
@@ -54,22 +55,24 @@ def _command(text: str, width: int) -> list[str]:
     """
     lines: list[str] = []
     head = " " * _INDENT
-    for word in _WORD.findall(text):
-        if lines and len(lines[-1]) + len(word) + 3 <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(f"{head}{'  ' if lines else ''}{word}")
+    for words in _WORDS.findall(text):
+        # An option stays with its value where a line holds both.
+        for word in [words] if len(words) + _INDENT + 4 <= width else _WORD.findall(words):
+            if lines and len(lines[-1]) + len(word) + 3 <= width:
+                lines[-1] += f" {word}"
+            else:
+                lines.append(f"{head}{'  ' if lines else ''}{word}")
     return [*(f"{line} \\" for line in lines[:-1]), *lines[-1:]]
 
 
 def part_lines(answer: Answer, width: int = WIDTH, room: int | None = None) -> list[str]:
     """A line for each audit and leg.
 
-    Where there is no room for all, neighbours that agree share a line, then all that agree do; so
-    do those that are unchecked. What fails has a line of its own.
+    Where there is no room for all, neighbours of one kind that agree share a line, then all that
+    agree do; so do those that are unchecked. What fails has a line of its own.
     """
     parts = answer.parts
-    runs = [list(group) for _, group in groupby(parts, key=lambda part: part.outcome)]
+    runs = [list(group) for _, group in groupby(parts, key=lambda part: (part.outcome, part.kind))]
     kinds = {kind: [p for p in parts if p.outcome == kind] for kind in (FAIL, UNCHECKED, PASS)}
     named = max((len(part.name) for part in parts), default=0)
     alone = [_part(part, named, width) for part in parts]
@@ -114,6 +117,9 @@ def _wrapped(head: str, text: str, width: int, most: int | None = None) -> list[
 
 
 def _cut(text: str, width: int) -> str:
-    """One line; what is left out is in ``-v``."""
+    """One line; what is left out, from a word's beginning on, is in ``-v``."""
     line = text.replace("\n", " ")
-    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+    if len(line) <= width:
+        return line
+    kept = line[: width - 2]
+    return f"{kept[: kept.rfind(' ')] if ' ' in kept.strip() else kept} …"

@@ -70,10 +70,10 @@ def _of_cause(report: Report, cause: Cause) -> Advice:
     if cause.kind == OTHER:
         return Advice("see all that the file has instead:", command(case, "-v"))
     if cause.leg.startswith("quantization"):
-        text = "make the file anew; if it is so again, the quantizer makes it so:"
+        text = "make the file anew; if it is the same again, the quantizer is to blame:"
         return Advice(text, command(case, cache="fresh-cache"))
     if cause.leg == "conversion":
-        text = "convert anew; if it is so again, the converter makes it so:"
+        text = "convert anew; if it is the same again, the converter is to blame:"
         return Advice(text, command(case, cache="fresh-cache"))
     return Advice(f"{_repair(cause, _file(case))}, then:", command(case))
 

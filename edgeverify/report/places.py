@@ -37,7 +37,7 @@ def compact(names: Iterable[str], every: Iterable[int] = ()) -> str:
 
 def _told(every: tuple[int, ...], numbers: tuple[int, ...], listed: list[str]) -> str:
     if len(listed) > FEW and numbers:
-        listed = [f"{len(listed)} taps from {listed[0]} on"]
+        listed = [f"{len(listed)} taps, {listed[0]} first,"]
     joined = listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
     if not numbers:
         return joined

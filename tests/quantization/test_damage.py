@@ -68,10 +68,10 @@ def test_the_scale_of_one_block_doubled(made: Get, tmp_path: Path) -> None:
     told = _told(port.audit(path, rules))
     assert DOWN_OF_HF in told
     assert re.search(
-        r"1 of \d+ scales are not their weights': row 5, block 1 \(columns 32 to 63\)", told
+        r"1 of \d+ scales do not fit their weights: row 5, block 1 \(columns 32 to 63\)", told
     )
     assert "(× 2)" in told
-    assert told.count("scales are not") == 1, "another weight is named, too"
+    assert told.count("scales do not fit") == 1, "another weight is named, too"
 
 
 def test_a_pair_of_nibbles_swapped(made: Get, tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ def test_a_quantized_file_is_charged_itself_and_more_parts_share_lines(
         "allowed",
         "✓ conversion                 port → .tflite: 66 taps agree, worst 1.02 of 1.50 allowed",
         "✓ quantization:dynamic_int8  weights → file: 66 taps agree, worst 1.02 of 1.50 allowed",
-        "✓ runtime:tf_lite            LiteRT interpreter → runtime: 66 taps agree, worst 1.02 of "
+        "✓ runtime:tf_lite            interpreter → tf_lite: 66 taps agree, worst 1.02 of "
         "1.50 allowed",
     ]
 
@@ -334,7 +334,7 @@ def test_a_runtime_that_differs_is_told_apart_from_the_interpreter(report: Make)
     leg = replace(made.legs["conversion"], name="runtime:tf_lite")
     made = replace(made, legs={"authoring": made.legs["authoring"], leg.name: leg}, findings=())
     answer = answer_of(made)
-    assert answer.where[0] == ("runtime:tf_lite (LiteRT interpreter → runtime): attn.k of block 1")
+    assert answer.where[0] == ("runtime:tf_lite (interpreter → tf_lite): attn.k of block 1")
     assert answer.command == f"{COMMAND} --kernel builtin"
 
 
@@ -343,7 +343,7 @@ def test_a_leg_without_taps_gives_its_reason(report: Make) -> None:
     leg = LegResult("runtime:tf_lite", FAIL, {}, reason="cannot be loaded")
     answer = answer_of(replace(made, legs={**made.legs, leg.name: leg}))
     assert answer.cause == ("not named: cannot be loaded",)
-    assert answer.parts[-1].text == "LiteRT interpreter → runtime: cannot be loaded"
+    assert answer.parts[-1].text == "interpreter → tf_lite: cannot be loaded"
 
 
 def test_a_golden_that_moved_says_who_and_how_to_keep_it(report: Make) -> None:
@@ -418,4 +418,4 @@ def test_taps_of_the_same_blocks_are_told_together() -> None:
     many = [f"blocks.{i}.out" for i in (0, 1, 2, 5)]
     assert compact(many) == "out of blocks 0–2, 5"
     whole = [f"blocks.1.{tap}" for tap in ("attn_norm", "attn.q", "attn.k", "attn.v", "ff.out")]
-    assert compact(whole) == "5 taps from attn_norm on of block 1"
+    assert compact(whole) == "5 taps, attn_norm first, of block 1"

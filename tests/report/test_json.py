@@ -39,6 +39,7 @@ def test_the_answer_is_there(report: Callable[..., Report]) -> None:
     answer = json.loads(render(report("fail")))["answer"]
     assert list(answer)[:7] == ["outcome", "case", "named", "cause", "where", "next", "command"]
     assert answer["parts"][0] == {
+        "kind": "leg",
         "name": "authoring",
         "outcome": "fail",
         "text": "Hugging Face → port: 2 of 66 taps differ",

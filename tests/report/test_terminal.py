@@ -68,7 +68,7 @@ def test_what_is_unchecked_gives_its_reason_once(report: Callable[..., Report]) 
         "where  conversion (port → .tflite): attn.k of block 1, logits",
         "next   see all that was not checked, and why: edgeverify.verify(port)",
     ]
-    assert lines_of(text)[-1] == "? conversion  port → .tflite: 2 of 66 taps could not be read"
+    assert lines_of(text)[-1] == "? conversion  port → .tflite: 2 of 66 taps are unchecked"
 
 
 def test_it_fits_60_columns(report: Callable[..., Report]) -> None:
