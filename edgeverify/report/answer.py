@@ -28,7 +28,8 @@ from edgeverify.report.next_step import Advice, advice
 from edgeverify.report.places import blocks_of, compact
 from edgeverify.report.words import case_facts, number
 
-MOST_CAUSES = 3
+MOST_CAUSES, MOST_OPEN = 3, 2
+UNEXPLAINED = ".unexplained"
 # Relative errors that rounding to a narrow format makes of values that are otherwise right: the
 # unit of bfloat16 is 2^-8, that of float16 2^-11; rms over rows is a quarter to all of it, and a
 # sum of rounded products may reach twice.
@@ -98,7 +99,7 @@ def answer_of(report: Report, only: str = "") -> Answer:
         return Answer(PASS, case, parts=parts, said=_said(report))
     told: Advice = advice(report, causes)
     if causes:
-        cause = _cause_lines(causes)
+        cause = (*_cause_lines(causes), *_left_open(report, causes))
     elif outcome == FAIL:
         cause = _not_named(report)
     else:
@@ -129,7 +130,7 @@ def _witnesses(cause: Cause) -> str:
     # Its taps are told as the place.
     seen = [one if "audit" in one else one.partition(" (")[0] for one in _seen(cause)]
     if cause.kind == CODE and len(seen) == 1:
-        return "named by the diagnosis: repaired, the port is within float32 noise"
+        return "named by the diagnosis: repaired, these taps are within float32 noise"
     if cause.kind == OPERATOR:
         return f"{', '.join(seen)}, each computed in float64"
     if len(seen) > 1:
@@ -139,6 +140,25 @@ def _witnesses(cause: Cause) -> str:
 
 def _seen(cause: Cause) -> tuple[str, ...]:
     return cause.places if cause.kind == OPERATOR else cause.seen
+
+
+def _left_open(report: Report, causes: Sequence[Cause]) -> list[str]:
+    """What the named causes do not say: taps that none explains, and legs that none is of."""
+    told = []
+    unexplained = [f for f in report.findings if f.id.endswith(UNEXPLAINED)]
+    for finding in unexplained:
+        if (leg := report.legs.get(finding.leg)) is not None:
+            where = compact(finding.taps, _blocks(leg))
+            none = f"none of {finding.tried} known faults explains it"
+            told.append(f"not named: {where}: {none}" if finding.taps else finding.message)
+    charged = {cause.leg for cause in causes} | {finding.leg for finding in unexplained}
+    told += [f"not named: what is wrong in {leg.name}"
+             for leg in _failed(report) if leg.name not in charged]  # fmt: skip
+    return told[:MOST_OPEN] + ([f"and {len(told) - MOST_OPEN} more"] if told[MOST_OPEN:] else [])
+
+
+def _blocks(leg: LegResult) -> set[int]:
+    return blocks_of(tap.tap.partition("/")[2] for tap in leg.taps)
 
 
 def _not_named(report: Report) -> tuple[str, ...]:
@@ -154,7 +174,7 @@ def _not_named(report: Report) -> tuple[str, ...]:
     if leg is None:
         return ("not named",)
     unexplained = [f for f in report.findings
-                   if f.leg == leg.name and f.id.endswith(".unexplained")]  # fmt: skip
+                   if f.leg == leg.name and f.id.endswith(UNEXPLAINED)]  # fmt: skip
     first = leg.first_divergence
     tap = None if first is None else _tap(leg, first.tap)
     if tap is None:
@@ -247,7 +267,7 @@ def _where_of(leg: LegResult, report: Report) -> list[str]:
     title = f"{leg.name} ({compares(leg.name, report)})"
     if first is None:
         return [f"{title}: {leg.reason}" if leg.reason else title]
-    every = blocks_of(tap.tap.partition("/")[2] for tap in leg.taps)
+    every = _blocks(leg)
     named = first.isolated or (first.tap.partition("/")[2],)
     lines = [f"{title}: {compact(named, every)}"]
     tap = _tap(leg, first.tap)
@@ -264,11 +284,12 @@ def _where_audited(report: Report, causes: Sequence[Cause]) -> str:
         return ""
     holders = list(dict.fromkeys(name for cause in causes for name in cause.holders))
     places = list(dict.fromkeys(place for cause in causes for place in cause.places))
-    told = " and ".join(places)
+    told = ", ".join(places)
     if holders:
         more = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
         told += f", in {holders[0]}{more}"
-    return f"{told}; no leg shows it" if told else "no leg shows it"
+    alone = "no leg shows it" if report.legs else ""
+    return "; ".join(text for text in (told, alone) if text)
 
 
 def _where_unchecked(report: Report) -> list[str]:
@@ -276,8 +297,7 @@ def _where_unchecked(report: Report) -> list[str]:
     for leg in report.legs.values():
         odd = [tap.tap.partition("/")[2] for tap in leg.taps if tap.outcome == UNCHECKED]
         if odd:
-            every = blocks_of(tap.tap.partition("/")[2] for tap in leg.taps)
-            told = compact(dict.fromkeys(odd), every)
+            told = compact(dict.fromkeys(odd), _blocks(leg))
             lines.append(f"{leg.name} ({compares(leg.name, report)}): {told}")
     if lines:
         return lines

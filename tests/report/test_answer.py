@@ -166,7 +166,7 @@ def test_what_explains_as_well_is_told(report: Make) -> None:
     assert answer_of(made).cause == (
         "rotary base 1, should be: 2",
         "or, as good: RoPE x → y",
-        "named by the diagnosis: repaired, the port is within float32 noise",
+        "named by the diagnosis: repaired, these taps are within float32 noise",
     )
 
 
@@ -206,7 +206,7 @@ def test_of_one_value_both_are_shown_and_no_leg_is_blamed(report: Make) -> None:
         "cause  a.weight: 1 of 9 differ",
         "       found 0.5000001 at [3, 5], should be 0.5",
         "       named by the weights audit alone",
-        "where  module and file, in b.weight; no leg shows it",
+        "where  module, file, in b.weight; no leg shows it",
         f"next   load it unchanged in my_port.py, then: {COMMAND}",
     ]
 
@@ -229,6 +229,29 @@ def test_of_no_named_cause_the_error_is_described(report: Make) -> None:
         "own rounding",
     )
     assert answer.next == "look in my_port.py at the key projection, then:"
+
+
+def test_what_the_named_causes_leave_open_is_told(report: Make) -> None:
+    open_ = Finding("authoring.unexplained", "authoring", "", "", taps=("logits",), tried=9)
+    made = with_findings(report("fail", "fail"), cause("ff.gate", "a → b"), open_)
+    assert answer_of(made).cause == (
+        "a, should be: b",
+        "named by the diagnosis: repaired, these taps are within float32 noise",
+        "not named: logits: none of 9 known faults explains it",
+        "not named: what is wrong in conversion",
+    )
+
+
+def test_the_diagnosis_agrees_only_on_the_same_value_and_blocks(report: Make) -> None:
+    made = with_audit(report("fail"), config(("window", "ModelConfig, blocks 0, 2", "13", "14")))
+    for taps, change in (
+        (("blocks.1.attn.out",), "window 14 → 13"),
+        (("blocks.0.attn.out",), "window 15 → 13"),
+    ):
+        found = named_causes(with_findings(made, cause("attention.window", change, taps=taps)))
+        assert [one.kind for one in found] == ["config", "code"]
+    same = cause("attention.window", "window 14 → 13", taps=("blocks.0.attn.out",))
+    assert len(named_causes(with_findings(made, same))) == 1
 
 
 def test_operators_of_several_signatures_are_one(report: Make) -> None:
@@ -407,7 +430,9 @@ def test_a_leg_alone_has_its_own_causes(report: Make) -> None:
     alone = answer_of(made, "conversion")
     assert not alone.named
     assert alone.command == f"{COMMAND} --kernel builtin"
-    assert answer_of(made, "config").cause[0] == "rotary base is 10000, should be 3700"
+    audit = answer_of(made, "config")
+    assert audit.cause[0] == "rotary base is 10000, should be 3700"
+    assert audit.where == ("ModelConfig, module, file, prefill_16",)
 
 
 def test_taps_of_the_same_blocks_are_told_together() -> None:

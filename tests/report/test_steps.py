@@ -60,7 +60,7 @@ def test_a_failure_has_the_answer_first(report: Callable[..., Report]) -> None:
     assert failure_text(made, "authoring", "prefill.0").split("\n")[:7] == [
         "authoring prefill.0: fail: rotary base 10000, should be: 3700",
         "cause  rotary base 10000, should be: 3700",
-        "       named by the diagnosis: repaired, the port is within float32 noise",
+        "       named by the diagnosis: repaired, these taps are within float32 noise",
         "where  authoring (Hugging Face → port): attn.k of block 1",
         "       first at prefill.0/blocks.1.attn.k: error 71.0 times float32 noise (allowed 1.50)",
         "next   correct it in tinyllama, then: edgeverify.verify(port)",
