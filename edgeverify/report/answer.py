@@ -165,7 +165,8 @@ def _not_named(report: Report) -> tuple[str, ...]:
     """What can be said of a failure of which no cause is known."""
     for golden in report.goldens:
         if golden.outcome == FAIL and not _failed(report):
-            return (f"{golden.name}: {golden.lines[0]}", *golden.lines[1:2])
+            # The last line is what to do.
+            return (f"{golden.name}: {golden.lines[0]}", *golden.lines[1:-1][:1])
     for result in report.invariants:
         if result.outcome == FAIL and not _failed(report):
             broken = f"{result.invariant} does not hold on {result.implementation}: {result.reason}"

@@ -390,6 +390,12 @@ def test_a_golden_that_moved_says_who_and_how_to_keep_it(report: Make) -> None:
     assert shown[-1] == "✗ golden      tinyllama-tiny.tflite.safetensors: moved: kernels"
 
 
+def test_a_golden_that_was_missing_says_what_to_do_once(report: Make) -> None:
+    told = ("there was no such golden: it has been written", "add x to version control")
+    made = replace(report(), goldens=(GoldenResult("x", FAIL, (), told),), legs={})
+    assert lines(made)[1:3] == [f"cause  x: {told[0]}", f"next   {told[1]}"]
+
+
 def test_an_invariant_that_does_not_hold_shows_the_shortest_case(report: Make) -> None:
     result = InvariantResult(
         "cache.split",
