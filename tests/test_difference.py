@@ -127,6 +127,7 @@ def test_the_job_summary_has_the_answer(report: Callable[..., Report]) -> None:
         "- cause: not named; the error: relative error 7e-06, near float32's own rounding",
         "- where: authoring (Hugging Face → port): attn.k of block 1; first at "
         "prefill.0/blocks.1.attn.k: error 71.0 times float32 noise (allowed 1.50)",
-        "- next: look in my_port.py at the key projection, then: `edgeverify check my_port.py:PORT`",
+        "- next: look in my_port.py at the key projection, then: "
+        "`edgeverify check my_port.py:PORT`",
     ]
     assert "Look at" not in text
