@@ -6,8 +6,8 @@ import re
 from xml.etree import ElementTree as ET
 
 from edgeverify.core.results import FAIL, NOT_APPLICABLE, PASS, InvariantResult, Report
-from edgeverify.report.steps import StepResult, step_results, step_text
-from edgeverify.report.words import audit_lines, invariant_lines, number
+from edgeverify.report.steps import StepResult, failure_text, step_results
+from edgeverify.report.words import invariant_lines, number
 
 # XML 1.0 has no way to write these, not even as references (https://www.w3.org/TR/xml/#charsets).
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -24,7 +24,7 @@ def render(report: Report) -> str:
         found["tests"] += 1
         case = ET.SubElement(suite, "testcase", classname=f"{model}.audits", name=name)
         if audit.outcome != PASS:
-            found[_told(case, audit.outcome, f"{name}: " + "\n".join(audit_lines(audit)))] += 1
+            found[_told(case, audit.outcome, failure_text(report, name))] += 1
     for leg in report.legs.values():
         for step in step_results(leg):
             found["tests"] += 1
@@ -34,7 +34,7 @@ def render(report: Report) -> str:
             _properties(case, _measured(step, leg.threshold))
             if step.outcome == PASS:
                 continue
-            found[_told(case, step.outcome, step_text(leg, step, report.findings))] += 1
+            found[_told(case, step.outcome, failure_text(report, leg.name, step.step))] += 1
     for result in report.invariants:
         _add_invariant(suite, model, result, found)
     if not report.legs:

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult, Report, TapResult
 from edgeverify.report.advice import hint
+from edgeverify.report.answer import Answer, answer_of
 from edgeverify.report.html.curves import over_positions, over_steps
 from edgeverify.report.html.figures import attributions, evaluation
 from edgeverify.report.html.heat import MODEL, heat_maps, place_of
@@ -43,6 +44,7 @@ def render(report: Report, earlier: Sequence[Entry] = ()) -> str:
     loose = [finding.message for finding in loose_findings(report)]
     parts = [
         _outcome(report),
+        _answer(answer_of(report)),
         *(f"<p>{escape(line)}</p>" for line in [*continuation_lines(report.case), *loose]),
         _legs_table(report),
         trend(report.to_dict(), earlier),
@@ -66,6 +68,18 @@ def _outcome(report: Report) -> str:
         f'<p class="where">{escape(headline(report))}</p></div>'
         f"<h1>{escape(case_line(report.case))}</h1>"
     )
+
+
+def _answer(answer: Answer) -> str:
+    """Cause, where and next, as on a terminal; a pass needs none of it."""
+    command = f"<code>{escape(answer.command)}</code>" if answer.command else ""
+    told = {
+        "cause": "<br>".join(escape(line) for line in answer.cause),
+        "where": "<br>".join(escape(line) for line in answer.where),
+        "next": f"{escape(answer.next)} {command}".strip(),
+    }
+    rows = [f"<dt>{label}</dt><dd>{text}</dd>" for label, text in told.items() if text]
+    return f'<dl class="next">{"".join(rows)}</dl>' if rows else ""
 
 
 def headline(report: Report) -> str:
