@@ -76,7 +76,9 @@ class ParityCollector(pytest.Collector):
                 for step in chosen.steps_of(leg):
                     test = f"{name}[{leg}-{step}]" if step else f"{name}[{leg}]"
                     test += group
-                    yield ParityItem.from_parent(self, name=test, model=model, leg=leg, step=step)
+                    yield ParityItem.from_parent(
+                        self, name=test, model=model, leg=str(leg), step=step
+                    )
 
 
 class InvariantsCollector(pytest.Collector):
