@@ -69,7 +69,7 @@ def _parts(line: str) -> list[str]:
     return [
         part
         for part in parts
-        if re.match(r"(?:\S*/)?(?:edgeverify|pytest|python -m (?!venv)|python \w+/)", part)
+        if re.match(r"(?:\S*/)?(?:edgeverify |pytest|python -m (?!venv)|python \w+/)", part)
     ]
 
 
@@ -91,14 +91,12 @@ def files(page: Path) -> dict[str, str]:
 
 def rewrite(page: Path, name: str, output: str) -> None:
     """Puts an output between the markers of an example."""
+    shown = "\n".join(line.rstrip() for line in output.rstrip().splitlines())
 
     def one(match: re.Match[str]) -> str:
         if match[1] != name:
             return match[0]
-        return (
-            f"<!-- example: {name} -->\n```\n$ {match[2]}\n{output.rstrip()}\n```\n"
-            "<!-- /example -->"
-        )
+        return f"<!-- example: {name} -->\n```\n$ {match[2]}\n{shown}\n```\n<!-- /example -->"
 
     page.write_text(EXAMPLE.sub(one, page.read_text("utf-8")), encoding="utf-8")
 
