@@ -199,7 +199,7 @@ def load_runs(path: Path = CALIBRATION) -> list[CleanRun]:
 
 
 def table(runs: Sequence[CleanRun]) -> str:
-    """The README's table: the largest ratios of each port over all its clean runs (Markdown)."""
+    """The table of docs/measurements.md: each port's largest ratios over its clean runs."""
 
     def largest(chosen: Sequence[CleanRun]) -> str:
         rms, row = max(r.rms for r in chosen), max(r.row for r in chosen)
