@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from litert_torch.generative.layers import scaled_dot_product_attention as sdpa
 
-from edgeverify.suites.selftest.faults.changes import (
+from edgeverify.suites.selftest.faults.fault import Faults
+from edgeverify.suites.selftest.faults.port_changes import (
     Function,
     in_bfloat16,
     tensor,
@@ -20,7 +21,6 @@ from edgeverify.suites.selftest.faults.changes import (
     with_qkv,
     with_scaled,
 )
-from edgeverify.suites.selftest.faults.fault import Faults
 from edgeverify.suites.selftest.faults.ports import (
     ALL_BUT_GEMMA2,
     GATED,

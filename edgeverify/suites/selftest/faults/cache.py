@@ -9,13 +9,13 @@ import torch
 from litert_torch.generative.layers import kv_cache as kv_utils
 
 from edgeverify.suites.selftest.faults.attention import OUT, TRANSPOSED
-from edgeverify.suites.selftest.faults.changes import (
+from edgeverify.suites.selftest.faults.fault import Faults
+from edgeverify.suites.selftest.faults.port_changes import (
     Function,
     in_bfloat16,
     with_function,
     with_output,
 )
-from edgeverify.suites.selftest.faults.fault import Faults
 from edgeverify.suites.selftest.faults.ports import UNIFORM
 
 FAULTS = Faults("cache", where=OUT)

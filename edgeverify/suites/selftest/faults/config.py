@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeverify.suites.selftest.faults.changes import with_config, with_model
 from edgeverify.suites.selftest.faults.fault import Faults
+from edgeverify.suites.selftest.faults.port_changes import with_config, with_model
 from edgeverify.suites.selftest.faults.ports import GATED, UNIFORM
 from edgeverify_models.port import Port
 

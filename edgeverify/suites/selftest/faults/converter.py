@@ -13,7 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers  # type: ignore[import-untyped]
 
 from edgeverify.suites.selftest.faults.fault import Faults
-from edgeverify.suites.selftest.faults.files import (
+from edgeverify.suites.selftest.faults.file_changes import (
     Place,
     change_constant,
     exchange_inputs,

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from edgeverify.suites.selftest.faults.changes import (
+from edgeverify.suites.selftest.faults.fault import Faults
+from edgeverify.suites.selftest.faults.port_changes import (
     Function,
     with_call,
     with_logits,
@@ -15,7 +16,6 @@ from edgeverify.suites.selftest.faults.changes import (
     with_output,
     with_rope,
 )
-from edgeverify.suites.selftest.faults.fault import Faults
 from edgeverify_models.port import Port
 
 FAULTS = Faults("decoding", where="embed")

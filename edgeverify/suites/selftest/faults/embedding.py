@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from litert_torch.generative.layers import model_config as cfg
 
-from edgeverify.suites.selftest.faults.changes import (
+from edgeverify.suites.selftest.faults.fault import Faults
+from edgeverify.suites.selftest.faults.port_changes import (
     in_bfloat16,
     tensor,
     with_call,
     with_model_config,
 )
-from edgeverify.suites.selftest.faults.fault import Faults
 from edgeverify.suites.selftest.faults.ports import ALL, GEMMA
 from edgeverify_models.port import Port
 

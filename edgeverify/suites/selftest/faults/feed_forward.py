@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edgeverify.suites.selftest.faults.changes import (
+from edgeverify.suites.selftest.faults.fault import Faults
+from edgeverify.suites.selftest.faults.port_changes import (
     Blocks,
     in_bfloat16,
     tensor,
     with_blocks,
 )
-from edgeverify.suites.selftest.faults.fault import Faults
 from edgeverify.suites.selftest.faults.ports import (
     GATED,
     GEMMA,

@@ -19,7 +19,9 @@ from torch.nn import functional
 
 from edgeverify.suites.selftest.faults.attention import with_kernel, with_softmax
 from edgeverify.suites.selftest.faults.cache import with_update
-from edgeverify.suites.selftest.faults.changes import (
+from edgeverify.suites.selftest.faults.fault import Faults
+from edgeverify.suites.selftest.faults.feed_forward import with_inner
+from edgeverify.suites.selftest.faults.port_changes import (
     Function,
     State,
     attention_config,
@@ -33,8 +35,6 @@ from edgeverify.suites.selftest.faults.changes import (
     with_rope,
     with_state,
 )
-from edgeverify.suites.selftest.faults.fault import Faults
-from edgeverify.suites.selftest.faults.feed_forward import with_inner
 from edgeverify.suites.selftest.faults.ports import ALL, GATED, GEMMA, RMS
 from edgeverify.suites.selftest.faults.rope import with_rotation
 from edgeverify_models.port import Port

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from edgeverify.suites.selftest.faults.changes import (
+from edgeverify.suites.selftest.faults.fault import Faults
+from edgeverify.suites.selftest.faults.port_changes import (
     State,
     in_bfloat16,
     tensor,
@@ -13,7 +14,6 @@ from edgeverify.suites.selftest.faults.changes import (
     with_logits,
     with_state,
 )
-from edgeverify.suites.selftest.faults.fault import Faults
 from edgeverify.suites.selftest.faults.ports import ALL_BUT_GEMMA2
 from edgeverify_models.port import Port
 

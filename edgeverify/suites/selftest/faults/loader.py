@@ -7,14 +7,14 @@ from functools import partial
 
 import torch
 
-from edgeverify.suites.selftest.faults.changes import (
+from edgeverify.suites.selftest.faults.fault import Faults
+from edgeverify.suites.selftest.faults.port_changes import (
     State,
     tensor,
     with_config,
     with_names,
     with_state,
 )
-from edgeverify.suites.selftest.faults.fault import Faults
 from edgeverify.suites.selftest.faults.ports import GATED, ONE_RESIDUAL_NORM, UNIFORM
 from edgeverify_models.port import Port
 

@@ -11,14 +11,14 @@ import torch
 from litert_torch.generative.layers.model_config import AttentionType
 
 from edgeverify.suites.selftest.faults.attention import OUT, with_kernel
-from edgeverify.suites.selftest.faults.changes import (
+from edgeverify.suites.selftest.faults.fault import Faults
+from edgeverify.suites.selftest.faults.port_changes import (
     Function,
     with_attention,
     with_block_configs,
     with_config,
     with_mask,
 )
-from edgeverify.suites.selftest.faults.fault import Faults
 from edgeverify.suites.selftest.faults.ports import ALL_BUT_GEMMA2
 from edgeverify_models.port import Port
 

@@ -11,7 +11,8 @@ from litert_torch.generative.layers import model_config as cfg
 from litert_torch.generative.layers import rotary_position_embedding as rotary
 from torch.nn import functional
 
-from edgeverify.suites.selftest.faults.changes import (
+from edgeverify.suites.selftest.faults.fault import Faults
+from edgeverify.suites.selftest.faults.port_changes import (
     Blocks,
     Function,
     State,
@@ -25,7 +26,6 @@ from edgeverify.suites.selftest.faults.changes import (
     with_scaled,
     with_state,
 )
-from edgeverify.suites.selftest.faults.fault import Faults
 from edgeverify.suites.selftest.faults.ports import GEMMA, LLAMA, ONE_RESIDUAL_NORM, RMS
 from edgeverify_models.port import Port
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from litert_torch.generative.layers import rotary_position_embedding as rotary
 
-from edgeverify.suites.selftest.faults.changes import (
+from edgeverify.suites.selftest.faults.fault import Faults
+from edgeverify.suites.selftest.faults.port_changes import (
     Function,
     State,
     attention_config,
@@ -21,7 +22,6 @@ from edgeverify.suites.selftest.faults.changes import (
     with_scaled,
     with_state,
 )
-from edgeverify.suites.selftest.faults.fault import Faults
 from edgeverify.suites.selftest.faults.ports import ALL
 from edgeverify_models.port import Port
 

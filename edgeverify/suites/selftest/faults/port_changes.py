@@ -92,7 +92,7 @@ def with_blocks(port: Port, change: Callable[[Any], None], blocks: Blocks = None
 
 
 def with_state(port: Port, change: Callable[[State], None]) -> Port:
-    """The re-authored tensors are changed as they are loaded; the checkpoint's are left alone."""
+    """The re-authored tensors are changed as they are loaded; the checkpoint's stay."""
 
     class Changed(port.model_class):  # type: ignore[misc, name-defined]
         def load_state_dict(self, state: State, *args: Any, **kwargs: Any) -> Any:
@@ -121,7 +121,7 @@ def tensor(suffix: str) -> Function:
 
 
 def with_names(port: Port, **names: str | None) -> Port:
-    """Its first naming scheme has other names, and there is no other scheme."""
+    """Its first naming scheme has other names, and no other scheme is left."""
     return replace(port, tensor_names=replace(port.naming_schemes[0], **names))
 
 

@@ -1,6 +1,6 @@
 """The ways a converted file is changed: a constant's values, or the table's links.
 
-Every edit writes a copy; the file that it starts from is left alone.
+Every edit writes a copy; the file that it starts from stays as it is.
 """
 
 from __future__ import annotations
