@@ -282,7 +282,7 @@ def test_selectors_are_passed_on(project: Project) -> None:
 
 WORKERS = """\
 import dataclasses, importlib.util, sys, types
-import edgeverify.launch
+import edgeverify.cli.launch
 
 spec = importlib.util.spec_from_file_location("shared", {shared!r})
 shared = importlib.util.module_from_spec(spec)
