@@ -106,8 +106,8 @@ NEVER = {
     "pytest start-up and the command line are lean": (
         [
             "edgeverify/cli/main.py",
-            "edgeverify/commands/*.py",
-            "edgeverify/cli/pytest_plugin.py",
+            "edgeverify/cli/commands/*.py",
+            "edgeverify/cli/pytest_*.py",
             "edgeverify/legs/selectors.py",
             "edgeverify/cli/launch.py",
             "edgeverify/report/advice.py",
@@ -209,16 +209,18 @@ def test_start_up_imports_nothing_heavy(start: str, tmp_path: Path) -> None:
     assert done.stdout.split("\n")[-2] == "", f"{start} imported {done.stdout.split(chr(10))[-2]}"
 
 
-@pytest.mark.parametrize("command", ["--help", "list"])
-def test_help_and_list_take_less_than_half_a_second(command: str) -> None:
+@pytest.mark.parametrize(("command", "seconds"), [("--help", 0.2), ("list", 0.5)])
+def test_help_and_list_are_quick(command: str, seconds: float) -> None:
     times = []
-    for _ in range(3):
+    for _ in range(10):
         start = time.perf_counter()
         subprocess.run(
             [sys.executable, "-m", "edgeverify.cli.main", command], capture_output=True, check=True
         )
         times.append(time.perf_counter() - start)
-    assert min(times) < 0.5  # the least of three: others may use the machine
+        if times[-1] < seconds:
+            break
+    assert min(times) < seconds  # the best of ten: others may use the machine
 
 
 def test_the_public_names_are_what_they_say() -> None:
