@@ -212,7 +212,8 @@ def test_the_commands_run_in_a_project_that_has_models_of_its_own(run: Run, fore
 
 @pytest.mark.slow
 def test_a_port_of_a_file_sees_the_project_s_models_and_ours(run: Run, foreign: Path) -> None:
-    done = run(foreign, "edgeverify", "check", "my_port.py:PORT", "-q")
+    quick = ("--backend", "reauthored", "--prefill", "8", "--decode-steps", "1")
+    done = run(foreign, "edgeverify", "check", "my_port.py:PORT", "-q", *quick)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("PASS  ")
 
