@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from edgeverify.cli.pytest_marks import GOLDEN, INVARIANTS, PARITY
 from edgeverify.core.errors import EdgeVerifyError
 from edgeverify.core.loading import is_file
 from edgeverify.legs import selectors
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from edgeverify.core.results import GoldenResult, Report
     from edgeverify.suites.invariants.examination import Examination
 
-
-PARITY, INVARIANTS, GOLDEN = "parity", "invariants", "golden"
 ALL = "all"
 
 CHOSEN = pytest.StashKey[selectors.Selectors]()
