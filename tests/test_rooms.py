@@ -159,3 +159,106 @@ NEVER = {
     ),
     "pytest start-up and the command line are lean": (
         ["edgeverify/cli/**/*.py", "edgeverify/legs/selectors.py", "edgeverify/legs/ports.py"],
+        HEAVY,
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", NEVER)
+def test_never(rule: str) -> None:
+    patterns, forbidden = NEVER[rule]
+    assert all(files(pattern) for pattern in patterns), f"no file for a pattern of: {rule}"
+    assert offences(files(*patterns), forbidden) == []
+
+
+def test_nothing_imports_the_front_ends() -> None:
+    fronts = ("edgeverify.cli.main", "edgeverify.cli.pytest_plugin")
+    assert offences(files(*EVERYTHING, "benchmarks/**/*.py"), fronts) == []
+
+
+# Modules that draw on a terminal use rich, which is a core dependency.
+DRAWING = ("terminal.py", "progress.py", "inspection.py")
+
+
+def test_core_and_report_use_the_standard_library_numpy_and_safetensors() -> None:
+    paths = files("edgeverify/core/**/*.py", "edgeverify/report/**/*.py")
+    assert paths
+    foreign = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in paths
+        for line, module in imports(path)
+        if not is_within(module, STANDARD | {"numpy", "safetensors", "edgeverify"})
+        and not (module.startswith("rich.") and path.name in DRAWING)
+    ]
+    assert foreign == []
+
+
+def test_the_rules_see_a_breach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "edgeverify" / "report").mkdir(parents=True)
+    path = tmp_path / "edgeverify" / "report" / "x.py"
+    path.write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n"
+        "def f():\n    from .. import cli\n    from ..core.noise import measure\n"
+        "    import torch.nn\n"
+    )
+    assert offences([path], ("edgeverify.cli", "edgeverify.core.noise", "torch")) == [
+        "edgeverify/report/x.py:5 imports edgeverify.cli",
+        "edgeverify/report/x.py:6 imports edgeverify.core.noise.measure",
+        "edgeverify/report/x.py:7 imports torch.nn",
+    ]
+    assert breaches(tmp_path) == ["edgeverify/report/x.py:5 imports edgeverify.cli"]
+
+
+LEFT_OVER = f"import sys; print(*(m for m in {HEAVY!r} if m in sys.modules))"
+STARTS = {
+    "import edgeverify": "import edgeverify as e; e.Report; e.load_port; dir(e)",
+    "edgeverify --help": "from edgeverify.cli.main import main\n"
+    "try: main(['--help'])\nexcept SystemExit: pass",
+    "edgeverify list": "from edgeverify.cli.main import main; main(['list'])",
+    "bad usage": "from edgeverify.cli.main import main; main(['check', 'nope'])",
+    "pytest --collect-only": "import pytest; pytest.main(['--collect-only', '-q', '-m', 'parity',"
+    " '--model', 'tinyllama', '--rootdir', '.', '-p', 'edgeverify.cli.pytest_plugin'])",
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_start_up_imports_nothing_heavy(start: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{STARTS[start]}\n{LEFT_OVER}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.stdout.split("\n")[-2] == "", f"{start} imported {done.stdout.split(chr(10))[-2]}"
+
+
+@pytest.mark.parametrize(("command", "seconds"), [("--help", 0.2), ("list", 0.3)])
+def test_help_and_list_are_quick(command: str, seconds: float) -> None:
+    """In seconds of the processor, which are those of the clock on an idle machine.
+
+    On a busy machine the clock measures the other processes, too.
+    """
+    times = []
+    for _ in range(5):
+        before = os.times()
+        subprocess.run(
+            [sys.executable, "-m", "edgeverify.cli.main", command], capture_output=True, check=True
+        )
+        after = os.times()
+        user, system = (after[i] - before[i] for i in (2, 3))  # of finished child processes
+        times.append(user + system)
+    assert min(times) < seconds
+
+
+def test_the_public_names_are_what_they_say() -> None:
+    script = (
+        "import edgeverify\n"
+        "from edgeverify import Report, load_port, verify, verify_artifact\n"
+        "homes = {x.__name__: x.__module__ for x in (Report, load_port, verify, verify_artifact)}\n"
+        "assert set(edgeverify.__all__) == set(homes), homes\n"
+        "assert all(getattr(edgeverify, name).__module__ == home for name, home in homes.items())\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
