@@ -202,11 +202,10 @@ def audits() -> Callable[..., dict[str, AuditResult]]:
 
 @pytest.fixture
 def fake_verify(monkeypatch: pytest.MonkeyPatch) -> FakeVerify:
-    """Replaces what verifies and converts, and the loading of ports, without any heavy import."""
+    """Replaces what verifies and converts, without any heavy import."""
     fake = FakeVerify()
     monkeypatch.setitem(sys.modules, "edgeverify.suites.check", fake)
     monkeypatch.setitem(sys.modules, "edgeverify.legs.export", fake)
-    monkeypatch.setattr("edgeverify.cli.launch.load_port", lambda model: f"port {model}")
     # What is set while chatter is silenced must not outlive the test.
     monkeypatch.setattr("edgeverify.core.quiet.QUIET_ENVIRONMENT", {})
     return fake
