@@ -75,7 +75,7 @@ def _parts(line: str) -> list[str]:
     return [
         part
         for part in parts
-        if re.match(r"(?:\S*/)?(?:edgeverify |pytest|python -m (?!venv)|python \w+/)", part)
+        if re.match(r"(?:\S*/)?(?:edgeverify |pytest|python -m (?!venv|build)|python \w+/)", part)
     ]
 
 

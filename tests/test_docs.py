@@ -183,7 +183,7 @@ def test_every_page_is_reached_from_the_index() -> None:
 def refused(command: Command) -> str:
     """Why the parser, or the options' own judgement, refuses a command of ``edgeverify``."""
     try:
-        options = cli._parser().parse_args(command.words[1:])
+        options = cli._parser(command.words[1:]).parse_args(command.words[1:])
         if all(hasattr(options, f"edgeverify_{flag}") for flag in ("kernel", "prefill")):
             parse(options)
     except UsageError as error:
