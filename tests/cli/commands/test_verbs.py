@@ -12,6 +12,7 @@ import pytest
 
 from edgeverify.cli.main import main
 from edgeverify.core.results import FAIL, PASS, UNCHECKED
+from edgeverify.suites.bench import run as bench_module
 from edgeverify.suites.bench.run import Bench
 from edgeverify.suites.bench.run import Row as BenchRow
 from edgeverify.suites.quality.gate import Condition, Gates
@@ -50,8 +51,9 @@ class Calls:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     found = Calls()
-    for name in ("quality", "bench"):
-        monkeypatch.setitem(sys.modules, f"edgeverify.suites.{name}.run", found)
+    monkeypatch.setitem(sys.modules, "edgeverify.suites.quality.run", found)
+    for name in ("bench_model", "bench_file"):
+        monkeypatch.setattr(bench_module, name, getattr(found, name))
     return found
 
 
