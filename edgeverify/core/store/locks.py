@@ -9,7 +9,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: nothing is held, and work may be done twice
+except ImportError:  # not a POSIX system: nothing is locked, and work may be done twice
     fcntl = None  # type: ignore[assignment]
 
 AVAILABLE = fcntl is not None
