@@ -1,10 +1,10 @@
 """Runs a .tflite in the LiteRT interpreter, step by step, and records its taps.
 
-Logits and KV caches always come from the untouched file. Inner taps come from an instrumented
-copy, and count only where that copy's logits and caches are bitwise those of the untouched file:
-reading intermediates can change what the runtime computes (LiteRT #8928).
+Logits and KV caches always come from the untouched file. Inner taps come from an instrumented copy.
+They count only if that copy's logits and caches are bitwise equal to those of the untouched file,
+because reading intermediates can change what the runtime computes (LiteRT #8928).
 
-Nothing here imports torch, so that it also runs on a device host.
+Nothing here imports torch, so this module also runs on a device host.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RESOLVERS = {
     "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     "reference": OpResolverType.BUILTIN_REF,
 }
-# The order of a cache's axes that gives (B, T, N, H), by layout, for K and V.
+# The axis order that turns a cache into (B, T, N, H), by layout, for K and V.
 CACHE_ORDER = {
     "default": {"k": (0, 1, 2, 3), "v": (0, 1, 2, 3)},
     "transposed": {"k": (0, 2, 1, 3), "v": (0, 3, 1, 2)},
@@ -58,12 +58,12 @@ CACHE_ORDER = {
 
 @dataclass(frozen=True)
 class Setup:
-    """How a file is run, beside what its case says.
+    """How a file is run, apart from what its case says.
 
     Attributes:
-        num_threads: of the interpreter; the machine's if None.
-        cache: another cache than the default one.
-        memory_budget: bytes that the process may take; what is available if None.
+        num_threads: threads of the interpreter; the machine's number if None.
+        cache: a cache folder other than the default one.
+        memory_budget: bytes that the process may use; the available memory if None.
         opener: opens a file, from ``choose_opener`` or of another runtime; ``open_file`` if None.
         tick: called after each step.
     """
@@ -84,21 +84,21 @@ def run_file(
 ) -> tuple[Trace, Trace | None]:
     """Runs a file as a whole, and block by block on the oracle's inputs.
 
-    The two instrumented copies, or their tables, are kept in the cache. Where XNNPACK packs weights
-    on the disk, they are one: all signatures of a file share them there. Large files are run that
-    way, too, where they need not be, for it is faster.
+    The two instrumented copies, or their tables, are kept in the cache. If XNNPACK packs weights
+    on the disk, one copy serves both runs, because all signatures of a file share the packed
+    weights there. Large files are run that way even if they fit in memory, because it is faster.
 
     Args:
-        path: the converted file; large copies of it are made beside it for the time being.
+        path: the converted file; temporary large copies are made beside it.
         case: what is run.
-        oracle: the trace whose block inputs the blocks are fed with, rounded to float32.
-        setup: how; its ``opener`` is chosen here. ``tick`` is called once for each step of the
-            case, though each is run up to three times.
+        oracle: the trace whose block inputs the blocks receive, rounded to float32.
+        setup: how the file is run; its ``opener`` is chosen here. ``tick`` is called once for each
+            step of the case, though each step is run up to three times.
 
     Returns:
-        The trace of the whole file, and that of its blocks in isolation (None without oracle). The
-        first one's provenance has, as ``runtime``, what ran the file, and, as ``packing``, what
-        ``choose_opener`` says.
+        The trace of the whole file, and that of its blocks in isolation (None without oracle). In
+        the first trace's provenance, ``runtime`` names the runtime that ran the file and
+        ``packing`` is the reason that ``choose_opener`` returns.
 
     Raises:
         ArtifactError: as for ``run``.
@@ -118,8 +118,8 @@ def run_file(
             whole.provenance |= {"runtime": "CompiledModel", "packing": told}
             return whole, isolated
         except ArtifactError:
-            # What it refuses, the interpreter may well take: of a file that both refuse, the
-            # interpreter's reason is told.
+            # The interpreter may still accept a file that this runtime refuses. If both refuse it,
+            # the error gives the interpreter's reason.
             if told:
                 raise
     with instrumented_copy(path, root=setup.cache) as tapped:
@@ -134,7 +134,7 @@ def run_file(
 def _run_packed_once(
     path: Path, case: Case, oracle: Trace | None, setup: Setup
 ) -> tuple[Trace, Trace | None]:
-    """``run_file`` where all signatures of a file share the packed weights."""
+    """Runs ``run_file`` where all signatures of a file share the packed weights."""
     alone = oracle is not None
     assert setup.opener is not None
     with instrumented_copy(path, isolate=alone, beside=alone, root=setup.cache) as both:
@@ -146,7 +146,7 @@ def _run_packed_once(
 
 
 def _opening_once(kept: Path, opener: Callable[..., Any]) -> Callable[..., Any]:
-    """The opener, which opens one of the files once, and so packs its weights once."""
+    """Returns an opener that opens the file ``kept`` only once, and so packs its weights once."""
     opened: list[Any] = []
 
     def open_(path: Path, **options: Any) -> Any:
@@ -160,7 +160,7 @@ def _opening_once(kept: Path, opener: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_every_tap(path: Path, case: Case, oracle: Trace, setup: Setup | None = None) -> Trace:
-    """Runs a file with every tap fed with the oracle's value of the taps that it is made from.
+    """Runs a file and feeds each tap with the oracle's values of the taps that it is computed from.
 
     Args:
         path, case, setup: as for ``run_file``.
@@ -182,7 +182,7 @@ def run_every_tap(path: Path, case: Case, oracle: Trace, setup: Setup | None = N
 
 
 def blocks_of(path: Path) -> int:
-    """How many transformer blocks a file has, by the caches of its signatures."""
+    """Returns how many transformer blocks a file has, from the caches of its signatures."""
     return next(iter(ModelFile(path).signatures.values())).num_blocks
 
 
@@ -195,10 +195,10 @@ def instrumented_copy(
     beside: bool = False,
     root: Path | None = None,
 ) -> Iterator[Path]:
-    """A copy of ``path`` that also returns its taps.
+    """Makes a copy of ``path`` that also returns its taps.
 
-    A small one comes from the cache. Of a large one the cache keeps the table, and the weights are
-    put behind it for the time being: they take as much room as the file, and no time.
+    The cache stores a small copy as a whole. For a large file, the cache keeps only the table, and
+    the weights are appended temporarily: they need as much room as the file, and no time.
     """
     cuts: Any = {"isolate": isolate, "every_tap": every_tap, "beside": beside}
     sources = entries.source_digest("litert/flatbuffer/*.py")
@@ -234,15 +234,15 @@ def run(
 
     Args:
         path: the converted file.
-        case: the steps; also the kernels, the cache's layout and length, and the masks.
-        setup: how it is run.
+        case: the steps, the kernels, the cache's layout and length, and the masks.
+        setup: how the file is run.
         instrumented: a copy written by ``flatbuffer.instrument``, for the inner taps.
-        inject: what each block and the final norm are fed with, ``"prefill.0/embed"``,
+        inject: the inputs of each block and the final norm, ``"prefill.0/embed"``,
             ``"prefill.0/blocks.0.out"``, …, (B, T, C), real rows only. Needs an ``instrumented``
             copy that isolates; everything is then recorded from that copy.
 
     Returns:
-        The trace, with the reasons for taps that could not be read in ``unavailable``.
+        The trace. ``unavailable`` gives the reasons for taps that could not be read.
 
     Raises:
         ArtifactError: a file cannot be opened or does not fit the case, a step writes past the
@@ -292,7 +292,7 @@ def _drive(
     setup: Setup,
     inject: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[Step, dict[str, np.ndarray], Located | None]]:
-    """Yields each step's outputs. One interpreter is alive, and only until the last step."""
+    """Yields each step's outputs. Only one interpreter is alive, and only until the last step."""
     told = _instrumentation(path, isolated=inject is not None)
     opener = setup.opener or open_file
     interpreter = opener(path, kernel=case.kernel, num_threads=setup.threads)
@@ -348,20 +348,21 @@ def _instrumentation(path: Path, *, isolated: bool) -> Instrumentation | None:
 def choose_opener(
     path: Path, kernel: str, memory_budget: int | None = None, *, own: bool = False
 ) -> tuple[Callable[..., Any], str]:
-    """Chooses what a file and its copies are opened with, by what XNNPACK's packed weights take.
+    """Chooses how to open a file and its copies, from the size of XNNPACK's packed weights.
 
     Args:
         path: the file.
         kernel: ``xnnpack``, ``builtin`` or ``reference``.
-        memory_budget: bytes that the process may take; what is available if None.
+        memory_budget: bytes that the process may use; the available memory if None.
         own: as for ``choose_packing``.
 
     Returns:
-        ``open_file``, or what opens a ``CompiledModel`` whose packed weights are on the disk, which
-        computes the same bits (held by a test); and why, where the memory is too short for them.
+        The opener, and the reason if memory is too short for the packed weights. The opener is
+        ``open_file``, or one that opens a ``CompiledModel`` whose packed weights are on the disk,
+        which computes the same bits (a test checks this).
 
     Raises:
-        NoRoomError: they fit nowhere.
+        NoRoomError: the packed weights fit nowhere.
     """
     if kernel != "xnnpack" or (chosen := choose_packing(path, memory_budget, own=own)).in_memory:
         return open_file, ""
@@ -370,7 +371,7 @@ def choose_opener(
 
 
 def open_fitting(path: Path, *, kernel: str, num_threads: int) -> Any:
-    """The file, opened with what ``choose_opener`` chooses.
+    """Opens the file with the opener that ``choose_opener`` chooses.
 
     Raises:
         ArtifactError: the file cannot be opened, or its packed weights fit nowhere.
@@ -380,10 +381,10 @@ def open_fitting(path: Path, *, kernel: str, num_threads: int) -> Any:
 
 
 def open_file(path: Path, *, kernel: str, num_threads: int) -> Interpreter:
-    """An interpreter of ``path`` with the given kernels.
+    """Returns an interpreter of ``path`` with the given kernels.
 
     Raises:
-        ArtifactError: the file cannot be opened, or its packed weights do not fit the memory.
+        ArtifactError: the file cannot be opened, or its packed weights do not fit in memory.
     """
     if kernel == "xnnpack":
         require_memory(path)
@@ -404,7 +405,7 @@ def open_file(path: Path, *, kernel: str, num_threads: int) -> Interpreter:
 
 
 def runner_of(interpreter: Any, path: Path, signature: str) -> Any:
-    """The runner of a signature.
+    """Returns the runner of a signature.
 
     Raises:
         ArtifactError: the file has no such signature.
@@ -421,7 +422,7 @@ def runner_of(interpreter: Any, path: Path, signature: str) -> Any:
 
 
 def check_room(path: Path, case: Case, step: Step, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses what the runtime would take, and do wrong without a word.
+    """Refuses a step that the runtime would accept and silently compute wrongly.
 
     Raises:
         ArtifactError: the file's cache is not the case's, or the step ends past its last row.
@@ -450,9 +451,9 @@ def _injected(
     inject: Mapping[str, np.ndarray],
     located: Located | None,
 ) -> dict[str, np.ndarray]:
-    """What the cut points are fed with, padded by repeating the last real row.
+    """Returns the inputs of the cut points, padded by repeating the last real row.
 
-    A pad row's content reaches no real row; a repeated one is sure to be in the norms' range.
+    A pad row's content reaches no real row; a repeated row is sure to be in the norms' range.
     """
     inputs = {}
     for name, shape in shapes.items():
@@ -478,10 +479,10 @@ def call(
 
     Args:
         runner: from ``runner_of``.
-        path, step: told in errors.
+        path, step: named in errors.
         inputs: by name.
-        shapes: of the signature's inputs, by name.
-        first: whether it is the interpreter's first call, which announces the delegate.
+        shapes: shapes of the signature's inputs, by name.
+        first: whether this is the interpreter's first call, which announces the delegate.
 
     Returns:
         The outputs, by name.
@@ -537,14 +538,15 @@ def _record(
             why = "the signature returns no logits" if tap == taps.LOGITS else reason
             trace.unavailable[f"{step.name}/{tap}"] = missing.get(tap, why)
             continue
-        # A copy, or a view of a few rows would keep the whole cache alive.
+        # A copy, because a view of a few rows would keep the whole cache alive.
         trace.add(step.name, tap, np.array(array, order="C"))
 
 
 def _forget_unfed(trace: Trace, step: Step, num_blocks: int, located: Located | None) -> None:
-    """Takes back the taps of each part whose input was not found, so that nothing fed it.
+    """Removes the taps of each part whose input was not found, because nothing fed that part.
 
-    It ran on what the part before gave it, which the floor of isolated runs does not allow for.
+    Such a part ran on the output of the part before it, which the floor of isolated runs does not
+    allow for.
     """
     feeds = [taps.EMBED, *(taps.block(index, "out") for index in range(num_blocks))]
     found = located.taps if located else {}
@@ -561,7 +563,7 @@ def _forget_unfed(trace: Trace, step: Step, num_blocks: int, located: Located | 
 def _first_difference(
     untouched: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
 ) -> str | None:
-    """The first output that is not bitwise the same (NaNs and signs of zero included)."""
+    """Returns the first output that is not bitwise equal (NaNs and signs of zero included)."""
     for name, array in untouched.items():
         if name not in other or array.tobytes() != other[name].tobytes():
             return name

@@ -16,16 +16,16 @@ from edgeverify.core.masks import masks_of
 
 
 class TfliteSession(Session):
-    """A converted file, called with the caches as inputs and outputs.
+    """A session of a converted file, called with the caches as inputs and outputs.
 
     Args:
         path: the file.
-        case: gives rows, prefill lengths, KV layout and how masks come.
+        case: gives the rows, the prefill lengths, the KV layout and how masks are passed.
         kernel: ``xnnpack``, ``builtin`` or ``reference``.
-        num_threads: of the interpreter.
+        num_threads: threads of the interpreter.
 
     Raises:
-        ArtifactError: the file cannot be opened, or is not of the case.
+        ArtifactError: the file cannot be opened, or does not fit the case.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TfliteSession(Session):
         self._clear()
 
     def read_cache(self) -> dict[str, np.ndarray]:
-        """A copy of the cache."""
+        """Returns a copy of the cache."""
         return self._rows(self._cache, 0)
 
     def write_cache(self, cache: Cache) -> None:
