@@ -56,7 +56,7 @@ def reference_baselines(
 
     Returns:
         The run, whose case now has the reference's decode tokens, and the baseline of ``authoring``
-            and, with a file, of ``conversion``.
+        and, with a file, of ``conversion``.
     """
     key = entries.digest(
         "reference",

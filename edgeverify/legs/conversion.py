@@ -59,7 +59,7 @@ def audit_file(run: Run, auditor: Auditor, path: Path) -> None:
         def make(target: Path) -> None:
             found.append(read())
             text = found[0].to_json() if found[0].whole else ""
-            if not text:  # # do not cache it
+            if not text:  # do not cache it
                 raise _NotKeptError
             target.write_text(text, encoding="utf-8")
 

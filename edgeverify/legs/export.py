@@ -41,7 +41,7 @@ def convert_model(
 
     Returns:
         The files written: ``{model}_{size}_{recipe}_{layout}_ekv{rows}.{format}``, where
-            ``float32`` is ``f32``.
+        ``float32`` is ``f32``.
 
     Raises:
         EdgeVerifyError: bad usage or bad input, or a recipe that cannot be applied; then nothing

@@ -97,7 +97,7 @@ class _Code:
             for part in value:
                 self.add(name, part)
         elif isinstance(value, dict):
-            for key, part in value.items():  # # a hook's key is a global counter
+            for key, part in value.items():  # a hook's key is a global counter
                 self.add(f"{name}.{key}" if isinstance(key, str) else name, part)
         elif isinstance(value, types.FunctionType):
             self.sha.update(name.encode())

@@ -34,8 +34,8 @@ GOLDENS = ("reference", "tflite")
 BACKENDS = ("reference", "reauthored", "tflite")
 LITERT_LM = "litert_lm"
 RUNTIMES = ("compiled_model", "tf_lite", LITERT_LM)
-MAX_SEED = 2**32 - 1  # # numpy's limit
-MAX_LENGTH = 2**20  # # tokens; no model of today has as many positions
+MAX_SEED = 2**32 - 1  # numpy's limit
+MAX_LENGTH = 2**20  # tokens; no model of today has as many positions
 
 
 @dataclass(frozen=True)
