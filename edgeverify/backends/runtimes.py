@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeverify.backends import compiled_model, tflite
+from edgeverify.backends.interpreter import RESOLVERS
 from edgeverify.backends.packing import choose_packing, require_memory
 from edgeverify.core.case import Case
 from edgeverify.core.errors import ArtifactError
@@ -77,7 +78,7 @@ def open_tf_lite(path: Path, *, kernel: str, num_threads: int) -> Any:
             warnings.simplefilter("ignore")
             import tensorflow as tf
 
-            resolver = tf.lite.experimental.OpResolverType[tflite.RESOLVERS[kernel].name]
+            resolver = tf.lite.experimental.OpResolverType[RESOLVERS[kernel].name]
             return tf.lite.Interpreter(
                 str(path), num_threads=num_threads, experimental_op_resolver_type=resolver
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeverify.backends import tflite
+from edgeverify.backends.interpreter import choose_opener
 from edgeverify.core.localise import forget_unfed
 from edgeverify.core.trace import Trace
 from edgeverify.legs.foreign.case import FileCase
@@ -61,7 +62,7 @@ def run(
         The traces that were written: ``WHOLE`` and ``ISOLATED``.
     """
     planned, known, place = FileCase.from_dict(case), Facts.from_dict(facts), Path(folder)
-    setup = tflite.Setup(opener=tflite.choose_opener(file, planned.kernel)[0])
+    setup = tflite.Setup(opener=choose_opener(file, planned.kernel)[0])
     if known.layout_from == SHAPES:
         trace = tflite.run(file, planned, setup)
         _explain(trace)
@@ -90,7 +91,7 @@ def run_every_tap(
     located = _located(file, planned)
     copy = place / "copy.tflite"
     instrument(file, copy, located, every_tap=True)
-    setup = tflite.Setup(opener=tflite.choose_opener(file, planned.kernel)[0])
+    setup = tflite.Setup(opener=choose_opener(file, planned.kernel)[0])
     fed = Trace.load(place / ORACLE).arrays
     trace = tflite.run(file, planned, setup, instrumented=copy, inject=fed)
     for step in planned.steps:

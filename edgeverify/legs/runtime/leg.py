@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeverify.backends import runtimes, tflite
+from edgeverify.backends import runtimes
 from edgeverify.core import taps
 from edgeverify.core.case import Case
 from edgeverify.core.compare import Baseline, judge_leg
 from edgeverify.core.leg import Leg
 from edgeverify.core.results import FAIL, LegResult
 from edgeverify.core.trace import Trace
+from edgeverify.litert.flatbuffer.instrument import instrumented_copy
 
 # Two correct runs differ by both their errors, which are independent: by the square root of two.
 BOTH = float(np.sqrt(2))
@@ -64,7 +65,7 @@ def runtime_leg(leg: Leg, path: Path, case: Case, interpreter: Trace, judged: Ju
     trace = runtimes.run(path, case, leg.runtime)
     result = judge_leg(leg, trace, None, baseline, outer, case.starts)
     if result.outcome == FAIL:
-        with tflite.instrumented_copy(path, root=judged.cache) as copy:
+        with instrumented_copy(path, root=judged.cache) as copy:
             tapped = runtimes.run(path, case, leg.runtime, instrumented=copy)
         named = judge_leg(leg, tapped, None, baseline, judged.expected, case.starts)
         # A second run may name the tap, but must not revoke the first run's verdict.

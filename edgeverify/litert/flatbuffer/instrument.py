@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeverify.core import taps as tap_names
+from edgeverify.core.store import entries
 from edgeverify.litert.flatbuffer.graph import IDENTIFIER, INLINE_BYTES, ModelFile, Signature
 from edgeverify.litert.flatbuffer.locate import Located, TapRef, locate_taps
 from edgeverify.litert.flatbuffer.skeleton import Skeleton
@@ -30,6 +32,8 @@ METADATA = "edgeverify.instrumentation"
 # The runtime requires 16 (schema.fbs, Buffer.data, force_align); 64 keeps weights on cache lines.
 ALIGNMENT = 64
 _PLACEHOLDER = 2**40
+# The cache keeps a smaller copy whole, and only the table of a larger one.
+LARGEST_KEPT_COPY = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -281,3 +285,39 @@ def _pack(model: Any) -> bytes:
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
+
+
+@contextmanager
+def instrumented_copy(
+    path: Path,
+    *,
+    isolate: bool = False,
+    every_tap: bool = False,
+    beside: bool = False,
+    root: Path | None = None,
+) -> Iterator[Path]:
+    """Makes a copy of ``path`` that also returns its taps.
+
+    The cache stores a small copy as a whole. For a large file, the cache keeps only the table, and
+    the weights are appended temporarily: they need as much room as the file, and no time.
+    """
+    cuts: Any = {"isolate": isolate, "every_tap": every_tap, "beside": beside}
+    sources = entries.source_digest("litert/flatbuffer/*.py")
+    key = entries.digest(sources, entries.file_digest(path, root=root), cuts)
+    if path.stat().st_size <= LARGEST_KEPT_COPY:
+
+        def make(target: Path) -> None:
+            instrument(path, target, **cuts)
+
+        yield entries.cached("instrumented", key, ".tflite", make, root=root)
+        return
+
+    def make_table(target: Path) -> None:
+        skeleton, _ = instrumented(path, **cuts)
+        skeleton.save(target)
+
+    table = entries.cached("instrumented", key, ".safetensors", make_table, root=root)
+    with entries.working_folder(path.parent) as folder:
+        temporary = folder / path.name
+        Skeleton.load(table).assemble(path, temporary)
+        yield temporary
