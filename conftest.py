@@ -40,7 +40,8 @@ os.environ.pop("GITHUB_STEP_SUMMARY", None)
 
 pytest_plugins = ["pytester"]
 
-# In the order they run: a mistake shows in the quick tests first.
+# In the order they run: a mistake shows in the quick tests first. Two processes (xdist) begin with
+# the long ones, so that neither waits for the other at the end.
 MARKERS = {
     "oracle": "against mlx-lm, an implementation by other authors (extra 'oracle')",
     "slow": "more than about five seconds",
@@ -74,7 +75,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def rank(item: pytest.Item) -> int:
         return max((ranks.get(mark.name, 0) for mark in item.iter_markers()), default=0)
 
-    items.sort(key=rank)  # stable: the order within a rank is pytest's own
+    # Stable: the order within a rank is pytest's own.
+    items.sort(key=rank, reverse="PYTEST_XDIST_WORKER" in os.environ)
 
 
 THRESHOLD = {"rms": 1.5, "row": 4.0}

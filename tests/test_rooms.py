@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -236,15 +236,21 @@ def test_start_up_imports_nothing_heavy(start: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["--help", "list"])
-def test_help_and_list_take_less_than_half_a_second(command: str) -> None:
+def test_help_and_list_take_less_than_half_a_second_of_cpu(command: str) -> None:
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = children_cpu()
         subprocess.run(
             [sys.executable, "-m", "edgeverify.cli.main", command], capture_output=True, check=True
         )
-        times.append(time.perf_counter() - start)
+        times.append(children_cpu() - start)
     assert min(times) < 0.5  # the least of three: others may use the machine
+
+
+def children_cpu() -> float:
+    """Seconds of CPU of all processes that were started and have ended."""
+    spent = os.times()
+    return spent.children_user + spent.children_system
 
 
 def test_the_public_names_are_what_they_say() -> None:
