@@ -253,6 +253,7 @@ def children_cpu() -> float:
     return spent.children_user + spent.children_system
 
 
+@pytest.mark.slow  # imports everything: 15 s of CPU
 def test_the_public_names_are_what_they_say() -> None:
     script = (
         "import edgeverify\n"
