@@ -253,14 +253,7 @@ def test_help_and_list_are_quick(command: str, seconds: float) -> None:
     assert min(times) < seconds
 
 
-def children_cpu() -> float:
-    """Seconds of CPU of all processes that were started and have ended."""
-    spent = os.times()
-    return spent.children_user + spent.children_system
-
-
 @pytest.mark.slow  # imports everything: 15 s of CPU
-@pytest.mark.slow
 def test_the_public_names_are_what_they_say() -> None:
     script = (
         "import edgeverify\n"
