@@ -148,7 +148,7 @@ NEVER = {
     "the reference shares no code with the ports": (
         [
             "edgeverify/backends/reference.py",
-            "edgeverify/hf/openelm.py",
+            "edgeverify/hf/openelm*.py",
             "edgeverify/backends/sessions/reference.py",
         ],
         ("edgeverify_models", "litert_torch"),

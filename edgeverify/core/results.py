@@ -16,6 +16,7 @@ from edgeverify.core.leg import Leg
 
 SCHEMA = 1
 PASS, FAIL, UNCHECKED = "pass", "fail", "unchecked"
+CONFIG, WEIGHTS, SIGNATURES = "config", "weights", "signatures"
 # The outcome of an audit or an invariant that does not apply; it counts neither way.
 NOT_APPLICABLE = "not applicable"
 
@@ -316,9 +317,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-CONFIG, WEIGHTS, SIGNATURES = "config", "weights", "signatures"
-
-
 @dataclass(frozen=True)
 class Check:
     """One item that was compared.
@@ -350,12 +348,9 @@ class Check:
 
 @dataclass(frozen=True)
 class AuditResult:
-    """One audit: ``config``, ``weights`` or ``signatures``.
+    """One audit: ``config``, ``weights`` or ``signatures``, and its checks.
 
-    Attributes:
-        name: which audit.
-        checks: every item that was compared or could not be compared.
-        notes: facts that decide nothing.
+    ``notes`` are facts that decide nothing.
     """
 
     name: str
@@ -378,7 +373,7 @@ class AuditResult:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How many checks had each outcome; outcomes that did not occur are left out."""
+        """How many checks had each outcome, without outcomes that did not occur."""
         found = Counter(check.outcome for check in self.checks)
         return {k: found[k] for k in (PASS, FAIL, UNCHECKED, NOT_APPLICABLE) if found[k]}
 

@@ -14,7 +14,7 @@ from typing import Any
 from edgeverify.core.store import entries
 
 # The files that, with transformers, build a model from a config.
-_BUILDERS = ("hf/remembered.py", "hf/config.py", "hf/openelm.py")
+_BUILDERS = ("hf/remembered.py", "hf/config.py", "hf/openelm*.py")
 
 
 def described(

@@ -27,7 +27,7 @@ REFERENCE_SOURCES = (
     "backends/float64.py",
     "hf/config.py",
     "core/noise.py",
-    "hf/openelm.py",
+    "hf/openelm*.py",
     "core/taps.py",
 )
 

@@ -24,7 +24,7 @@ AUDIT_SOURCES = (
     "core/case.py",
     "litert/flatbuffer/*.py",
     "hf/config.py",
-    "hf/openelm.py",
+    "hf/openelm*.py",
     "core/results.py",
     "core/taps.py",
 )

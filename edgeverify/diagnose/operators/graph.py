@@ -85,6 +85,30 @@ class FlatGraph:
             tensor = self._alias[tensor]
         return tensor
 
+    def behind(self, op: FileOp) -> set[tuple[int, ...]]:
+        """Returns the places of the operators that depend on ``op``."""
+        found: set[tuple[int, ...]] = set()
+        todo = [op]
+        while todo:
+            for out in todo.pop().outputs:
+                for user in self.consumers.get(out, ()):
+                    if user.place not in found:
+                        found.add(user.place)
+                        todo.append(user)
+        return found
+
+    def before(self, op: FileOp) -> set[tuple[int, ...]]:
+        """Returns the places of the operators that ``op`` depends on, itself included."""
+        found = {op.place}
+        todo = [op]
+        while todo:
+            for tensor in todo.pop().inputs:
+                maker = self.producer.get(tensor)
+                if maker is not None and maker.place not in found:
+                    found.add(maker.place)
+                    todo.append(maker)
+        return found
+
     def constant(self, tensor: Tensor) -> np.ndarray | None:
         """Returns the value stored in the file, floats as float64; None if it is computed."""
         way, number = tensor

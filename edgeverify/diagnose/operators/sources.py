@@ -131,7 +131,7 @@ class _Search:
             if repair is None:
                 first = self.certain(differing, state)
                 found.append(self.unrepaired(first, state))
-                given_up |= {first.place, *self.behind(first)}
+                given_up |= {first.place, *self.graph.behind(first)}
                 continue
             found.append(self.source(repair, differing, state))
             put_in[repair.op.outputs[0]] = repair.value
@@ -208,7 +208,7 @@ class _Search:
 
     def suspects(self, op: FileOp, differing: list[FileOp], state: _State) -> list[FileOp]:
         """Returns the differing operators before ``op``, or ``op``, that may be the source."""
-        before = self.before(op)
+        before = self.graph.before(op)
         found = [
             other
             for other in differing
@@ -391,27 +391,3 @@ class _Search:
         if target is None or array is None:
             return status == AGREES
         return difference(array, target) <= ROUNDING
-
-    def behind(self, op: FileOp) -> set[tuple[int, ...]]:
-        """Returns the places of the operators that depend on ``op``."""
-        found: set[tuple[int, ...]] = set()
-        todo = [op]
-        while todo:
-            for out in todo.pop().outputs:
-                for user in self.graph.consumers.get(out, ()):
-                    if user.place not in found:
-                        found.add(user.place)
-                        todo.append(user)
-        return found
-
-    def before(self, op: FileOp) -> set[tuple[int, ...]]:
-        """Returns the places of the operators that ``op`` depends on, itself included."""
-        found = {op.place}
-        todo = [op]
-        while todo:
-            for tensor in todo.pop().inputs:
-                maker = self.graph.producer.get(tensor)
-                if maker is not None and maker.place not in found:
-                    found.add(maker.place)
-                    todo.append(maker)
-        return found

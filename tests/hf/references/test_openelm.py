@@ -10,6 +10,7 @@ import torch
 
 from edgeverify.hf import openelm
 from edgeverify.hf.config import config_differences, reference_config
+from edgeverify.hf.openelm_config import OpenELMConfig
 
 needs_mlx = pytest.mark.skipif(
     importlib.util.find_spec("mlx_lm") is None,
@@ -70,7 +71,7 @@ def test_same_shapes_as_mlx_lm(layers, width, head_dim):
     import mlx.utils
     from mlx_lm.models import openelm as mlx_openelm
 
-    config = openelm.OpenELMConfig(
+    config = OpenELMConfig(
         num_transformer_layers=layers,
         model_dim=width,
         head_dim=head_dim,
@@ -149,7 +150,7 @@ def test_tied_head():
     """One parameter of two names; without the tie, two."""
     for tied in (True, False):
         with torch.device("meta"):
-            config = openelm.OpenELMConfig(**{**CONFIG, "share_input_output_layers": tied})
+            config = OpenELMConfig(**{**CONFIG, "share_input_output_layers": tied})
             model = openelm.OpenELMForCausalLM(config)
         assert (model.lm_head.weight is model.transformer.token_embeddings.weight) is tied
         assert ("lm_head.weight" in dict(model.named_parameters())) is not tied
@@ -158,7 +159,7 @@ def test_tied_head():
 def test_register_is_idempotent():
     openelm.register()
     openelm.register()
-    assert type(reference_config(CONFIG)) is openelm.OpenELMConfig
+    assert type(reference_config(CONFIG)) is OpenELMConfig
 
 
 @pytest.mark.parametrize(
@@ -172,4 +173,4 @@ def test_register_is_idempotent():
 )
 def test_config_values_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
-        openelm.OpenELMConfig(**{**CONFIG, **changes})
+        OpenELMConfig(**{**CONFIG, **changes})
