@@ -348,10 +348,7 @@ class Check:
 
 @dataclass(frozen=True)
 class AuditResult:
-    """One audit: ``config``, ``weights`` or ``signatures``, and its checks.
-
-    ``notes`` are facts that decide nothing.
-    """
+    """One audit and its checks; ``notes`` are facts that decide nothing."""
 
     name: str
     checks: tuple[Check, ...] = ()
