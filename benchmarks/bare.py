@@ -2,22 +2,23 @@
 
 ``prepare`` writes what the others read, before the clock starts: the steps, padded chunks and
 decode tokens of the check; the weights as float32 safetensors with a ``config.json``; the converted
-file; and two copies of it with more outputs and inputs (tapped; cut between the blocks).
+file; and two copies of the file with more outputs and inputs (one tapped, one cut between the
+blocks).
 
-- ``warm`` imports torch, transformers and litert_torch.generative; loads the safetensors into the
-  re-authored model; runs all steps as a whole, and again with every block and the final norm fed
-  with a given input; opens the three files one after another and runs all steps in each. The cut
-  one is fed with what the tapped one gave. Nothing is compared, hashed or recorded, except that the
-  inputs of the blocks are kept to be given.
-- ``least`` imports the same and makes one run each of the Hugging Face model, the re-authored model
-  and the untouched file.
-- ``cold`` imports the same; loads the GGUF by ``from_pretrained``; converts the re-authored model;
-  makes the passes of ``warm``; and makes the reference's passes with edgeverify's own functions,
-  since a user has no other way to run a model in float64 throughout or to have it sum in order:
-  float32 step by step, the oracle, float32 with angles rounded otherwise, float32 summed in
-  order, and all but the oracle again with the oracle's inputs to each block.
+- ``warm`` imports torch, transformers and litert_torch.generative. It loads the safetensors into
+  the re-authored model and runs all steps as a whole; then it runs them again and feeds a given
+  input to every block and the final norm. It opens the three files one after another and runs all
+  steps in each; the cut file gets the values that the tapped file returned. It compares, hashes and
+  records nothing; it only keeps the inputs of the blocks in order to feed them.
+- ``least`` imports the same. It runs the Hugging Face model, the re-authored model and the
+  untouched file once each.
+- ``cold`` imports the same. It loads the GGUF by ``from_pretrained``, converts the re-authored
+  model and makes the passes of ``warm``. It makes the reference's passes with edgeverify's own
+  functions, since a user has no other way to run a model in float64 throughout or to make it sum in
+  order. They are: float32 step by step, the oracle, float32 with angles rounded differently,
+  float32 summed in order, and all but the oracle again with the oracle's inputs to each block.
 
-The ports come from ``models``; nothing else of this project is used by ``warm`` and ``least``.
+The ports come from ``models``; ``warm`` and ``least`` use nothing else of this project.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Bare:
         return build_model(self.port, self.hf_config, state, mask_cache_size=self.rows)
 
     def run_reauthored(self, model: Any, each: Callable[[int], Any] | None = None) -> None:
-        """All steps with a KV cache; ``each`` is entered around a step."""
+        """Runs all steps with a KV cache; ``each`` is entered around a step."""
         from contextlib import nullcontext
 
         from litert_torch.generative.layers.kv_cache import KVCache
@@ -106,7 +107,7 @@ class Bare:
                 cache = output["kv_cache"]
 
     def run_blocks(self, model: Any) -> None:
-        """As a whole, the inputs of the blocks kept; then again, each fed with its own."""
+        """Runs the whole model and keeps the blocks' inputs; then runs it again, fed with these."""
         kept: dict[tuple[int, int], Any] = {}
         parts = [*model.transformer_blocks, model.final_norm]
 
@@ -131,7 +132,7 @@ class Bare:
         self.run_reauthored(model, lambda step: hooked(step, give=True))
 
     def run_file(self, name: str, fed: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
-        """All steps of one file; returns what its taps gave, where it has some."""
+        """Runs all steps of one file; returns the values of its taps, if it has some."""
         import numpy as np
         from ai_edge_litert.interpreter import Interpreter
 

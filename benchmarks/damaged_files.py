@@ -1,9 +1,9 @@
-"""Damages .tflite and .litertlm files in many ways, and has each inspected and run, contained.
+"""Damages .tflite and .litertlm files in many ways, then inspects and runs each one, contained.
 
     python -m benchmarks.damaged_files FILE... [--count 500] [--seed 0] [--json FILE]
 
-It prints what came of each: a verdict, a clear error, or an end of the child (a crash, a hang, an
-exit), which the host tells as an error. The host itself must live.
+It prints the outcome of each: a verdict, a clear error, or an end of the child (a crash, a hang, an
+exit), which the host reports as an error. The host itself must survive.
 """
 
 from __future__ import annotations

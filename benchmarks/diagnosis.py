@@ -1,8 +1,8 @@
-"""How often the diagnosis names the true cause: ``python -m benchmarks.diagnosis``.
+"""Measures how often the diagnosis names the true cause: ``python -m benchmarks.diagnosis``.
 
-Runs every faulty port of ``tests/diagnose/faulty.py`` and prints what was named. A fault counts as
-named wrongly if any cause of another kind is claimed for it; of the faults that are on no list,
-each claimed cause is wrong.
+It runs every faulty port of ``tests/diagnose/faulty.py`` and prints the named causes. A fault
+counts as wrongly named if any cause of another kind is claimed for it. For the faults that are on
+no list, each claimed cause is wrong.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Peak memory and time of checks at published sizes.
+"""Measures the peak memory and time of checks at published sizes.
 
-``python benchmarks/full_size.py [MODEL:SIZE ...]`` runs the authoring leg alone, its weights
+``python benchmarks/full_size.py [MODEL:SIZE ...]`` runs only the authoring leg, with weights
 streamed from the disk; the bar is 0.35 of the float32 size plus 1 GiB. With ``--all-legs`` it runs
 authoring, conversion and ``dynamic_int8`` in one command; the bar is 20 GiB. In both cases the bar
-is also the budget that the check is given.
+is also the budget that the check gets.
 
-Each runs in a process of its own, with seeded weights and a cache that is deleted afterwards. It
-takes the float32 size on the disk, four times that with ``--all-legs``. Printed are seconds, peak
-memory (VmHWM), the bar and their ratio, and each leg's worst error ratio; the exit status is 1 if
-a model is above its bar or does not pass. What follows ``--`` goes to ``edgeverify check``.
+Each model runs in its own process, with seeded weights and a cache that is deleted afterwards. It
+needs the float32 size on the disk, or four times that with ``--all-legs``. Printed are seconds,
+peak memory (VmHWM), the bar and their ratio, and each leg's worst error ratio. The exit status is 1
+if a model is above its bar or does not pass. Arguments after ``--`` go to ``edgeverify check``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ALL_LEGS = 20 * 2**30
 
 
 def float32_bytes(model: str, size: str) -> int:
-    """What the parameters take, counted on the meta device."""
+    """Returns the bytes of the parameters, counted on the meta device."""
     from edgeverify import load_port
     from edgeverify.hf.config import meta_model
 
@@ -50,7 +50,7 @@ def float32_bytes(model: str, size: str) -> int:
 
 @dataclass(frozen=True)
 class Measured:
-    """One check: its outcome, seconds, peak in bytes, and what its legs say."""
+    """One check: its outcome, seconds, peak in bytes, and the results of its legs."""
 
     outcome: str
     seconds: float
@@ -59,7 +59,7 @@ class Measured:
 
 
 def worst_ratios(report: Report) -> str:
-    """The worst error ratio of each leg, by name, and the most taps that a leg compares."""
+    """Returns each leg's worst error ratio, by name, and the most taps that a leg compares."""
     from edgeverify.report.words import number
 
     legs = report.legs
@@ -68,7 +68,7 @@ def worst_ratios(report: Report) -> str:
 
 
 def measured(model: str, size: str, bar: int, folder: Path, options: Sequence[str]) -> Measured:
-    """Checks a model in a process of its own."""
+    """Checks a model in its own process."""
     from edgeverify.report.read import report_from
 
     report = folder / "report.json"

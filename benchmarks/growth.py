@@ -1,21 +1,21 @@
-"""How the cost of a check grows with layers, tokens and decode steps: is it a straight line?
+"""Measures whether the cost of a check grows linearly with layers, tokens and decode steps.
 
 ``python -m benchmarks.growth [--only CURVE] [--repeat N] [--points FILE] [--svg FILE]`` checks
 SmolLM-135M's geometry (seeded weights) with more and more layers, then with longer and longer
-conversations, then with more decode steps, each point in a process of its own with an empty cache:
+conversations, then with more decode steps, each point in its own process with an empty cache:
 
 - *whole*: the authoring leg, the model in memory;
 - *streamed*: the same with the weights on the disk (``--memory-budget``);
 - *converted*: authoring and conversion, all taps of the file.
 
-The process checks the tiny port first, so that libraries are loaded and warm; what follows is
-counted: seconds of the clock and of the processor (of all threads), peak memory (VmHWM). Points are
-measured in turn, ``--repeat`` times; the least counts. PyTorch has one thread, so that waiting for
-another is not counted as work.
+The process checks the tiny port first, which loads and warms the libraries. What follows is
+counted: seconds of the clock and of the processor (of all threads), and peak memory (VmHWM). Points
+are measured in turn, ``--repeat`` times; the smallest value counts. PyTorch has one thread, because
+waiting for another thread would count as work.
 
-For each curve it prints the line of least squares through all points, its R², and *growth*: the
-largest point over what a line through the smaller ones predicts for it. It exits with 1 if the
-growth of the processor's seconds or of the memory is above ``LIMIT``.
+For each curve it prints the least-squares line through all points, its R², and *growth*: the
+largest point divided by what a line through the smaller ones predicts for it. It exits with 1 if
+the growth of the processor's seconds or of the memory is above ``LIMIT``.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from typing import Any
 from benchmarks.line import fit, growth
 from benchmarks.plot import Curve, Panel, drawn
 
-# A linear cost has a growth of 1 within its noise, which is printed beside it. A quadratic one has
+# A linear cost has a growth of 1 within its noise, which is printed beside it. A quadratic cost has
 # 1.6 and more at these sizes (tests/benchmarks/test_line.py). Attention is quadratic in the tokens
-# by nature: at the largest conversation here it is a tenth of the operations.
+# by nature: in the largest conversation here it is a tenth of the operations.
 LIMIT = 1.25
 WAYS = ("whole", "streamed", "converted")
 LAYERS = (2, 4, 8, 16, 30)
-# Prefill signatures of n and 2n tokens; a conversation fills each once, then two thirds of the
+# Prefill signatures have n and 2n tokens. A conversation fills each once, then two thirds of the
 # larger: 42, 77, 146, 284, 560 and 1113 tokens with the decode steps.
 PREFILL = (8, 16, 32, 64, 128, 256)
 DECODE_STEPS = (8, 16, 32, 64, 128)
-# The other two where one is varied.
+# The values of the two sizes that a curve does not vary.
 SOME_LAYERS, SOME_PREFILL, SOME_STEPS = 4, 16, 8
 
 
@@ -54,7 +54,7 @@ class Point:
 
     Attributes:
         layers: blocks of the model.
-        prefill: tokens of the shorter prefill signature; the longer has twice as many.
+        prefill: tokens of the shorter prefill signature; the longer one has twice as many.
         decode_steps: after the prompt.
         way: one of ``WAYS``.
     """
@@ -66,7 +66,7 @@ class Point:
 
     @property
     def tokens(self) -> int:
-        """All tokens of the conversation."""
+        """The number of all tokens of the conversation."""
         from edgeverify.core.case import prompt_length
 
         return prompt_length((self.prefill, 2 * self.prefill)) + self.decode_steps
@@ -74,27 +74,28 @@ class Point:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a check took: seconds of the clock and of the processor, bytes of memory at most."""
+    """The cost of a check: seconds of the clock and of the processor, peak bytes of memory."""
 
     seconds: float
     busy: float
     memory: int
 
 
-# Title of a curve's axis → its points, without their way.
+# Title of a curve's axis → its points, without their ``way``.
 AXES: dict[str, list[Point]] = {
     "layers": [Point(n, SOME_PREFILL, SOME_STEPS, "") for n in LAYERS],
     "tokens": [Point(SOME_LAYERS, n, SOME_STEPS, "") for n in PREFILL],
     "decode steps": [Point(SOME_LAYERS, SOME_PREFILL, n, "") for n in DECODE_STEPS],
 }
-# Converting 30 layers takes as long as all smaller ones together, and running a file on a thousand
-# tokens as long again; neither says more. A file does not depend on the decode steps.
+# Converting 30 layers takes as long as all smaller points together, and running a file on a
+# thousand tokens as long again; neither adds information. A file does not depend on the decode
+# steps.
 LARGEST_CONVERTED = {"layers": 16, "tokens": 560}
 CURVES = [(axis, way) for axis in AXES for way in WAYS if (axis, way) != ("decode steps", WAYS[2])]
 
 
 def size_of(axis: str, point: Point) -> int:
-    """Where a point lies on an axis."""
+    """Returns the position of a point on an axis."""
     return {
         "layers": point.layers,
         "tokens": point.tokens,
@@ -103,7 +104,7 @@ def size_of(axis: str, point: Point) -> int:
 
 
 def points_of(axis: str, way: str) -> list[Point]:
-    """The points of a curve."""
+    """Returns the points of a curve."""
     points = [replace(point, way=way) for point in AXES[axis]]
     if way != "converted":
         return points
@@ -114,7 +115,7 @@ def measure(point: Point, folder: Path) -> Cost:
     """Checks the point in this process.
 
     Raises:
-        SystemExit: the check does not pass, or went another way.
+        SystemExit: the check does not pass, or it took another ``way``.
     """
     import torch
 
@@ -149,7 +150,7 @@ def measure(point: Point, folder: Path) -> Cost:
 
 
 def in_a_process(point: Point) -> Cost:
-    """Checks the point in a process of its own, with an empty cache."""
+    """Checks the point in its own process, with an empty cache."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.growth", "--folder", folder]
         command += ["--measure", json.dumps(asdict(point))]
@@ -160,7 +161,7 @@ def in_a_process(point: Point) -> Cost:
 
 
 class Points:
-    """What was measured, kept in a file where one is given, so that it can be added to."""
+    """The measurements, stored in a file if one is given, to which later runs can add."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -171,7 +172,7 @@ class Points:
                 self._costs[Point(**entry["point"])] = costs
 
     def measure(self, point: Point, repeat: int) -> None:
-        """Measures the point, unless it has been ``repeat`` times."""
+        """Measures the point, unless it has already been measured ``repeat`` times."""
         costs = self._costs.setdefault(point, [])
         if len(costs) >= repeat:
             return
@@ -189,14 +190,14 @@ class Points:
             self._path.write_text(json.dumps(told, indent=1) + "\n")
 
     def least(self, point: Point) -> Cost:
-        """Each figure's least."""
+        """Returns the smallest value of each figure."""
         costs = self._costs[point]
         return Cost(
             min(c.seconds for c in costs), min(c.busy for c in costs), min(c.memory for c in costs)
         )
 
     def noise(self, points: Iterable[Point]) -> float:
-        """The largest spread of a point's processor seconds, of its least."""
+        """The largest spread of a point's processor seconds, relative to the smallest of them."""
         busy = [[cost.busy for cost in self._costs[point]] for point in points]
         return max(max(costs) / min(costs) - 1 for costs in busy)
 
@@ -229,7 +230,7 @@ class Told:
 
 
 def table(points: Points, axis: str, way: str) -> list[Told]:
-    """The lines of one curve: the clock, the processor, the memory."""
+    """Returns the lines of one curve: the clock, the processor, the memory."""
     chosen = points_of(axis, way)
     sizes = tuple(size_of(axis, point) for point in chosen)
     costs = [points.least(point) for point in chosen]
@@ -242,7 +243,7 @@ def table(points: Points, axis: str, way: str) -> list[Told]:
 
 
 def panels(told: Sequence[Told]) -> list[Panel]:
-    """A panel for each axis and for time and memory: the points, and their lines."""
+    """Returns a panel for each axis and for time and memory, with the points and their lines."""
     found = []
     for what, unit in (("processor's s", "processor seconds"), ("GB at most", "peak memory, GB")):
         for axis in AXES:

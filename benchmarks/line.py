@@ -1,4 +1,4 @@
-"""Whether a cost grows as a straight line: least squares, and how far the largest is above."""
+"""Judges whether a cost grows linearly: a least-squares line, and the excess of the largest."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Line:
     """``cost = start + slope · size``.
 
     Attributes:
-        start: the cost that does not depend on the size.
-        slope: the cost of one more.
+        start: the part of the cost that does not depend on the size.
+        slope: the cost of one more unit of size.
         r2: the share of the variance that the line explains.
     """
 
@@ -23,12 +23,12 @@ class Line:
     r2: float
 
     def at(self, size: float) -> float:
-        """The cost that the line has at ``size``."""
+        """Returns the line's cost at ``size``."""
         return self.start + self.slope * size
 
 
 def fit(sizes: Sequence[float], costs: Sequence[float]) -> Line:
-    """The line of least squares, by ``numpy.linalg.lstsq``.
+    """Fits the least-squares line, by ``numpy.linalg.lstsq``.
 
     Raises:
         ValueError: fewer than two different sizes, or not one cost for each.
@@ -43,12 +43,12 @@ def fit(sizes: Sequence[float], costs: Sequence[float]) -> Line:
 
 
 def growth(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """The cost of the largest over what the line through the smaller ones predicts for it.
+    """Divides the cost of the largest size by what the line through the smaller ones predicts.
 
-    1 is linear growth. ``cost = size²`` gives 1.7 and more where each size doubles the one before.
+    1 is linear growth. ``cost = size²`` gives 1.7 and more if each size doubles the one before.
 
     Raises:
-        ValueError: fewer than three sizes, of which two differ beside the largest.
+        ValueError: there are fewer than three sizes, or no two different ones besides the largest.
     """
     order = np.argsort(sizes)
     smaller = [int(index) for index in order[:-1]]

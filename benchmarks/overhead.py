@@ -1,11 +1,12 @@
-"""What a check costs beside what any user of these libraries pays: ratios, measured in one run.
+"""Compares the cost of a check with what any user of these libraries pays, in one run.
 
-``python benchmarks/overhead.py [--repeat N]`` runs whole processes in turn and prints medians:
+``python benchmarks/overhead.py [--repeat N]`` runs whole processes in turn and prints medians
+and their ratios:
 
-- *warm*: ``edgeverify check tinyllama`` with everything cached, against a process that only
+- *warm*: ``edgeverify check tinyllama`` with everything cached, compared with a process that only
   imports torch, transformers and litert_torch.generative. Bar: 2.
-- *cold*: the same with an empty cache, against a process that imports them and converts the same
-  model to the same signatures, bare. Bar: 1.5.
+- *cold*: the same with an empty cache, compared with a process that imports them and converts the
+  same model to the same signatures, bare. Bar: 1.5.
 - *start*: ``edgeverify --help`` and ``edgeverify list``. Bar: 0.5 s.
 """
 
@@ -28,7 +29,7 @@ BARE = [sys.executable, __file__, "--bare-conversion"]
 
 
 def bare_conversion(folder: Path) -> None:
-    """What a user would write: the tiny TinyLlama, two prefill signatures and decode."""
+    """Converts as a user would: the tiny TinyLlama, two prefill signatures and decode."""
     import litert_torch
     import torch
     import transformers  # noqa: F401  (a user compares with it; the ratio is about the rest)
@@ -60,7 +61,7 @@ def seconds(command: Sequence[str]) -> float:
 
 
 def in_turn(repeat: int, *runs: Callable[[], float]) -> list[float]:
-    """Medians of the runs, which take turns so that a drift of the machine meets them alike."""
+    """Returns medians of the runs, which take turns so that machine drift affects all alike."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(repeat):
         for taken, run in zip(times, runs, strict=True):

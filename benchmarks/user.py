@@ -1,7 +1,7 @@
-"""What a user would write without edgeverify, each job in a process of its own.
+"""Does what a user would write without edgeverify, each job in its own process.
 
 ``python -m benchmarks.user JOB --model NAME --checkpoint DIR`` prints as its last line, as JSON,
-the process's peak memory in bytes and what the job tells. ``benchmarks/upstream.py`` runs the jobs.
+the process's peak memory in bytes and the job's report. ``benchmarks/upstream.py`` runs the jobs.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from edgeverify.core.memory import peak_memory
 
 PREFILL, ROWS = 32, 96
-PROMPT = "What is the meaning of life?"  # of upstream's own verify scripts
+PROMPT = "What is the meaning of life?"  # from upstream's own verify scripts
 NEW_TOKENS = 30
 
 
 def original(checkpoint: Path) -> Any:
-    """The Hugging Face model in float32."""
+    """Loads the Hugging Face model in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -28,7 +28,7 @@ def original(checkpoint: Path) -> Any:
 
 
 def reauthored(model: str, checkpoint: Path, rows: int) -> Any:
-    """The re-authored model, built and loaded by upstream's own code."""
+    """Returns the re-authored model, built and loaded by upstream's own code."""
     from litert_torch.generative.utilities import model_builder
 
     from edgeverify_models import load
@@ -44,11 +44,12 @@ def reauthored(model: str, checkpoint: Path, rows: int) -> Any:
 
 
 def verifier(model: str, checkpoint: Path) -> dict[str, Any]:
-    """Upstream's ``verify_reauthored_model``, as its ``verify.py`` scripts call it.
+    """Runs upstream's ``verify_reauthored_model``, as its ``verify.py`` scripts call it.
 
-    Its generate step passes ``use_model_defaults``, which transformers 5.23 refuses. That is told,
-    and the step is made again without it, so that all of upstream's work is counted. Without a
-    tokenizer (seeded weights) there is no text to continue, and the logits alone are compared.
+    Its generate step passes ``use_model_defaults``, which transformers 5.23 refuses. This is
+    reported, and the step is repeated without it, so that all of upstream's work is counted.
+    Without a tokenizer (seeded weights) there is no text to continue, and only the logits are
+    compared.
     """
     from litert_torch.generative.utilities import transformers_verifier
     from litert_torch.generative.utilities import verifier as upstream
@@ -88,7 +89,7 @@ def verifier(model: str, checkpoint: Path) -> dict[str, Any]:
 
 
 def forwards(model: str, checkpoint: Path) -> dict[str, Any]:
-    """A plain forward of each model over the tokens of edgeverify's default case, and no more."""
+    """Runs only a plain forward of each model over the tokens of edgeverify's default case."""
     import torch
     from litert_torch.generative.layers.kv_cache import KVCache
     from litert_torch.generative.utilities.export_config import ExportConfig
@@ -112,7 +113,7 @@ def forwards(model: str, checkpoint: Path) -> dict[str, Any]:
 
 
 def convert(model: str, checkpoint: Path, quantize: str) -> dict[str, Any]:
-    """``convert_to_tflite`` with one recipe."""
+    """Runs ``convert_to_tflite`` with one recipe."""
     from litert_torch.generative.utilities.converter import convert_to_tflite
     from litert_torch.generative.utilities.export_config import ExportConfig
 
@@ -130,7 +131,7 @@ def convert(model: str, checkpoint: Path, quantize: str) -> dict[str, Any]:
 
 
 def imports() -> dict[str, Any]:
-    """What any of these processes begins with."""
+    """Imports what any of these processes imports first."""
     import torch  # noqa: F401
     import transformers  # noqa: F401
     from litert_torch.generative.utilities import model_builder  # noqa: F401

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-# A .litertlm's header ends before its first section, at 16 KB; a .tflite's tables stand at both
+# A .litertlm's header ends before its first section, at 16 KB; the tables of a .tflite are at both
 # ends of the file and between its buffers.
 HEAD = 16 * 2**10
-# What a damaged 32-bit number is likely to be, beside anything: none, the largest, negative.
+# Likely values of a damaged 32-bit number, besides any other: none, the largest, negative.
 _NUMBERS = (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
@@ -24,8 +24,8 @@ class Damage:
 
     Attributes:
         kind: a name of ``KINDS``.
-        size: how much: bits, bytes or numbers; for ``truncated``, per cent that are left.
-        seed: of the places.
+        size: how much: bits, bytes or numbers; for ``truncated``, the per cent that are left.
+        seed: chooses the places.
     """
 
     kind: str
@@ -36,14 +36,14 @@ class Damage:
         return f"{self.kind} {self.size}, seed {self.seed}"
 
     def apply(self, data: bytes) -> bytes:
-        """The damaged contents; never the contents that were given."""
+        """Returns the damaged contents, which always differ from the original ones."""
         rng = np.random.default_rng([self.seed, self.size, list(KINDS).index(self.kind)])
         change, _ = KINDS[self.kind]
         return change(data, self.size, rng)
 
 
 def plan(count: int, seed: int = 0) -> Iterator[Damage]:
-    """``count`` ways, every kind and every size in turn."""
+    """Plans ``count`` damages, with every kind and every size in turn."""
     each = [(kind, size) for kind, (_, sizes) in KINDS.items() for size in sizes]
     for index in range(count):
         kind, size = each[index % len(each)]
@@ -62,7 +62,7 @@ def _truncated(data: bytes, size: int, rng: np.random.Generator) -> bytes:
 
 def _bits(data: bytes, size: int, rng: np.random.Generator, end: int | None = None) -> bytes:
     changed = np.frombuffer(data, np.uint8).copy()
-    # Without repetition: a bit flipped twice is whole again.
+    # Without repetition, because a bit flipped twice is undamaged again.
     places = rng.choice(8 * (end or len(data)), size, replace=False)
     np.bitwise_xor.at(changed, places // 8, (1 << (places % 8)).astype(np.uint8))
     return changed.tobytes()
@@ -73,8 +73,10 @@ def _head_bits(data: bytes, size: int, rng: np.random.Generator) -> bytes:
 
 
 def _offsets(data: bytes, size: int, rng: np.random.Generator) -> bytes:
-    """Aligned 32-bit numbers where offsets, counts and indices are: near the ends of the file,
-    and of the model in a .litertlm."""
+    """Changes aligned 32-bit numbers where offsets, counts and indices are.
+
+    These are near the ends of the file, and near the start of the model in a .litertlm.
+    """
     words = np.frombuffer(data[: len(data) // 4 * 4], "<u4").copy()
     reach, model = HEAD // 4, max(0, data.find(b"TFL3")) // 4
     starts = (0, model, max(0, len(words) - reach))
@@ -88,11 +90,11 @@ def _offsets(data: bytes, size: int, rng: np.random.Generator) -> bytes:
 
 
 def _graph(data: bytes, size: int, rng: np.random.Generator) -> bytes:
-    """Numbers of the graph, so that the table is well-formed and its graph is none.
+    """Changes numbers of the graph: the table stays well-formed, but its graph is invalid.
 
-    The runtime verifies the table before it reads it, and some of what is in it afterwards.
+    The runtime verifies the table before it reads it, and some of the table's contents afterwards.
     """
-    start = max(0, data.find(b"TFL3") - 4)  # behind the header of a .litertlm
+    start = max(0, data.find(b"TFL3") - 4)  # after the header of a .litertlm
     changed = bytearray(data)
     model = schema.Model.GetRootAs(changed, start)
     for _ in range(size):
@@ -135,7 +137,7 @@ def _change(model: Any, data: bytearray, rng: np.random.Generator) -> None:
 
 
 def _overwritten(data: bytes, size: int, rng: np.random.Generator) -> bytes:
-    """A run of bytes replaced by other ones, anywhere."""
+    """Replaces a run of bytes anywhere in the file by other bytes."""
     start = int(rng.integers(0, max(1, len(data) - size)))
     noise = bytes(rng.integers(0, 256, size, np.uint8))
     old = data[start : start + size]
@@ -144,14 +146,14 @@ def _overwritten(data: bytes, size: int, rng: np.random.Generator) -> bytes:
 
 
 def _zeroed(data: bytes, size: int, rng: np.random.Generator) -> bytes:
-    """A run that was never written, within the head."""
+    """Zeroes a run in the head, as if it was never written."""
     start = int(rng.integers(0, max(1, min(HEAD, len(data)) - size)))
     changed = data[:start] + bytes(size) + data[start + size :]
     return changed if changed != data else _bits(data, 1, rng)
 
 
 def _shifted(data: bytes, size: int, rng: np.random.Generator) -> bytes:
-    """Bytes lost in the middle, so that all behind them is at another place."""
+    """Removes bytes in the middle, so that everything after them moves."""
     start = int(rng.integers(8, max(9, len(data) - size)))
     return data[:start] + data[start + size :]
 

@@ -1,4 +1,4 @@
-"""Runs every signature of any .tflite or .litertlm once, on zeros. A task of the child."""
+"""Runs every signature of any .tflite or .litertlm once, on zeros; the child runs this task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run_signatures(file: Path, kernel: str) -> dict[str, bool]:
         kernel: ``xnnpack``, ``builtin`` or ``reference``.
 
     Returns:
-        Signature → whether all that it returned is finite.
+        Signature → whether everything that it returned is finite.
 
     Raises:
         ArtifactError: it cannot be opened, or the runtime failed.

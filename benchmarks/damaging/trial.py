@@ -1,4 +1,4 @@
-"""Opens and runs damaged files in a contained child, and counts what came of each."""
+"""Inspects and runs damaged files in a contained child, and records each outcome."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ VERDICT, ERROR = "verdict", "error"
 
 @dataclass(frozen=True)
 class Trial:
-    """One damaged file and one thing that was done with it.
+    """One damaged file and one task that was done with it.
 
     Attributes:
-        file: what was damaged.
-        damage: how.
+        file: the file that was damaged.
+        damage: how it was damaged.
         task: ``inspect``, or the kernels that ran it.
         outcome: ``verdict`` (it was read or run), ``error``, ``crash``, ``hang`` or ``exit``; the
             last three happened to the child.
@@ -47,12 +47,12 @@ def try_files(
     seconds: float = SECONDS,
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[Trial]:
-    """Damages files in turn, and has a child inspect and run each.
+    """Damages files in turn; a child inspects and runs each.
 
     Args:
         files: .tflite and .litertlm files.
         damages: the first is done to the first file, the second to the second, and so on.
-        seconds: after which a child is ended.
+        seconds: the time after which a child is ended.
         tick: called after each damaged file.
 
     Yields:

@@ -1,1 +1,1 @@
-"""The command line and the pytest plugin: options in, reports out."""
+"""The command line and the pytest plugin: they take options and show reports."""

@@ -1,4 +1,4 @@
-"""The frame of every verb and pytest item: a suite runs quietly and shows its progress."""
+"""Runs a suite quietly and shows its progress, for every verb and pytest item."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def framed(
     work: Callable[[Any, Loud], Result],
     options: argparse.Namespace | None = None,
 ) -> Result:
-    """Imports a suite and works with it, while the libraries' chatter is captured.
+    """Imports a suite and calls ``work`` with it, while the libraries' chatter is captured.
 
     Args:
         suite: the module's name. It is imported here because importing it makes libraries write.
         work: gets the module, and ``verbose`` and ``progress`` as its functions take them.
-        options: of the command line, with ``verbose`` and ``quiet``; None is silent.
+        options: of the command line, with ``verbose`` and ``quiet``; None shows nothing.
 
     Raises:
         EdgeVerifyError: bad input.
@@ -37,13 +37,13 @@ def framed(
     if options is not None:
         from edgeverify.report.progress import progress_for
 
-        # It draws on the terminal, which is out of reach while chatter is captured.
+        # The progress draws on the terminal, which cannot be reached while chatter is captured.
         progress = progress_for(sys.stderr, quiet=options.quiet or options.verbose)
 
     def run() -> Result:
         module: ModuleType = import_module(suite)
-        # The libraries' half a million objects live as long as the process: a collection that
-        # looks through them takes half a second.
+        # The libraries' half a million objects live as long as the process, and a collection that
+        # searches them takes half a second.
         gc.freeze()
         return work(module, {"verbose": verbose, "progress": progress})
 

@@ -1,4 +1,4 @@
-"""The frame of the command line: it finds the verb, runs it, and gives the exit status."""
+"""The frame of the command line: finds the verb, runs it, and returns the exit status."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgeverify.core.errors import EdgeVerifyError, UsageError
 EXIT_USAGE = 2
 EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h: a fault of edgeverify itself
 EXIT_PIPE = 141  # 128 + SIGPIPE
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 EPILOG = """\
 MODEL is a registered name (see "edgeverify list"), package.module:ATTR or path/to/file.py:ATTR.
@@ -31,14 +31,14 @@ exit status:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like every other bad input."""
+    """An argument parser whose errors take one line, like those of all other bad input."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, fix=f"see {self.prog} --help")
 
 
 class _Version(argparse.Action):
-    """Reads the version when it is asked for: it costs a look through the installed packages."""
+    """Reads the version only when requested, because it searches the installed packages."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
@@ -92,7 +92,7 @@ def _fail(line: str, status: int) -> int:
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of these arguments: of other verbs than theirs it has the name and the help."""
+    """Builds the parser of these arguments: it is complete only for the verb that they name."""
     parser = _Parser(
         prog="edgeverify",
         description="Says whether a model ported to LiteRT is still the Hugging Face original, "

@@ -1,4 +1,4 @@
-"""The options that say what to run, for the command line and for pytest."""
+"""The options that select what to run, for the command line and for pytest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PREFIX = "edgeverify_"
 _LENGTHS = " ".join(str(length) for length in DEFAULT_PREFILL_LENGTHS)
 
 
-# Flag → (metavar, how it is taken, help). Taken: once, repeated, or as a switch.
+# Flag → (metavar, how often it is taken, help). Taken: once, repeated, or as a switch.
 OPTIONS: dict[str, tuple[str, str, str]] = {
     "--size": ("S", "once", "size of the model (default: the port's default size)"),
     "--checkpoint": (
@@ -88,8 +88,8 @@ def add_selectors(add: Callable[..., Any], *, without: Sequence[str] = ()) -> No
     """Declares the selectors with ``add``: argparse's ``add_argument``, pytest's ``addoption``.
 
     Args:
-        add: takes a flag and what argparse takes.
-        without: flags that have no meaning to a command; ``parse`` gives their defaults.
+        add: takes a flag and the keywords that argparse takes.
+        without: flags that mean nothing to a command; ``parse`` uses their defaults.
     """
     for flag, (metavar, taken, text) in OPTIONS.items():
         if flag in without:
@@ -103,13 +103,13 @@ def add_selectors(add: Callable[..., Any], *, without: Sequence[str] = ()) -> No
 
 
 def parse(options: Namespace) -> Selectors:
-    """Judges the options' text.
+    """Checks the options' text and makes selectors of it.
 
     Args:
         options: holds the destinations that ``add_options`` declared.
 
     Raises:
-        UsageError: a value that no run could take, by its option.
+        UsageError: an option's value is one that no run could take; the error names the option.
     """
 
     def given(name: str) -> Any:

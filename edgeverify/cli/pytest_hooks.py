@@ -1,9 +1,9 @@
-"""The hooks of a pytest run that asks for edgeverify; ``pytest_options`` registers them.
+"""The hooks of a pytest run that uses edgeverify; ``pytest_options`` registers them.
 
-The tests need no file: they are made when the mark expression asks for ``parity``, ``invariants``
-or ``golden``, or ``--model`` is given (which alone means ``parity``). Each model is verified,
-compared with its goldens, or loaded for its invariants, once per session, when the first of its
-tests is set up.
+The tests need no file. They are made when the mark expression selects ``parity``, ``invariants``
+or ``golden``, or when ``--model`` is given (which on its own means ``parity``). Each model is
+verified, compared with its goldens, or loaded for its invariants once per session, when the first
+of its tests is set up.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, object, object]:
-    """Adds the tests before any plugin chooses (``-m``, ``-k``) or groups (xdist) tests."""
+    """Adds the tests before any plugin selects (``-m``, ``-k``) or groups (xdist) tests."""
     for mark in _marks(config):
         collector = COLLECTORS[mark].from_parent(session, nodeid=mark, name=mark)
         items.extend(session.genitems(collector))
@@ -68,13 +68,13 @@ def pytest_collection_modifyitems(
 
 
 def _marks(config: pytest.Config) -> list[str]:
-    """The marks that ``-m`` chooses; ``parity`` where only ``--model`` is given."""
+    """Returns the marks that ``-m`` selects; ``parity`` if only ``--model`` is given."""
     chosen = chosen_marks(config.option.markexpr)
     return chosen or ([PARITY] if config.option.edgeverify_model else [])
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Shows outcome and worst ratios of each model; under xdist the workers have them instead."""
+    """Shows the outcome and worst ratios of each model; under xdist only the workers have them."""
     reports = [run for run in config.stash[RUNS].values() if not isinstance(run, str)]
     if not reports:
         return

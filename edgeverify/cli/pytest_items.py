@@ -1,4 +1,4 @@
-"""The tests that the pytest plugin adds: one for each audit, leg and step, invariant, golden."""
+"""The tests that the pytest plugin adds: for each audit, step of a leg, invariant and golden."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def _paths(config: pytest.Config) -> dict[str, Path]:
 
 
 def _ids(models: list[str]) -> dict[str, str]:
-    """Model → its name in ids and file names: ``path/to/file.py:PORT`` is ``file.PORT``."""
+    """Maps a model to its name in ids and files: ``path/to/file.py:PORT`` is ``file.PORT``."""
     ids = {model: _short(model) for model in models}
     names = list(ids.values())
-    # Two files of one name keep their folders, as far as a file name can hold them.
+    # Two files with the same name keep their folders, as far as a file name can contain them.
     return {
         model: name if names.count(name) == 1 else re.sub(r"[^\w.-]+", "_", model)
         for model, name in ids.items()
@@ -61,11 +61,11 @@ class ParityCollector(pytest.Collector):
     """Yields the tests of all chosen models."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        """One test per audit and per leg and step; per leg where the steps need a tokenizer."""
+        """Yields one test per audit and per leg and step; per leg if the steps need a tokenizer."""
         chosen = self.config.stash[CHOSEN]
         # With ``--dist loadgroup`` a model's tests stay on one worker and share its run. xdist
-        # knows a group by this suffix; its own mark (3.8) sets it in an attribute that pytest 9.2
-        # no longer reads.
+        # recognises a group by this suffix; xdist's own mark (3.8) sets it in an attribute that
+        # pytest 9.2 no longer reads.
         grouped = getattr(self.config.option, "loadgroup", False)
         for model, name in _ids(_models(self.config)).items():
             group = f"@{name}" if grouped else ""
@@ -85,7 +85,7 @@ class InvariantsCollector(pytest.Collector):
     """Yields one test per model, invariant and implementation."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        """The pairs that say something about each other, one implementation after another."""
+        """Yields the applicable pairs, one implementation after another."""
         from edgeverify.suites.invariants.pairs import cells
 
         grouped = getattr(self.config.option, "loadgroup", False)
@@ -105,7 +105,7 @@ class GoldenCollector(pytest.Collector):
     """Yields one test per model and golden."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        """The golden of the reference, then that of the file."""
+        """Yields the reference's golden, then the file's."""
         grouped = getattr(self.config.option, "loadgroup", False)
         for model, name in _ids(_models(self.config)).items():
             for kind in selectors.GOLDENS:
@@ -122,7 +122,7 @@ class GoldenItem(pytest.Item):
         self.add_marker(GOLDEN)
 
     def runtest(self) -> None:
-        """Fails with what has moved."""
+        """Fails with a list of what has changed."""
         from edgeverify.core.results import PASS
         from edgeverify.report.words import golden_lines
 
@@ -137,7 +137,7 @@ class GoldenItem(pytest.Item):
         chosen, directory = self.config.stash[CHOSEN], _golden_dir(self.config)
         asked = {"update": self.config.option.edgeverify_update_golden, "kinds": (self.kind,)}
         try:
-            # Only this golden: another worker may have the other one, and say what it is.
+            # Compares only this golden: another worker may have the other one and report it.
             report = framed(
                 "edgeverify.suites.check",
                 lambda suite, loud: suite.verify_goldens(
@@ -149,7 +149,7 @@ class GoldenItem(pytest.Item):
         return report.goldens[0]
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        """No file of its own: the project's root, and the id."""
+        """Returns the project's root and the id, because the test has no file of its own."""
         return self.config.rootpath, None, self.nodeid
 
 
@@ -167,11 +167,11 @@ class ModelItem(pytest.Item):
         self.add_marker(PARITY)
 
     def setup(self) -> None:
-        """Runs the model's check, unless an earlier test has."""
+        """Runs the model's check, unless an earlier test has run it."""
         self.report = _report_of(self.config, self.model)
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        """No file of its own: the project's root, and the id."""
+        """Returns the project's root and the id, because the test has no file of its own."""
         return self.config.rootpath, None, self.nodeid
 
 
@@ -183,7 +183,7 @@ class AuditItem(ModelItem):
         self.audit = audit
 
     def runtest(self) -> None:
-        """Fails with what the audit found unless it passed."""
+        """Fails with the audit's findings unless it passed."""
         from edgeverify.core.results import PASS
         from edgeverify.report.steps import failure_text
 
@@ -202,7 +202,7 @@ class ParityItem(ModelItem):
         self.leg, self.step = leg, step
 
     def runtest(self) -> None:
-        """Fails with the report's own words unless the step passed."""
+        """Fails with the report's own text unless the step passed."""
         from edgeverify.core.results import PASS
         from edgeverify.report.steps import failure_text, find_step
 
@@ -225,11 +225,11 @@ class InvariantItem(pytest.Item):
         self.add_marker(INVARIANTS)
 
     def setup(self) -> None:
-        """Loads the model, unless an earlier test has."""
+        """Loads the model, unless an earlier test has loaded it."""
         self.examination = _examination_of(self.config, self.model)
 
     def runtest(self) -> None:
-        """Fails with the shortest case that was found and the way to see it again."""
+        """Fails with the shortest case that was found and the way to reproduce it."""
         from edgeverify.core.quiet import without_chatter
         from edgeverify.core.results import NOT_APPLICABLE, PASS
         from edgeverify.report.words import invariant_lines
@@ -245,12 +245,12 @@ class InvariantItem(pytest.Item):
             pytest.fail(told, pytrace=False)
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        """No file of its own: the project's root, and the id."""
+        """Returns the project's root and the id, because the test has no file of its own."""
         return self.config.rootpath, None, self.nodeid
 
 
 def _examination_of(config: pytest.Config, model: str) -> Examination:
-    """The model under examination in this session; loaded when first asked for."""
+    """Returns the model under examination in this session; the first call loads it."""
 
     from edgeverify.suites.invariants.examination import examination
 
@@ -267,7 +267,7 @@ def _examination_of(config: pytest.Config, model: str) -> Examination:
 
 
 def _report_of(config: pytest.Config, model: str) -> Report:
-    """The model's report of this session; made, and its files written, when first asked for."""
+    """Returns the model's report of this session; the first call makes it and writes its files."""
     chosen = config.stash[CHOSEN].arguments()
     runs = config.stash[RUNS]
     if model not in runs:
@@ -280,7 +280,7 @@ def _report_of(config: pytest.Config, model: str) -> Report:
         except EdgeVerifyError as error:
             runs[model] = f"cannot check {model}: {error}"
         except Exception as error:
-            # The first test shows the traceback, the others refer to it.
+            # Only the first test shows the traceback; the others refer to it.
             told = f"{type(error).__name__}: {error}"
             runs[model] = f"cannot check {model}: the first of its tests raised {told}"
             raise
@@ -291,7 +291,7 @@ def _report_of(config: pytest.Config, model: str) -> Report:
 
 
 def _paths_of(config: pytest.Config, model: str) -> dict[str, Path]:
-    """The report files of one model: the options' own, with the model's name if there are more."""
+    """Returns the report files of one model; with several models, they contain its name."""
     paths, models = _paths(config), _models(config)
     if len(models) == 1:
         return paths

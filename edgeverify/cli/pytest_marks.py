@@ -1,6 +1,6 @@
-"""The marks of the pytest plugin, and whether a run asks for it. It imports nothing.
+"""The marks of the pytest plugin, and whether a run uses it. It imports nothing.
 
-pytest reads this file wherever edgeverify is installed, in projects that never heard of it.
+pytest reads this file wherever edgeverify is installed, even in projects that do not use it.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ MARKS = {
     INVARIANTS: "the contracts of a model's cache, RoPE, mask, padding and batch",
     GOLDEN: "a model against what it gave when its goldens were kept",
 }
-# Each option has a spelling that begins so, which no other project's option does.
+# Each option has a spelling that begins with this, and no other project's option does.
 UNMISTAKABLE = "--edgeverify-"
 
 
 def is_asked_for(expression: str, args: Sequence[str]) -> bool:
-    """Whether the mark expression chooses a mark, or an option has its unmistakable spelling.
+    """Whether the mark expression selects a mark, or an option has its unmistakable spelling.
 
     Args:
-        expression: that of ``-m``; empty without one.
-        args: the arguments, those of ``addopts`` included.
+        expression: the value of ``-m``; empty without one.
+        args: the arguments, including those of ``addopts``.
     """
     spelled = any(argument.startswith(UNMISTAKABLE) for argument in args)
     return spelled or bool(chosen_marks(expression))
 
 
 def chosen_marks(expression: str) -> list[str]:
-    """The marks that ``-m`` chooses by their names; ``not parity`` chooses none."""
+    """Returns the marks that ``-m`` selects by their names; ``not parity`` selects none."""
     if not any(mark in expression for mark in MARKS):
         return []
     from _pytest.mark.expression import Expression
@@ -37,7 +37,7 @@ def chosen_marks(expression: str) -> list[str]:
     try:
         compiled = Expression.compile(expression)
     except SyntaxError:
-        return []  # pytest itself says so
+        return []  # pytest itself reports it
 
     def chooses(*marks: str) -> bool:
         return bool(compiled.evaluate(lambda name, /, **_: name in marks))

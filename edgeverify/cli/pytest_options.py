@@ -1,8 +1,8 @@
-"""The options of the pytest plugin, in two spellings, and whose they are where a project has them.
+"""The options of the pytest plugin, in two spellings, and who owns them in a given project.
 
 Each option has the short spelling of the command line (``--model``) and an unmistakable one
-(``--edgeverify-model``). pytest's parser gets the unmistakable ones alone, and short ones in the
-arguments are rewritten: a conftest that is found later, while tests are collected, may then
+(``--edgeverify-model``). pytest's parser gets only the unmistakable ones, and short ones in the
+arguments are rewritten. A conftest that is found later, while tests are collected, may then
 declare a ``--model`` of its own without a conflict.
 """
 
@@ -23,9 +23,9 @@ HOOKS = "edgeverify.cli.pytest_hooks"
 
 
 def declare(parser: pytest.Parser, short: Iterable[str] = ()) -> None:
-    """Declares every option by its unmistakable spelling, and by the ``short`` ones given.
+    """Declares every option by its unmistakable spelling, and by the given ``short`` ones.
 
-    Options that pytest's parser knows already are left alone.
+    Options that pytest's parser already has are left as they are.
     """
     group = parser.getgroup("edgeverify", "edgeverify: model parity")
     for flags, attributes in _options():
@@ -42,18 +42,18 @@ def settle(
     *,
     asked: bool,
 ) -> None:
-    """Decides whose each short spelling is, rewrites edgeverify's, and registers its hooks.
+    """Decides who owns each short spelling, rewrites edgeverify's, and registers its hooks.
 
     Args:
         config: pytest's, before the arguments are parsed for the last time.
         parser: pytest's, with the options of all plugins and initial conftests.
         args: the arguments with ``addopts``; changed in place, as pytest documents it.
         unknown: the arguments that no other plugin or conftest declares.
-        asked: by a mark or an unmistakable spelling. A run that only short spellings ask for is
-            the project's own as soon as one of them is.
+        asked: whether a mark or an unmistakable spelling requests edgeverify. If only short
+            spellings request it, the run is the project's own as soon as the project owns one.
 
     Raises:
-        pytest.UsageError: edgeverify is asked for, and a short spelling is somebody else's.
+        pytest.UsageError: edgeverify is requested, and somebody else owns a short spelling.
     """
     used = [flag for flag in _short() if flag in _flags(args)]
     free = [flag for flag in used if flag in _flags(unknown)]
@@ -74,19 +74,19 @@ def settle(
 
 
 def paths(parser: pytest.Parser, args: Sequence[str]) -> list[str] | None:
-    """The arguments that are tests, not values of edgeverify's options; None if that is unclear.
+    """Returns the arguments that are tests, not values of edgeverify's options; None if unclear.
 
-    pytest looks for conftests in them, and would take the folder of ``--cache`` for one of them.
+    pytest searches these for conftests, and would take the folder of ``--cache`` for a test.
     """
     try:
         found: list[str] = parser.parse_known_args(_unmistakable(args, _short())).file_or_dir
-    except pytest.UsageError:  # a conftest's switch has the name of an option that takes a value
+    except pytest.UsageError:  # a conftest's switch is named like an option that takes a value
         return None
     return found
 
 
 def _unmistakable(args: Sequence[str], short: Sequence[str]) -> list[str]:
-    """The arguments, with the ``short`` spellings among them written out."""
+    """Returns the arguments with the ``short`` spellings among them written in full."""
     written = []
     for argument in args:
         flag, equals, value = argument.partition("=")
@@ -95,7 +95,7 @@ def _unmistakable(args: Sequence[str], short: Sequence[str]) -> list[str]:
 
 
 def _options() -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Short spellings and what argparse takes, of each option."""
+    """Yields the spellings and the argparse keywords of each option."""
     yield (
         ("--model",),
         {
@@ -126,7 +126,7 @@ def _options() -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     add_selectors(lambda flag, **attributes: selectors.update({(flag,): attributes}))
     yield from selectors.items()
     for name in FORMATS:
-        # Not --html and --json: pytest-html and others have them.
+        # Not --html and --json, because pytest-html and other plugins have them.
         alias = ("--html-report",) if name == "html" else ()
         yield (
             (f"--parity-{name}", *alias),
@@ -148,7 +148,7 @@ def _long(flag: str) -> str:
 
 
 def _flags(args: Sequence[str]) -> set[str]:
-    """What stands before the ``=``, or alone, of each argument."""
+    """Returns each argument up to its ``=``, or the whole argument if it has none."""
     return {argument.partition("=")[0] for argument in args}
 
 
@@ -156,12 +156,12 @@ def _is_known(parser: pytest.Parser, flag: str) -> bool:
     """Whether an option of pytest, a plugin or a conftest has this spelling."""
     try:
         return flag not in parser.parse_known_and_unknown_args([flag])[1]
-    except pytest.UsageError:  # it is known, and wants a value
+    except pytest.UsageError:  # it is known, and needs a value
         return True
 
 
 def _owner(config: pytest.Config, flag: str) -> str:
-    """The conftest or plugin that declares an option, by its text: pytest does not tell."""
+    """Finds the conftest or plugin that declares an option by its text: pytest does not say."""
     for name, plugin in config.pluginmanager.list_name_plugin():
         hook = getattr(plugin, "pytest_addoption", None)
         try:

@@ -1,10 +1,12 @@
-"""``pytest -m parity --model tinyllama``: one test per audit, leg and step, in any project.
+"""The entry point of the pytest plugin, which adds tests to any project.
+
+``pytest -m parity --model tinyllama``: one test per audit, leg and step.
 ``pytest -m invariants --model tinyllama``: one test per invariant and implementation.
 ``pytest -m golden --model tinyllama``: one test per golden.
 
-The entry point. pytest imports it wherever edgeverify is installed, in projects that never heard
-of it, so it only decides whether a run asks for edgeverify: the mark expression chooses one of
-the marks, or an argument is one of the options. What options and tests need is imported then.
+pytest imports this file wherever edgeverify is installed, even in projects that do not use it. It
+therefore only decides whether a run uses edgeverify: the mark expression selects one of the marks,
+or an argument is one of the options. Only then is anything else imported.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from edgeverify.cli.pytest_marks import MARKS, is_asked_for
 def pytest_load_initial_conftests(
     early_config: pytest.Config, parser: pytest.Parser, args: list[str]
 ) -> Generator[None, object, object]:
-    """Declares the options, if the run asks for them, once the project's own are known.
+    """Declares the options, if the run uses them, once the project's own options are known.
 
-    ``pytest_addoption`` is too early for that: it runs before a conftest's, whose own ``--model``
-    would then end every run in an error. ``args`` holds what stands in ``addopts``, too.
+    ``pytest_addoption`` would be too early: it runs before a conftest's own hook, and a ``--model``
+    declared there would then end every run in an error. ``args`` includes what is in ``addopts``.
     """
     known = early_config.known_args_namespace
     asked = is_asked_for(getattr(known, "markexpr", ""), args) and not known.help

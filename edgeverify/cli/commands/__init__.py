@@ -1,7 +1,7 @@
-"""The verbs of the command line, each in a module of its own: ``add_options`` and ``run``.
+"""The verbs of the command line. Each is in its own module, with ``add_options`` and ``run``.
 
-``run`` returns an outcome of ``core.results``. A module is imported for its own verb alone, so
-the line of each verb in ``edgeverify --help`` stands here.
+``run`` returns an outcome of ``core.results``. A module is imported only for its own verb, so this
+file holds the line of each verb in ``edgeverify --help``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``edgeverify bench``: speed and memory of a file, or of each recipe of a model."""
+"""``edgeverify bench``: measures speed and memory of a file, or of each recipe of a model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Measures and shows; the outcome.
+    """Measures, shows the result, and returns the outcome.
 
     Raises:
         EdgeVerifyError: bad usage or bad input.
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def _file(options: argparse.Namespace, chosen: selectors.Selectors) -> Path | None:
-    """The file, if one is named; what selects a model then has no meaning."""
+    """Returns the file, if one is named; options that select a model are then refused."""
     path = Path(options.model)
     if path.suffix != ".tflite":
         return None

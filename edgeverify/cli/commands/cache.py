@@ -1,4 +1,4 @@
-"""``edgeverify cache ls|prune|verify``: the folder of converted files and oracle traces."""
+"""``edgeverify cache ls|prune|verify``: manages the folder of converted files and traces."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Does one of the three; the outcome: ``fail`` where something damaged is left.
+    """Runs one of the three actions; the outcome is ``fail`` if damaged entries are left.
 
     Raises:
         EdgeVerifyError: bad usage, or a cache that cannot be written.

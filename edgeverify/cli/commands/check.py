@@ -1,4 +1,4 @@
-"""``edgeverify check MODEL``: reference, re-authored model and .tflite against each other."""
+"""``edgeverify check MODEL``: compares the reference, the re-authored model and the .tflite."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Checks the model and shows the report; its outcome.
+    """Checks the model, shows the report, and returns its outcome.
 
     Raises:
         EdgeVerifyError: bad usage or bad input.

@@ -1,4 +1,4 @@
-"""``edgeverify convert MODEL --output DIR``: the files that a check would run."""
+"""``edgeverify convert MODEL --output DIR``: writes the files that a check would run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Writes the files and prints their paths; always a pass.
+    """Writes the files and prints their paths; the outcome is always a pass.
 
     Raises:
         EdgeVerifyError: bad usage or bad input.
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def _check_output(folder: Path) -> None:
-    """Refuses a folder that could not be made or written to, before anything is converted."""
+    """Refuses, before anything is converted, a folder that cannot be made or written to."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         raise UsageError("is a file", where=f"--output {there}", expected="a folder")

@@ -1,4 +1,4 @@
-"""``edgeverify diff A.json B.json``: what changed between two reports."""
+"""``edgeverify diff A.json B.json``: shows what changed between two reports."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Shows the difference; ``fail`` where something got worse.
+    """Shows the difference; the outcome is ``fail`` if something got worse.
 
     Raises:
-        UsageError: a file is no report.
+        UsageError: a file is not a report.
     """
     from edgeverify.report.diff import difference, outcome
     from edgeverify.report.diff_lines import lines

@@ -1,4 +1,4 @@
-"""``edgeverify eval``: the quality of each recipe's file, and gates on it."""
+"""``edgeverify eval``: measures the quality of each recipe's file and applies gates to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgeverify.report.files import check_paths, write_atomically
 if TYPE_CHECKING:
     from edgeverify.suites.quality.gate import Gates
 
-# The steps of a check have no meaning here, and every recipe is one file.
+# An evaluation does not use the steps of a check, and every recipe is one file.
 WITHOUT = (
     "--backend",
     "--prefill",
@@ -53,7 +53,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Evaluates and shows; the outcome.
+    """Evaluates, shows the result, and returns the outcome.
 
     Raises:
         EdgeVerifyError: bad usage or bad input.

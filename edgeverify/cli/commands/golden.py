@@ -1,4 +1,4 @@
-"""``edgeverify golden``: what models give today, against what they gave when it was kept."""
+"""``edgeverify golden``: compares what models give today with what their goldens recorded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeverify.legs.ports import catalogue, check_name
 from edgeverify.report.files import FORMATS, check_paths
 
 DIRECTORY = Path("golden")
-# A golden has steps of its own, holds every recipe's file, and is no matter of legs.
+# A golden has its own steps, contains every recipe's file, and has no legs.
 WITHOUT = (
     "--backend",
     "--decode-steps",
@@ -47,10 +47,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def check_directory(option: str, directory: Path) -> None:
-    """Refuses what is no folder.
+    """Refuses a path that is not a folder.
 
     Raises:
-        UsageError: there is no such folder; one is not made, lest a misspelt one be filled.
+        UsageError: there is no such folder. It is not made, lest a misspelt one be filled.
     """
     if not directory.is_dir():
         what = "is no folder" if directory.exists() else "there is no such folder"
@@ -61,7 +61,7 @@ def check_directory(option: str, directory: Path) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Compares each model and shows it; the worst outcome.
+    """Compares each model, shows the results, and returns the worst outcome.
 
     Raises:
         EdgeVerifyError: bad usage or bad input.
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> str:
     outcomes = []
     for model in models:
         report = compare(model)
-        # What a rewriting has changed cannot be asked for again.
+        # Once a golden is rewritten, its changes cannot be shown again.
         all_of_it = options.verbose or options.update_golden
         show(report, paths, quiet=options.quiet, verbose=all_of_it)
         outcomes.append(report.outcome)

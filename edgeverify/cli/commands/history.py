@@ -1,4 +1,4 @@
-"""``edgeverify history DIR``: the series of reports in a folder, by time."""
+"""``edgeverify history DIR``: shows the reports in a folder as a series over time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Shows the series. It judges nothing: what is told is a pass, whatever was found then.
+    """Shows the series. It judges nothing: the outcome is a pass, whatever the reports say.
 
     Raises:
-        UsageError: there is no report in the folder, or one of its files is none.
+        UsageError: there is no report in the folder, or one of its files is not a report.
     """
     from edgeverify.core.errors import UsageError
     from edgeverify.report.html.trend import render_series

@@ -1,4 +1,4 @@
-"""``edgeverify inspect FILE``: what a .tflite or .litertlm holds."""
+"""``edgeverify inspect FILE``: shows what a .tflite or .litertlm contains."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Refuses what is no file.
+    """Refuses a path that is not a file.
 
     Raises:
-        UsageError: it is missing, or a folder.
+        UsageError: it is missing, or it is a folder.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "there is no such file"
@@ -33,7 +33,7 @@ def check_file(path: Path) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Reads the file in a child process and shows what is in it; always a pass."""
+    """Reads the file in a child process and shows its contents; the outcome is always a pass."""
     from edgeverify.litert import contained
     from edgeverify.report.files import check_paths, write_atomically
     from edgeverify.report.inspection import print_inspection

@@ -1,4 +1,4 @@
-"""``edgeverify list``: the registered models, their sizes and hub ids."""
+"""``edgeverify list``: shows the registered models, their sizes and hub ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Shows a row for each size; always a pass."""
+    """Shows a row for each size; the outcome is always a pass."""
     del options
     rows = [("MODEL", "SIZE", "HUB ID")]
     for name, entry in catalogue().items():

@@ -1,4 +1,4 @@
-"""``edgeverify nightly``: a matrix of checks into one report, and the merging of shards."""
+"""``edgeverify nightly``: runs a matrix of checks into one report, or merges shards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Runs or merges, and shows the report; the outcome.
+    """Runs or merges, shows the report, and returns the outcome.
 
     Raises:
         EdgeVerifyError: bad usage or bad input, or a full disk.

@@ -1,4 +1,4 @@
-"""``edgeverify selftest``: the checks, tried on faults that they must find."""
+"""``edgeverify selftest``: tries the checks on faults that they must find."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """Tries the faults and shows the tables; ``fail`` for a miss or a false alarm.
+    """Tries the faults and shows the tables; the outcome is ``fail`` for a miss or a false alarm.
 
     Raises:
         EdgeVerifyError: bad usage.

@@ -1,4 +1,4 @@
-"""What every command that ends in a report does with it."""
+"""Shows a report, for every command that ends in one."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def show(
     """Writes a report's files and prints it.
 
     Args:
-        report: what was found.
+        report: the result of the check.
         paths: format → file.
-        quiet: print the outcome alone, if all passed.
+        quiet: if all passed, print only the outcome.
         verbose: print every tap, too.
         earlier: reports of earlier runs, for the page.
     """
@@ -36,7 +36,7 @@ def show(
         write_reports(report, paths, earlier)
         told = to_dict(report)
         summary.append({subject(told): told})
-    finally:  # a file that cannot be written must not cost the verdict of a long run
+    finally:  # a file that cannot be written must not lose the verdict of a long run
         console = console_for(sys.stdout)
         if quiet and report.passed:
             print_outcome(report, console)

@@ -1,1 +1,1 @@
-"""How fast a file is and how much memory it takes: ``worker`` measures one, ``run`` all."""
+"""Measures a file's speed and memory: ``worker`` measures one file, ``run`` measures all."""

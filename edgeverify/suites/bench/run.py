@@ -1,4 +1,4 @@
-"""Times files, each with each kernel, in processes of their own."""
+"""Times files with each kernel, each in its own process."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from edgeverify.litert.recipes import load_recipe
 from edgeverify.suites.bench.worker import Job, Sample
 
 SCHEMA = 1
-# The least from which a median tells a slow call from the usual one.
+# The fewest repeats from which a median separates a slow call from the usual one.
 REPEATS = 5
 WORKER = ("-m", "edgeverify.suites.bench.worker")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some repeats, and their smallest and largest."""
+    """The median of some repeats, with the smallest and the largest."""
 
     median: float
     low: float
@@ -39,22 +39,20 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread | None:
-        """None where nothing was measured."""
+        """Returns None if nothing was measured."""
         return cls(statistics.median(values), min(values), max(values)) if values else None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One file with one kernel.
+    """The result of one file with one kernel.
 
     Attributes:
         recipe: its name, or that of the file.
-        kernel: the LiteRT kernels.
         outcome: ``pass`` if it was measured; ``unchecked`` if the recipe cannot be applied.
-        size_bytes: of the file.
         prefill, decode: tokens per second.
         first_token, load: seconds.
-        sample: what the worker measured.
+        sample: the worker's measurements.
         reason: why it was not measured.
     """
 
@@ -72,7 +70,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """All rows, and what they were measured with."""
+    """All rows, and the conditions they were measured under."""
 
     subject: str
     threads: int
@@ -85,7 +83,7 @@ class Bench:
         return worst_outcome([row.outcome for row in self.rows])
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
+        """Returns everything as JSON values."""
         return {"schema": SCHEMA, "outcome": self.outcome, **asdict(self)}
 
 
@@ -97,14 +95,14 @@ def bench_file(
     repeats: int = REPEATS,
     progress: Progress | None = None,
 ) -> Bench:
-    """Times a file of whatever prefill lengths.
+    """Times a file with any prefill lengths.
 
     Args:
         path: a .tflite.
         kernels: ``xnnpack``, ``builtin``, ``reference``.
-        threads: of the interpreter; the machine's if None.
+        threads: of the interpreter; None means all of the machine's.
         repeats: how often each figure is measured.
-        progress: told of each kernel.
+        progress: notified of each kernel.
 
     Raises:
         ArtifactError: the file cannot be read or run, or its runtime ended the process.
@@ -125,7 +123,7 @@ def bench_model(
     """Converts a model once, quantizes the file by each recipe, and times every file.
 
     Args:
-        port: a port, or how one is named.
+        port: a port, or its name.
         chosen: which weights and recipes; prefill lengths and steps are not used.
         kernels, threads, repeats: as for ``bench_file``.
         verbose, progress: as for ``edgeverify.suites.check``.
@@ -195,10 +193,10 @@ def _row(name: str, kernel: str, path: Path, sample: Sample) -> Row:
 
 
 def measured(job: Job) -> Sample:
-    """Runs one job in a process of its own.
+    """Runs one job in its own process.
 
     Raises:
-        ArtifactError: what the worker raised; or its process ended without an answer.
+        ArtifactError: the worker raised it, or the process ended without an answer.
     """
     command = [sys.executable, *WORKER, json.dumps(asdict(job))]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
@@ -217,7 +215,7 @@ def measured(job: Job) -> Sample:
 
 
 def _end(status: int, stderr: str) -> str:
-    """How a process ended: by a signal's name, or with a status and its last line."""
+    """Says how a process ended: a signal's name, or the exit status and the last line."""
     if status < 0:
         return f"was ended by {signal.Signals(-status).name}"
     lines = stderr.strip().splitlines()

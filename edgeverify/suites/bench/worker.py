@@ -1,11 +1,12 @@
-"""Measures one file with one kernel, in a process of its own: its peak of memory is its own.
+"""Measures one file with one kernel, in its own process, so that its peak memory is its own.
 
 ``python -m edgeverify.suites.bench.worker`` takes a ``Job`` as JSON and prints a ``Sample`` as JSON
-on its last line. Each repeat opens the file anew, calls both signatures once (kernels pack their
-weights then; this is the warm-up and part of ``load``), and then times a prefill and decode steps.
+on its last line. Each repeat opens the file anew and calls both signatures once. The kernels pack
+their weights in these calls, which are the warm-up and part of ``load``. Then the repeat times a
+prefill and decode steps.
 
-The KV cache is handed in and out as numpy arrays at every call, as this runtime's Python interface
-has it; an engine that keeps it in place decodes faster.
+Each call passes the KV cache in and out as numpy arrays, as this runtime's Python interface
+requires; an engine that keeps it in place decodes faster.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ DECODE = "decode"
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure: a file, the kernels, the interpreter's threads, how often."""
+    """What to measure: the file, the kernels, the interpreter's threads and the repeats."""
 
     file: str
     kernel: str
@@ -41,18 +42,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Sample:
-    """What was measured; each list has one value a repeat.
+    """The measurements; each list has one value per repeat.
 
     Attributes:
         prefill_signature: the longest one.
         prefill_tokens: how many tokens it takes.
-        decode_steps: steps that were timed after a full prefill; 0 if the file has no decode.
+        decode_steps: steps timed after a full prefill; 0 if the file has no decode.
         load: seconds from opening to the end of the first call of each signature.
         prefill: seconds of one call.
         decode: seconds of all steps.
         first_token: seconds of the prefill and one decode step (a prefill need not give logits).
-        memory: bytes at most, of the whole process.
-        memory_before: the same before the file was opened: Python and the runtime.
+        memory: peak bytes of the whole process.
+        memory_before: the same before the file was opened, that is, for Python and the runtime.
     """
 
     prefill_signature: str
@@ -67,7 +68,7 @@ class Sample:
 
 
 class _Signature:
-    """One signature, called from an empty or a given cache."""
+    """One signature, which is called with an empty or an existing cache."""
 
     def __init__(self, interpreter: Any, path: Path, name: str) -> None:
         from edgeverify.core.case import Step
@@ -80,7 +81,7 @@ class _Signature:
         self._step = Step(name, name, self.length, 0, (0,) * self.length)
 
     def empty(self) -> dict[str, np.ndarray]:
-        """An empty cache, and masks that hide nothing: what they hide takes as long."""
+        """Returns an empty cache, and masks that hide nothing: hidden positions take as long."""
         return {
             name: np.zeros(shape, self._details[name]["dtype"])
             for name, shape in self._shapes.items()
@@ -90,7 +91,7 @@ class _Signature:
     def call(
         self, cache: Mapping[str, np.ndarray], position: int, *, first: bool = False
     ) -> tuple[dict[str, np.ndarray], float]:
-        """The cache after the call, and its seconds."""
+        """Calls the signature; returns the cache after the call, and the seconds."""
         inputs = {
             **self.empty(),
             **cache,
@@ -146,7 +147,7 @@ def measure(job: Job) -> Sample:
 
 
 def _repeat(job: Job, prefill_name: str, steps: int) -> tuple[float, float, float, float]:
-    """Seconds of the load, a prefill, all decode steps, and prefill and the first of them."""
+    """Returns the seconds of the load, the prefill, all decode steps, and prefill plus one step."""
 
     path = Path(job.file)
     start = time.perf_counter()

@@ -1,6 +1,6 @@
-"""Holds a run against a golden, and says who has moved since.
+"""Compares a run with a golden and names the part that has changed since.
 
-What moved is told by elimination, in the order in which one thing is made from another: config,
+The part is found by elimination, in the order in which one thing is made from another: config,
 weights and inputs; reference and oracle; the re-authored model; the converted file's graph; the
 quantized files; the kernels that run it.
 """
@@ -15,20 +15,20 @@ from edgeverify.core.results import FAIL, PASS, GoldenChange, GoldenResult
 from edgeverify.suites.golden.compare import ORACLE, REAUTHORED, Moved, Now, compare, limits
 from edgeverify.suites.golden.file import Golden
 
-# What decides how a float32 sum is taken, besides the libraries' versions.
+# These facts decide in which order a float32 sum is taken, besides the libraries' versions.
 PLACE = ("machine", "instruction_set", "kernel", "threads")
 LISTED = 3
 Ops = Mapping[str, Mapping[str, int]]
 
 
 def judge(name: str, golden: Golden, now: Now, update: str) -> GoldenResult:
-    """Says whether a golden holds and, if not, who has moved.
+    """Says whether a golden still holds and, if not, which part has changed.
 
     Args:
-        name: of the golden's file.
-        golden: as it was kept.
+        name: file name of the golden.
+        golden: as it was saved.
         now: the same case today.
-        update: the command that accepts what has changed.
+        update: the command that accepts the changes.
     """
     elsewhere = differences(golden.environment, now.environment, PLACE)
     allowed = limits("other" if elsewhere else "same")
@@ -58,7 +58,7 @@ def judge(name: str, golden: Golden, now: Now, update: str) -> GoldenResult:
 
 
 def rewritten(name: str, golden: Golden, now: Now) -> GoldenResult:
-    """What is told of a golden that is rewritten: everything that has changed, and by how much."""
+    """The result of a golden that is rewritten: every change and its size."""
     found = compare(golden, now, Thresholds(0.0, 0.0))
     changes = [change for listed in found.changes.values() for change in listed]
     lines = [f"rewritten: {len(changes)} of {len(golden.arrays)} arrays are others; run again"]
@@ -77,7 +77,7 @@ def rewritten(name: str, golden: Golden, now: Now) -> GoldenResult:
 def differences(
     before: Mapping[str, Any], after: Mapping[str, Any], names: Sequence[str] | None = None
 ) -> list[str]:
-    """``transformers 5.23.0 → 5.24.0`` of each name that differs."""
+    """Lists each name whose value differs, as ``transformers 5.23.0 → 5.24.0``."""
     keys = names or [*before, *(key for key in after if key not in before)]
     return [
         f"{key} {before.get(key, 'none')} → {after.get(key, 'none')}"
@@ -102,7 +102,7 @@ def _summary(
 
 
 def _givens(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the models are made from; where it differs, their numbers say nothing about drift."""
+    """Compares what the models are made from; where it differs, comparing numbers is pointless."""
     for part, told in (
         ("config", "the Hugging Face config is another one"),
         ("weights", "the checkpoint holds other weights"),
@@ -150,7 +150,7 @@ def _blame(part: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> st
 def _quantizer(
     before: Mapping[str, Any], after: Mapping[str, Any], same_file: bool
 ) -> Iterator[tuple[str, str]]:
-    """Quantized files, by recipe. They follow a float file that has changed."""
+    """Compares the quantized files by recipe. They change whenever the float file changes."""
     for recipe, kept in before.get("recipes", {}).items():
         made = after.get("recipes", {}).get(recipe)
         if made is None:
@@ -172,12 +172,12 @@ def _quantizer(
 def _quality(
     before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
 ) -> Iterator[tuple[str, str]]:
-    """Recipes whose mean KL has moved, either way, by more than its own standard error."""
+    """Yields recipes whose mean KL has changed, up or down, by more than its standard error."""
     for recipe, kept in before.items():
         given = after.get(recipe)
         if given is None:
             yield "quality", f"quality: {recipe} has no figures any more"
-        # NaN is within nothing.
+        # NaN fails every comparison, so it counts as changed.
         elif not abs(given["mean_kl"] - kept["mean_kl"]) <= kept["se"]:
             yield (
                 "quality",
@@ -187,7 +187,7 @@ def _quality(
 
 
 def ops_changed(before: Ops, after: Ops) -> str:
-    """``decode: RESHAPE 12 → 14, CAST 0 → 1``; empty where nothing has changed."""
+    """Lists operator counts as ``decode: RESHAPE 12 → 14, CAST 0 → 1``; empty if none changed."""
     told = []
     for signature in [*before, *(name for name in after if name not in before)]:
         old, new = before.get(signature, {}), after.get(signature, {})

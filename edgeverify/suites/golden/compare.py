@@ -1,8 +1,8 @@
 """Compares a run with a golden, array by array, in units of the noise floor.
 
-Two right float32 runs are each within the floor of the truth, so a golden holds as long as the two
-differ by no more than that; in another environment (instruction set, kernels, threads) by no more
-than was measured between such environments (``limits.json``, from
+Two correct float32 runs are each within the floor of the truth. A golden therefore holds as long
+as the two differ by no more than that. In another environment (instruction set, kernels, threads)
+they may differ by as much as was measured between such environments (``limits.json``, from
 ``python -m edgeverify.suites.golden.limits``).
 """
 
@@ -25,19 +25,19 @@ from edgeverify.suites.golden import file as goldens
 from edgeverify.suites.golden.file import Golden
 
 ORACLE, REAUTHORED = "oracle/", "reauthored/"
-# The oracle's own rounding is 1e-9 of the floor; what moves it by more is another computation.
+# The oracle's own rounding is 1e-9 of the floor; a larger change means another computation.
 ORACLE_LIMIT = 1e-3
 
 
 @dataclass(frozen=True)
 class Now:
-    """What the same case gives today.
+    """The result of the same case today.
 
     Attributes:
-        facts: as a golden's.
-        environment: as a golden's.
-        traces: prefix of a golden's keys → trace: ``""`` is the one that the golden is of,
-            ``oracle/`` and ``reauthored/`` the others whose logits it holds.
+        facts: as in ``Golden``.
+        environment: as in ``Golden``.
+        traces: key prefix in a golden → trace. ``""`` is the golden's own trace; of ``oracle/`` and
+            ``reauthored/`` the golden keeps only the logits.
         floors: the same prefixes → floor.
     """
 
@@ -49,12 +49,12 @@ class Now:
 
 @dataclass
 class Moved:
-    """What of one golden no longer holds.
+    """The differences between a golden and today's run.
 
     Attributes:
         changes: by prefix, in forward order.
-        worst: by prefix, the largest rms ratio and where.
-        bitwise: whether every array is what it was.
+        worst: by prefix, the largest rms ratio and where it is.
+        bitwise: whether every array is bitwise equal.
     """
 
     changes: dict[str, list[GoldenChange]] = field(default_factory=dict)
@@ -67,19 +67,19 @@ class Moved:
 
 @cache
 def limits(place: str) -> Thresholds:
-    """Allowed of ``same`` and of ``other`` environments, in units of the floor."""
+    """Returns the limits for ``same`` or ``other`` environments, in units of the floor."""
     text = resources.files("edgeverify.suites.golden").joinpath("limits.json").read_text()
     entry = json.loads(text)[place]
     return Thresholds(float(entry["rms"]), float(entry["row"]))
 
 
 def compare(golden: Golden, now: Now, allowed: Thresholds) -> Moved:
-    """Everything of a golden that a run does not give, or gives otherwise by more than allowed.
+    """Finds every array of a golden that a run lacks, or that differs by more than is allowed.
 
     Args:
-        golden: as it was kept.
+        golden: as it was saved.
         now: the same case today.
-        allowed: in units of the floor; of the oracle, ``ORACLE_LIMIT``.
+        allowed: in units of the floor; for the oracle, ``ORACLE_LIMIT`` applies instead.
     """
     found = Moved()
     for key, kept in golden.arrays.items():
@@ -107,7 +107,7 @@ def _change(
     allowed: Thresholds,
     found: Moved,
 ) -> GoldenChange | None:
-    """What has changed of one array, if it is more than is allowed."""
+    """Describes the change of one array, if it is larger than is allowed."""
     base, _, kind = key.removeprefix(prefix).partition(":")
     trace, floor = now.traces[prefix], now.floors[prefix]
     if base not in trace:
@@ -144,7 +144,7 @@ def _change(
 def _row_errors(
     key: str, kind: str, kept: np.ndarray, given: np.ndarray, golden: Golden
 ) -> np.ndarray | None:
-    """Relative change of each row, (T,) float64; of kept entries, scaled to the whole row."""
+    """Relative change of each row, (T,) float64; for sampled entries, scaled to the whole row."""
     rows = goldens.rows_of(given).astype(np.float64)
     if not kind:
         before = goldens.rows_of(kept).astype(np.float64)
@@ -153,7 +153,7 @@ def _row_errors(
     if len(norms) != len(rows):
         return None
     if kind == goldens.NORMS[1:]:
-        # As it is kept: in float32.
+        # In float32, because that is how it is stored.
         today = np.linalg.norm(rows, axis=1).astype(np.float32).astype(np.float64)
         return _over(np.abs(today - norms), norms)
     if kind == goldens.SAMPLE[1:]:

@@ -1,11 +1,11 @@
-"""A golden: what a model gave once, kept on disk, so that a later run shows what has moved since.
+"""Saves and loads goldens: a model's output on disk, which later runs are compared with.
 
 A golden is a ``Trace`` on disk. Its provenance says where it came from (``facts``: digests of
-config, weights, inputs and code; ``environment``: versions, processor, kernel; ``command``) and
-carries a digest over all of it, so that one that was edited is refused. Goldens are written by a
-run, never by hand.
+config, weights, inputs and code; ``environment``: versions, processor, kernel; ``command``). It
+also carries a digest over the whole golden, and an edited golden is refused. Goldens are written
+by a run, never by hand.
 
-Nothing here runs a model; ``golden_run`` does.
+Nothing here runs a model; ``run`` in this package does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FORMAT = 1
 # A repository keeps every version of every golden for ever.
 MAX_BYTES = 1_000_000
 SUFFIX = ".safetensors"
-# Of a real checkpoint, what identifies a tap in little space.
+# Of a real checkpoint, these few numbers identify a tap in little space.
 SAMPLED = 16  # entries of each row
 TOP = 10  # logits of each row
 NORMS, SAMPLE, TOP_VALUES, TOP_TOKENS = ":norms", ":sample", ":top", ":top-tokens"
@@ -35,10 +35,10 @@ NORMS, SAMPLE, TOP_VALUES, TOP_TOKENS = ":norms", ":sample", ":top", ":top-token
 
 @dataclass(frozen=True)
 class Golden:
-    """A run that was kept.
+    """A saved run.
 
     Attributes:
-        arrays: ``prefill.0/blocks.3.attn.k`` → float32; of a condensed golden the keys of
+        arrays: ``prefill.0/blocks.3.attn.k`` → float32; a condensed golden has the keys of
             ``condensed``; ``oracle/prefill.0/logits`` → float64.
         facts: digests and counts by name; JSON values.
         environment: versions of the libraries, processor, instruction set, kernel, threads.
@@ -52,7 +52,7 @@ class Golden:
 
 
 def digest_of(golden: Golden) -> str:
-    """SHA-256, as hex, over every array and every word of the golden."""
+    """Returns the SHA-256, as hex, over every array and all text of the golden."""
     sha = hashlib.sha256()
     told = [FORMAT, golden.facts, golden.environment, golden.command]
     sha.update(json.dumps(told, sort_keys=True).encode())
@@ -64,7 +64,7 @@ def digest_of(golden: Golden) -> str:
 
 
 def save(golden: Golden, path: Path) -> None:
-    """Writes a golden; the file is there whole or not at all.
+    """Writes a golden atomically: the file is complete or absent.
 
     Raises:
         GoldenError: it would exceed ``MAX_BYTES``.
@@ -92,10 +92,10 @@ def load(path: Path, command: str) -> Golden:
 
     Args:
         path: the file.
-        command: makes it anew, for messages.
+        command: makes the golden again; error messages quote it.
 
     Raises:
-        GoldenError: it is too large, damaged, of another format, or was changed by hand.
+        GoldenError: it is too large, damaged, of another format, or was edited by hand.
     """
     if path.stat().st_size > MAX_BYTES + 2**18:  # the table of names and the provenance
         raise GoldenError(
@@ -136,11 +136,12 @@ def load(path: Path, command: str) -> Golden:
 
 
 def held(traces: Mapping[str, Trace], *, condense: bool) -> dict[str, np.ndarray]:
-    """The arrays of a golden.
+    """Selects the arrays that a golden stores.
 
     Args:
-        traces: prefix → trace. All of the one without a prefix is kept, of the others the logits.
-        condense: keep of each array what ``condensed`` does.
+        traces: prefix → trace. The trace without a prefix is stored whole, of the others only the
+            logits.
+        condense: store each array as ``condensed`` reduces it.
     """
     arrays: dict[str, np.ndarray] = {}
     for prefix, trace in traces.items():
@@ -153,7 +154,7 @@ def held(traces: Mapping[str, Trace], *, condense: bool) -> dict[str, np.ndarray
 
 
 def whole(trace: Trace) -> dict[str, np.ndarray]:
-    """All taps of a trace, and the KV cache of its last step, which holds the rows of all steps."""
+    """Returns all taps of a trace; the KV cache only of the last step, as it holds all rows."""
     last = taps.split(list(trace)[-1])[0]
     return {
         key: array
@@ -163,10 +164,11 @@ def whole(trace: Trace) -> dict[str, np.ndarray]:
 
 
 def condensed(trace: Trace) -> dict[str, np.ndarray]:
-    """What identifies a trace in little space.
+    """Reduces a trace to a few numbers that identify it.
 
-    Of every tap the L2 norm of each row and ``SAMPLED`` entries of it, spread evenly; of logits the
-    ``TOP`` largest with their token ids, too. The caches are the rows of k and v, which are kept.
+    These are the L2 norm of each row of every tap and ``SAMPLED`` evenly spread entries of the row;
+    for logits also the ``TOP`` largest with their token ids. The KV caches are left out, because
+    their rows are those of k and v.
 
     Returns:
         ``{key}:norms`` (T,), ``{key}:sample`` (T, ≤ 16), ``{key}:top`` (T, 10) float32 and
@@ -188,10 +190,10 @@ def condensed(trace: Trace) -> dict[str, np.ndarray]:
 
 
 def rows_of(array: np.ndarray) -> np.ndarray:
-    """(B, T, ...) as (B·T, C)."""
+    """Reshapes (B, T, ...) to (B·T, C)."""
     return array.reshape(array.shape[0] * array.shape[1], -1)
 
 
 def sampled(width: int) -> np.ndarray:
-    """The columns that are kept of a row, ascending."""
+    """Returns the columns of a row that are sampled, ascending."""
     return np.unique(np.linspace(0, width - 1, min(SAMPLED, width)).astype(np.int64))

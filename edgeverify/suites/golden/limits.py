@@ -1,9 +1,9 @@
-"""``python -m edgeverify.suites.golden.limits``: measures how far right environments are apart.
+"""``python -m edgeverify.suites.golden.limits``: measures how far correct environments differ.
 
-One golden case of each port is run in environments that differ in instruction set, threads and
-kernels, each in a process of its own, and the traces of each pair are compared in units of the
-floor, as ``drift`` does. Limits are set above the largest that was seen, and both are kept in
-``limits.json``.
+It runs one golden case of each port in environments that differ in instruction set, threads and
+kernels, each in its own process. It compares the traces of each pair in units of the floor, as
+``compare`` does. The limits are set above the largest measured ratio, and ``limits.json`` stores
+both.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ ENVIRONMENTS: dict[str, tuple[dict[str, str], str]] = {
     "baseline": ({"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}, "builtin"),
     "two threads": ({"EDGEVERIFY_THREADS": "2"}, "xnnpack"),
 }
-# Kept clear of the largest that was measured, since not every processor is here to be asked.
+# The limit is this multiple of the largest ratio, since not every processor could be measured.
 MARGIN = 1.5
 
 
 def measure() -> dict[str, Any]:
-    """The largest (rms, row) of each pair of environments, over all ports and both goldens."""
+    """Returns the largest (rms, row) of each pair of environments, over all ports and goldens."""
     largest: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, (variables, kernel) in ENVIRONMENTS.items():
@@ -44,7 +44,7 @@ def measure() -> dict[str, Any]:
 
 
 def _child(arguments: list[str], variables: dict[str, str]) -> str:
-    # Traces are cached by versions and case, not by instruction set: each has a cache of its own.
+    # The cache's keys name versions and case, not the instruction set: each run gets its own cache.
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
             [sys.executable, "-m", "edgeverify.suites.golden.limits", *arguments],

@@ -1,4 +1,4 @@
-"""Runs a golden's case, and holds what it gives against the goldens on disk."""
+"""Runs a golden's case and compares the result with the goldens on disk."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from edgeverify.suites.golden.file import SUFFIX, Golden, digest_of, held, load,
 from edgeverify.suites.quality import statistics
 
 REFERENCE, TFLITE = GOLDENS
-# A signature that is filled, one that is filled, the larger padded, two decode steps: 25 positions,
-# past the 13 of the tiny Gemma 2's window. The seven ports' goldens then take 0.3 to 0.8 MB.
+# One signature filled, another filled, the larger one padded, two decode steps: 25 positions,
+# more than the 13 of the tiny Gemma 2's window. The seven ports' goldens then take 0.3 to 0.8 MB.
 PREFILL, DECODE_STEPS = (4, 12), 2
 DIRECTORY = Path("golden")
 
 
 def selectors(chosen: Selectors) -> Selectors:
-    """The case of a golden: the user's, with the golden's own short steps."""
+    """Returns the selectors of a golden: the user's, with the golden's own short steps."""
     return replace(chosen, prefill=PREFILL, decode_steps=DECODE_STEPS).checked()
 
 
 def names(run: Run, chosen: Selectors) -> dict[str, str]:
-    """Kind → file name, e.g. ``gemma2-tiny.tflite.safetensors``."""
+    """Maps each kind to its file name, e.g. ``gemma2-tiny.tflite.safetensors``."""
     parts = [run.case.model, run.case.size]
     if chosen.checkpoint is not None:
         parts.append(re.sub(r"[^\w.]+", "_", Path(chosen.checkpoint).name))
@@ -65,7 +65,7 @@ def names(run: Run, chosen: Selectors) -> dict[str, str]:
 
 
 def command(model: str, chosen: Selectors, directory: Path) -> str:
-    """Makes the goldens of a model anew."""
+    """Returns the command that makes the goldens of a model again."""
     options = {"--size": chosen.size, "--checkpoint": chosen.checkpoint}
     if chosen.seed:
         options["--seed"] = str(chosen.seed)
@@ -86,20 +86,20 @@ def check(
     update: bool = False,
     kinds: Sequence[str] = GOLDENS,
 ) -> tuple[GoldenResult, ...]:
-    """Holds a model against its goldens.
+    """Compares a model with its goldens.
 
-    A golden that is missing is written, and fails; so does one that is rewritten.
+    A missing golden is written, and the result is a fail; so it is when a golden is rewritten.
 
     Args:
         run: prepared with ``selectors(chosen)``.
         model: as the user named it, for messages.
-        chosen: the user's own.
-        directory: of the goldens.
-        update: write today's numbers in their place.
-        kinds: which of the goldens; no other is touched.
+        chosen: the user's own selectors.
+        directory: the folder of the goldens.
+        update: overwrite them with today's numbers.
+        kinds: which goldens to compare; the others are not touched.
     """
     again = command(model, chosen, directory)
-    # What is kept must not name a folder of the machine that it was made on.
+    # A golden must not name a folder of the machine that it was made on.
     kept = command(run.case.model, replace(chosen, checkpoint=_name_of(chosen)), DIRECTORY)
     inputs = entries.digest([asdict(step) for step in run.case.steps])
     run, baselines = reference_baselines(run, with_file=TFLITE in kinds)
@@ -163,7 +163,7 @@ def _givens(run: Run, inputs: str) -> dict[str, Any]:
 
 
 def _environment(run: Run, *, kernel: str | None = None) -> dict[str, Any]:
-    """Versions, and what decides how sums are taken."""
+    """Returns the versions, and what decides in which order sums are taken."""
     place: dict[str, Any] = {
         **entries.versions(),
         "python": platform.python_version(),
@@ -211,7 +211,7 @@ def _file_facts(path: Path, cache: Path | None) -> dict[str, Any]:
 
 
 def _recipe_file(path: Path, name: str, cache: Path | None) -> Path | str:
-    """The quantized file, or why there is none."""
+    """Returns the quantized file, or the reason why there is none."""
     try:
         return quantized(path, load_recipe(name), cache=cache)
     except RecipeError as error:
@@ -219,7 +219,7 @@ def _recipe_file(path: Path, name: str, cache: Path | None) -> Path | str:
 
 
 def _quality(run: Run, oracle: Trace, files: Mapping[str, Path]) -> dict[str, Any]:
-    """Recipe → mean KL(oracle ‖ file) in nats with its standard error over positions, and top-1."""
+    """Maps a recipe to its mean KL(oracle ‖ file), in nats, its standard error, and top-1."""
     keys = [key for key in oracle if taps.split(key)[1] == taps.LOGITS]
     truth = np.concatenate([oracle[key][0] for key in keys])
     figures = {}
@@ -237,7 +237,7 @@ def _quality(run: Run, oracle: Trace, files: Mapping[str, Path]) -> dict[str, An
 
 
 def keep_traces(run: Run, folder: Path) -> None:
-    """Writes the traces that goldens are made from, with their floors, to be compared elsewhere."""
+    """Writes the traces and floors behind the goldens, to compare them in another process."""
     inputs = entries.digest([asdict(step) for step in run.case.steps])
     run, baselines = reference_baselines(run, with_file=True)
     file = _file_now(run, baselines, inputs)

@@ -1,6 +1,6 @@
-"""The nightly run: a matrix of checks, in processes of their own, into one report.
+"""The nightly run: checks a matrix of cases in separate processes and writes one report.
 
-``matrix`` reads what is asked for, ``plan`` keys, sizes and splits it, ``run`` has it done,
-``store`` keeps what is done, ``document`` makes one report of it, and ``changed`` tells which ports
-a change touches. Nothing here imports torch but ``work``, which is the child's side.
+``matrix`` reads which cases to check; ``plan`` gives them keys, sizes and shards; ``run`` runs
+them; ``store`` keeps finished cases; ``document`` makes one report of them; ``changed`` lists the
+ports that a change touches. Only ``child``, the child process's side, imports torch.
 """

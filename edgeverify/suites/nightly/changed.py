@@ -1,7 +1,7 @@
-"""Which ports a change touches: ``python -m edgeverify.suites.nightly.changed REF``.
+"""Lists the ports that a change touches: ``python -m edgeverify.suites.nightly.changed REF``.
 
-A file in ``models/`` touches the ports that it defines, or whose files import it; documents and
-tests touch none; whatever else is changed may touch them all.
+A file in ``models/`` touches the ports that it defines and the ports whose files import it.
+Documents and tests touch none. Any other change may touch all ports.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pathlib import Path, PurePosixPath
 from edgeverify.core.errors import EdgeVerifyError, UsageError
 from edgeverify.legs.ports import catalogue
 
-# What no check reads. A test that is changed is run by pytest.
+# No check reads these. A changed test is run by pytest.
 NONE_FOLDERS = ("docs", "tests", "benchmarks")
 NONE_NAMES = ("LICENSE", ".gitignore")
 GOLDEN, PORTS = "golden", "models"
-PORTS_PACKAGE = "edgeverify_models"  # the name that the folder is imported by
+PORTS_PACKAGE = "edgeverify_models"  # the import name of the folder
 
 
 def since(ref: str, root: Path | None = None) -> list[str]:
-    """Files, relative to the repository, that differ from where this branch left ``ref``.
+    """Lists files, relative to the repository, that changed since this branch left ``ref``.
 
-    What is not committed counts, too, and both names of a file that was moved.
+    Uncommitted changes count, too, and so do both names of a moved file.
 
     Raises:
-        UsageError: this is no git repository, or has no such commit.
+        UsageError: this is not a git repository, or it has no such commit.
     """
     where = f"--changed-since {ref}"
     top = Path(_git(["rev-parse", "--show-toplevel"], root, where).strip())
@@ -40,7 +40,7 @@ def since(ref: str, root: Path | None = None) -> list[str]:
 
 
 def touched(files: Iterable[str]) -> tuple[str, ...]:
-    """The registered ports that a change of these files touches, in the catalogue's order."""
+    """Returns the registered ports that a change of these files touches, in catalogue order."""
     found: set[str] = set()
     for name in files:
         found |= set(_touched_by(PurePosixPath(name)))
@@ -51,7 +51,7 @@ def _touched_by(path: PurePosixPath) -> Iterable[str]:
     if path.suffix == ".md" or path.name in NONE_NAMES or path.parts[0] in NONE_FOLDERS:
         return ()
     if path.parts[0] == GOLDEN and len(path.parts) > 1:
-        # The longest name first: that of gemma1 is no part of another's today, but may be.
+        # The longest name first: today gemma1 is not a part of another port's name, but it may be.
         names = sorted(catalogue(), key=len, reverse=True)
         owner = next((port for port in names if _named(path.parts[1], port)), None)
         return tuple(catalogue()) if owner is None else (owner,)
@@ -72,7 +72,7 @@ def _named(text: str, port: str) -> bool:
 
 
 def reached(module: str, seen: set[str] | None = None) -> set[str]:
-    """A module of ``models`` and all modules of it that it imports, read and not run."""
+    """Returns a module of ``models`` and all its modules that it imports; reads, runs nothing."""
     import edgeverify_models as models
 
     seen = set() if seen is None else seen

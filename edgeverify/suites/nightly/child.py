@@ -1,6 +1,6 @@
-"""The child's side: one check, in a process that stays warm for the next.
+"""Runs one check in the child process, which stays warm for the next check.
 
-The host starts it by ``edgeverify.litert.contained``; what it imports, it imports once.
+The host starts it through ``edgeverify.litert.contained``. It imports each library only once.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ def check_case(
     """Checks one case.
 
     Args:
-        page: where the report is written as HTML.
+        page: where to write the report as HTML.
         model: as ``edgeverify check`` takes it.
-        selectors: of the case, as JSON holds them.
-        cache: another cache than the default one.
+        selectors: of the case, as JSON values.
+        cache: replaces the default cache.
         memory: bytes that this process may allocate until the next case.
         golden: a folder of goldens, or None.
 
     Returns:
-        ``report``: its dict; or ``ended`` and ``what``, of a check that raised what it should not
-        or ran out of memory. Besides ``seconds``, ``cpu_seconds``, ``peak_memory`` of the process
-        so far, and ``held``: bytes that it still has allocated.
+        ``report``: its dict. A check that raised an unexpected exception or ran out of memory has
+        ``ended`` and ``what`` instead. In both cases there are also ``seconds``, ``cpu_seconds``,
+        ``peak_memory`` of the process so far, and ``held``: bytes that it still has allocated.
 
     Raises:
         EdgeVerifyError: bad input, or a full disk.
@@ -82,7 +82,7 @@ def _checked(page: Path, model: str, chosen: Selectors, golden: str | None) -> d
     from edgeverify.report.files import write_atomically
     from edgeverify.suites.check import verify
 
-    # See edgeverify.cli.frame.
+    # See edgeverify.cli.frame for the reason.
     gc.freeze()
     held: dict[str, Any] = {} if golden is None else {"golden": Path(golden)}
     report = verify(model, **chosen.arguments(), **held)
@@ -92,7 +92,7 @@ def _checked(page: Path, model: str, chosen: Selectors, golden: str | None) -> d
 
 
 def _raised(error: BaseException) -> dict[str, Any]:
-    """What to answer for a check that raised what is no ``EdgeVerifyError``."""
+    """Returns the answer for a check that raised something other than ``EdgeVerifyError``."""
     if entries.tells_full_disk(error):
         raise entries.full_disk(Path(tempfile.gettempdir())) from error
     if isinstance(error, MemoryError) or tells_out_of_memory(str(error)):
@@ -118,7 +118,7 @@ def _held() -> int:
 
 
 def _end_with_host() -> None:
-    """Ends this process once its host is gone: nobody would take its answer."""
+    """Ends this process once its host is gone, because nobody would take its answer."""
     if _watched.is_set():
         return
     _watched.set()

@@ -1,4 +1,4 @@
-"""What ``edgeverify nightly`` does with its options."""
+"""Does the work of ``edgeverify nightly``, given its options."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ from edgeverify.suites.nightly.plan import (
 from edgeverify.suites.nightly.run import Job
 from edgeverify.suites.nightly.run import run as run_jobs
 
-# Of the available memory, where no budget is given: the rest of the machine must live on.
+# The share of the available memory that is used if no budget is given; the rest of the machine
+# needs the remainder.
 MEMORY_SHARE = 0.75
 
 
 def run(options: argparse.Namespace, paths: Mapping[str, Path]) -> str:
-    """Runs or merges, writes and prints the report; its outcome.
+    """Runs or merges, writes and prints the report; returns its outcome.
 
     Args:
         options: as ``edgeverify.cli.commands.nightly`` declares them.
@@ -107,7 +108,7 @@ def _run(
 
 
 def _started(folder: Path, cases: Mapping[str, str], fresh: bool) -> str:
-    """When the run began: a run that goes on with the same cases began when they did."""
+    """Returns the start time of the run; a resumed run with the same cases keeps its start."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if fresh or not (folder / store.PLAN).exists():
         return now
@@ -116,7 +117,7 @@ def _started(folder: Path, cases: Mapping[str, str], fresh: bool) -> str:
 
 
 def _teller(total: int, kept: int, *, quiet: bool) -> Any:
-    """Tells each finished case on standard error."""
+    """Returns a function that reports each finished case on standard error."""
     count = kept
     if kept and not quiet:
         print(f"{kept} of {total} cases are finished already (--fresh runs them again)", flush=True)
@@ -132,7 +133,7 @@ def _teller(total: int, kept: int, *, quiet: bool) -> Any:
 
 
 def _hush() -> None:
-    """The libraries of the child processes take what they may write from the environment."""
+    """Silences the libraries of the child processes, which read this from the environment."""
     from edgeverify.core.quiet import QUIET_ENVIRONMENT
 
     for name, value in QUIET_ENVIRONMENT.items():
@@ -167,7 +168,7 @@ def _show(found: dict[str, Any], options: argparse.Namespace, paths: Mapping[str
 def _budget(text: str | None) -> int:
     if text is not None:
         return bytes_of("--memory-budget", text)
-    # Where the system does not tell what it has, one process at a time is right for most machines.
+    # If the system does not report its memory, one process at a time suits most machines.
     return int((available_memory() or 4 * 2**30) * MEMORY_SHARE)
 
 

@@ -1,4 +1,4 @@
-"""One report of many."""
+"""Makes one report of many."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ MISSING = "nightly.missing"
 def of_run(
     folder: Path, plan: Mapping[str, Any], *, seconds: float | None = None
 ) -> dict[str, Any]:
-    """The document of a run whose plan is done.
+    """Makes the document of a run whose plan is done.
 
     Args:
-        folder: of the run.
-        plan: as ``plan.json`` holds it. A case without a key was planned by no shard.
-        seconds: that this run took.
+        folder: the run's folder.
+        plan: as ``plan.json`` holds it. No shard planned a case that has no key.
+        seconds: how long this run took.
     """
     reports = {name: store.read_case(folder, name) for name in plan["cases"]}
-    # Of an older run in the same folder, which this one has not come to.
+    # These belong to an older run in the same folder; this run has not reached them.
     for name, key in plan["cases"].items():
         facts = (reports[name] or {}).get("nightly", {})
         if facts.get("key") != key:
@@ -82,12 +82,12 @@ def _missing(name: str) -> dict[str, Any]:
     }
 
 
-# Facts of one case's run, not of what it ran with.
+# These facts describe the run of one case, not the environment that it ran in.
 OF_ONE_CASE = ("time", "memory", "peak_memory")
 
 
 def _environment(reports: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """What all cases ran with, and what not all have in common."""
+    """Returns the facts that all environments share, and the values of those that differ."""
     seen: dict[str, list[Any]] = {}
     for report in reports:
         for name, value in report.get("environment", {}).items():

@@ -1,7 +1,8 @@
-"""The matrix file: which models, sizes or checkpoints, recipes, layouts and runtimes are checked.
+"""Reads the matrix file: which models, sizes, checkpoints, recipes, layouts, runtimes to check.
 
-TOML of ``[defaults]``, ``[[include]]`` (a product of lists) and ``[[exclude]]`` (what is taken out
-of it, and why). A cell of the product is one ``edgeverify check``; its runtimes are legs of it.
+It is TOML with ``[defaults]``, ``[[include]]`` (a product of lists) and ``[[exclude]]`` (cells to
+leave out of the product, and why). A cell of the product is one ``edgeverify check``; the runtimes
+of a cell are legs of that check.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ class NightlyCase:
     Attributes:
         id: stable, and fit for a file name: ``gemma2.tiny.transposed.dynamic_int8``.
         model: as ``edgeverify check`` takes it.
-        size: of the model, or None where a checkpoint says it.
-        checkpoint: a path or hub id; seeded weights if None.
+        size: of the model; None where a checkpoint determines it.
+        checkpoint: a path or hub id; None means seeded weights.
         layout: of the KV cache.
         recipe: one of ``edgeverify.litert.recipes.FORMS``.
-        runtimes: beside the interpreter.
+        runtimes: the runtimes besides the interpreter.
         options: further selectors.
-        memory: bytes that it may take, where the matrix says so.
-        time_limit: seconds after which it is ended.
-        golden: a folder whose goldens it is held against, too.
+        memory: bytes that the case may take; None unless the matrix gives it.
+        time_limit: seconds after which the case is ended.
+        golden: a folder of goldens that the case is also compared with.
     """
 
     id: str
@@ -60,12 +61,12 @@ class NightlyCase:
 
     @property
     def group(self) -> tuple[Any, ...]:
-        """Cases of one group quantize the same converted file."""
+        """Identifies the cases that quantize the same converted file."""
         options = sorted((name, str(value)) for name, value in self.options.items())
         return (self.model, self.size, self.checkpoint, self.layout, *options)
 
     def selectors(self) -> dict[str, Any]:
-        """As ``Selectors.of`` takes them; JSON values."""
+        """Returns the selectors as ``Selectors.of`` takes them; JSON values."""
         return {
             "size": self.size,
             "checkpoint": self.checkpoint,
@@ -86,7 +87,7 @@ class Excluded:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Every case in order, and what was taken out."""
+    """Every case in order, and the cells that were left out."""
 
     cases: tuple[NightlyCase, ...]
     excluded: tuple[Excluded, ...] = ()
@@ -96,11 +97,11 @@ def load_matrix(path: Path | None = None) -> Matrix:
     """Reads a matrix file.
 
     Args:
-        path: of a TOML file; the matrix that is shipped if None: every port's ``tiny``, with every
-            recipe, in both layouts and in the runtimes that need no tokenizer.
+        path: a TOML file; None means the shipped matrix, which has every port's ``tiny`` with
+            every recipe, in both layouts and in the runtimes that need no tokenizer.
 
     Raises:
-        UsageError: it cannot be read, or says what no run could take.
+        UsageError: it cannot be read, or has values that no run could take.
     """
     path = path or DEFAULT
     try:
@@ -115,7 +116,7 @@ def load_matrix(path: Path | None = None) -> Matrix:
 
 
 def of_tables(found: Mapping[str, Any], path: Path) -> Matrix:
-    """The matrix of a file's tables; ``path`` is told in errors and the root of relative paths."""
+    """Builds the matrix from a file's tables; errors and relative paths refer to ``path``."""
     where = f"--matrix {path}"
     known(found, ("schema", "defaults", "include", "exclude"), where)
     if found.get("schema") != 1:
@@ -125,7 +126,7 @@ def of_tables(found: Mapping[str, Any], path: Path) -> Matrix:
     for number, table in enumerate(tables_of(found, "include", where), start=1):
         at = f"{where} [[include]] {number}"
         table = checked(table, (*AXES, *OPTIONS), at)
-        # A table with checkpoints has no use for the sizes that others default to.
+        # A table with checkpoints does not use the default sizes.
         other = {"checkpoints": "sizes", "sizes": "checkpoints"}
         hidden = {other[axis] for axis in other if axis in table}
         taken = {name: value for name, value in defaults.items() if name not in hidden}
@@ -201,7 +202,7 @@ def _cells(table: Mapping[str, Any], path: Path) -> Iterator[NightlyCase]:
 
 @contextmanager
 def _told(where: str) -> Iterator[None]:
-    """Says of bad values in which table they are."""
+    """Adds the table's name to errors about its values."""
     try:
         yield
     except EdgeVerifyError as error:
@@ -213,7 +214,7 @@ def _check(case: NightlyCase) -> None:
     """Refuses selectors that no run could take.
 
     Raises:
-        EdgeVerifyError: what ``edgeverify check`` would say.
+        EdgeVerifyError: the error that ``edgeverify check`` would raise.
     """
     check_name(case.model, case.size)
     given = {
@@ -232,17 +233,17 @@ def _default_size(model: str) -> str | None:
 
 
 def _short(text: str) -> str:
-    """The part of a path or hub id by which a person knows it: its end."""
+    """Returns the last part of a path or hub id, by which a person recognises it."""
     return Path(text).name if "/" in text else text
 
 
 def _beside(text: str, path: Path) -> str:
-    """A path relative to the matrix file as an absolute one; other texts as they are."""
+    """Makes a path relative to the matrix file absolute; returns other texts unchanged."""
     place = text.rpartition(":")[0] if ".py:" in text else text
     if text in RECIPES or not (path.parent / place).exists():
         return text
     if "/" not in place and "." not in place:
-        return text  # a registered name, and a folder that happens to be called so
+        return text  # a registered name, although a folder has the same name
     return str((path.parent / place).resolve()) + text[len(place) :]
 
 

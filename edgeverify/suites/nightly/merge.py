@@ -1,4 +1,4 @@
-"""The shards of one run, made into the folder that the whole run would have left."""
+"""Merges the shards of one run into the folder that an unsharded run would have left."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from edgeverify.suites.nightly import store
 
 
 def check_shards(folders: Sequence[Path]) -> dict[Path, dict[str, Any]]:
-    """The plans of shards that make one run.
+    """Returns the plans of the shards, after checking that they make one run.
 
     Raises:
-        UsageError: a folder is none of a nightly run, they are shards of different matrices, or a
-            case is in two of them.
+        UsageError: a folder is not a nightly run's, the shards are of different matrices, or two of
+            them have the same case.
     """
     plans = {folder: store.read_plan(folder) for folder in folders}
     first, plan = next(iter(plans.items()))
@@ -43,11 +43,11 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     """Copies every shard's cases into ``output`` and writes the plan of the whole there.
 
     Args:
-        folders: each of a run with ``--shard``, killed or finished.
-        output: held by ``store.opened``; none of ``folders``.
+        folders: each belongs to a run with ``--shard``, killed or finished.
+        output: locked by ``store.opened``; not one of ``folders``.
 
-    Returns:
-        The plan, for ``document.of_run``: a case that no shard has is missing there.
+        Returns:
+        The plan, for ``document.of_run``: a case that no shard has is missing in that document.
 
     Raises:
         UsageError: as ``check_shards``, or a folder is ``output``.

@@ -1,4 +1,4 @@
-"""What of a matrix one machine does: its share, each case's key, and the memory that it needs."""
+"""Plans what one machine does of a matrix: its shard, each case's key and memory."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ GIB = 2**30
 # Peak of a check, measured: 1.2 GiB for a tiny model, 4.4 GiB for 135M parameters, 17.8 for 1.1B.
 BASE_MEMORY = 2 * GIB
 BYTES_A_PARAMETER = 18.0  # 4.5 times float32
-# Bits of a weight in a file: bfloat16 and float16 are the usual forms; a GGUF's name tells its own.
+# Bits of a weight in a file: bfloat16 and float16 are usual; a GGUF's name gives its own number.
 USUAL_BITS, GGUF_BITS = 16, 8
 
 
 def share(cases: Sequence[NightlyCase], shard: tuple[int, int] | None) -> list[NightlyCase]:
-    """The cases of shard k of n: the k-th of n equal parts of the list.
+    """Returns the cases of shard k of n: the k-th of n equal parts of the list.
 
-    Neighbours share a conversion, so a shard repeats at most the one that it cuts through.
+    Neighbours share a conversion, so a shard repeats at most the conversion that its start cuts.
 
     Raises:
         UsageError: there are fewer cases than shards.
@@ -51,10 +51,10 @@ def share(cases: Sequence[NightlyCase], shard: tuple[int, int] | None) -> list[N
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:
-    """``2/4`` as (2, 4).
+    """Parses ``2/4`` as (2, 4).
 
     Raises:
-        UsageError: no such text, or k outside 1 to n.
+        UsageError: the text does not have this form, or k is outside 1 to n.
     """
     if text is None:
         return None
@@ -65,10 +65,10 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
 
 
 def chosen(cases: Sequence[NightlyCase], patterns: Sequence[str]) -> list[NightlyCase]:
-    """The cases whose ids fit one of the patterns; all without patterns.
+    """Returns the cases whose ids match one of the patterns; all cases without patterns.
 
     Raises:
-        UsageError: a pattern fits none.
+        UsageError: a pattern matches none.
     """
     for pattern in patterns:
         if not any(fnmatchcase(case.id, pattern) for case in cases):
@@ -82,10 +82,10 @@ def chosen(cases: Sequence[NightlyCase], patterns: Sequence[str]) -> list[Nightl
 
 
 def with_goldens(cases: Sequence[NightlyCase], folder: Path | None) -> list[NightlyCase]:
-    """The cases, those in float32 and the default layout held against goldens, too.
+    """Adds goldens to the cases in float32 and the default layout.
 
-    A golden has every recipe's facts in it, and its own steps; one of them for each model is what
-    is kept.
+    A golden contains every recipe's facts and has its own steps, so only one case of each model is
+    compared with it.
     """
     if folder is None:
         return list(cases)
@@ -95,7 +95,7 @@ def with_goldens(cases: Sequence[NightlyCase], folder: Path | None) -> list[Nigh
 
 
 def code_digest() -> str:
-    """Digest of edgeverify's and the ports' own code and data."""
+    """Returns the digest of the code and data of edgeverify and the ports."""
     total = hashlib.sha256()
     for root in (PACKAGE, Path(str(models.__file__)).parent):
         for path in sorted(root.rglob("*")):
@@ -106,7 +106,7 @@ def code_digest() -> str:
 
 
 def key_of(case: NightlyCase, code: str) -> str:
-    """What a case's result depends on: the case, its files, the code, the versions."""
+    """Digests what a case's result depends on: the case, its files, the code, the versions."""
     return entries.digest(
         "nightly",
         KEY_VERSION,
@@ -119,10 +119,10 @@ def key_of(case: NightlyCase, code: str) -> str:
 
 
 def need_of(case: NightlyCase) -> int:
-    """Bytes of memory that a case may take: as the matrix says, or by its parameters.
+    """Returns the bytes of memory that a case may take: from the matrix, or by its parameters.
 
-    The size of a registered model's name ("1.1b") is taken for the number of its parameters, a
-    checkpoint's by its files.
+    The number of parameters comes from the size in a registered model's name ("1.1b"), or from the
+    files of a checkpoint.
     """
     if case.memory is not None:
         return case.memory
@@ -138,7 +138,7 @@ def _parameters(case: NightlyCase) -> float:
 
 
 def _bits(name: str) -> float:
-    """Of one parameter in a file; infinite where a file has none."""
+    """Bits of one parameter in a file; infinite if the file has no parameters."""
     if name.endswith((".safetensors", ".bin", ".pt", ".pth")):
         return USUAL_BITS
     if not name.endswith(".gguf"):
@@ -171,7 +171,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _code_beside(place: str) -> list[tuple[str, str]]:
-    """The contents of a file of the user's own and of the Python files beside it."""
+    """Returns the contents of a user's own file and of the Python files beside it."""
     file = Path(place)
     if not is_file(place) and not place.endswith(".json"):
         spec = importlib.util.find_spec(place.partition(".")[0])

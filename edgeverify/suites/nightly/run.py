@@ -1,7 +1,7 @@
-"""Has the cases done: by processes that stay warm, within a budget of memory, each contained.
+"""Runs the cases in warm processes, within a memory budget, each case contained.
 
 A process imports the libraries once (5 s) and checks case after case. A case that crashes, hangs
-or takes more memory than it may ends its process alone: the next case gets a new one.
+or takes more memory than it may ends only its own process, and the next case gets a new one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from edgeverify.suites.nightly import store
 from edgeverify.suites.nightly.matrix import NightlyCase
 
 TASK = "edgeverify.suites.nightly.child:check_case"
-# A process that holds more than this after a case is ended, for the next case's sake. Measured:
-# 0.6 GiB after a hundred tiny models.
+# A process that still has more than this allocated after a case is ended, to make room for the
+# next case. Measured: 0.6 GiB after a hundred tiny models.
 HELD_BYTES = 3 * 2**29
 
 
@@ -38,7 +38,7 @@ class Job:
 
 @dataclass
 class _Queue:
-    """Which case comes next; all its methods are called with ``changed`` held."""
+    """Chooses the next case; call all its methods with ``changed`` locked."""
 
     pending: list[Job]
     budget: int
@@ -47,10 +47,10 @@ class _Queue:
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def take(self, last: tuple[Any, ...] | None) -> Job | None:
-        """The next job that fits the memory; None if there is none now.
+        """Takes the next job that fits the memory; None if there is none now.
 
-        Its process's last group first, whose file is converted; then a group that no process is
-        converting, as two would wait for one conversion.
+        It prefers the group of the process's last case, whose file is already converted; then a
+        group that no process is converting, because two would wait for the same conversion.
         """
         room = self.budget - sum(job.need for job in self.running)
         fitting = [job for job in self.pending if job.need <= room]
@@ -76,19 +76,19 @@ def run(
     task: str = TASK,
     tell: Callable[[Job, Mapping[str, Any]], None] = lambda job, report: None,
 ) -> None:
-    """Runs jobs and keeps each one's report in ``folder`` as soon as it is done.
+    """Runs jobs and writes each one's report to ``folder`` as soon as it is done.
 
     Args:
-        jobs: what is not finished yet, in order.
-        folder: of the run, opened by ``store.opened``.
-        workers: processes at most.
+        jobs: the unfinished ones, in order.
+        folder: the run's folder, opened by ``store.opened``.
+        workers: the largest number of processes.
         budget: bytes that the running cases may take together.
-        cache: another cache than the default one.
-        task: what a process runs.
+        cache: replaces the default cache.
+        task: the task that a process runs.
         tell: called with each finished job and its report.
 
     Raises:
-        DiskFullError: the disk is full. What was finished is kept.
+        DiskFullError: the disk is full. Finished cases stay on disk.
     """
     fitting = []
     for job in jobs:
@@ -111,7 +111,7 @@ def run(
         thread.start()
     try:
         for thread in threads:
-            while thread.is_alive():  # a join without a bound would not let Ctrl-C through
+            while thread.is_alive():  # join without a timeout would block Ctrl-C
                 thread.join(0.2)
     except BaseException as error:
         _stop(queue, error)
@@ -149,11 +149,11 @@ def _work(
         try:
             report, facts = _call(child, job, folder, cache, task)
             with queue.changed:
-                if queue.stopped:  # its process was ended along with the run
+                if queue.stopped:  # the case's process was ended along with the run
                     return
                 _finish(folder, job, report, facts, tell)
             if facts.get("held", 0) > HELD_BYTES or "ended" in facts:
-                child.close()  # what it has imported, or changed, may be half done
+                child.close()  # its imports or changes may be half done
         except BaseException as error:
             _stop(queue, error)
             return
@@ -167,7 +167,7 @@ def _work(
 def _call(
     child: Child, job: Job, folder: Path, cache: Path | None, task: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One case in a child: its report, and the facts of its run."""
+    """Runs one case in a child; returns its report and the facts of its run."""
     case = job.case
     try:
         answer = child.call(
@@ -200,7 +200,7 @@ def _call(
 
 
 def _told(error: EndedError, case: NightlyCase, need: int) -> tuple[str, str, str]:
-    """Kind, outcome and words of a case whose process ended."""
+    """Returns kind, outcome and message for a case whose process ended."""
     if error.how == "hang":
         return "timeout", UNCHECKED, f"did not finish within {case.time_limit:g} s and was ended"
     said = error.what.removeprefix("crashed the process that opened it ")
@@ -222,7 +222,7 @@ def _too_much(need: int) -> str:
 
 
 def without_verdict(case: NightlyCase, outcome: str, kind: str, what: str) -> dict[str, Any]:
-    """The report, as a dict, of a case that gave none; its one finding says why."""
+    """Makes the report, as a dict, of a case that gave none; its only finding says why."""
     finding = {"id": f"nightly.{kind}", "leg": "", "tap": "", "message": what}
     return {
         "schema": SCHEMA,

@@ -1,8 +1,8 @@
-"""The folder of a nightly run: what was planned, and each finished case as one whole file.
+"""Stores a nightly run in a folder: the plan, and each finished case as one complete file.
 
-``plan.json``, ``cases/{id}.json`` (a report, with the facts of its run under ``nightly``),
-``cases/{id}.html``, ``nightly.json``. A file is there whole or not at all, so a run that is killed
-is gone on with.
+The files are ``plan.json``, ``cases/{id}.json`` (a report, with the facts of its run under
+``nightly``), ``cases/{id}.html`` and ``nightly.json``. Each file is complete or absent, so a run
+that was killed can be resumed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _LOCK = ".lock"
 
 @contextmanager
 def opened(folder: Path) -> Iterator[None]:
-    """Makes the folder and holds it against other runs.
+    """Makes the folder and locks it against other runs.
 
     Raises:
-        UsageError: another run works in it, or it cannot be made.
+        UsageError: another run uses it, or it cannot be made.
         DiskFullError: there is no room for it.
     """
     with entries.full_disk_told(folder):
@@ -49,9 +49,9 @@ def opened(folder: Path) -> Iterator[None]:
 
 
 def finished(folder: Path, name: str, key: str) -> dict[str, Any] | None:
-    """The report of a case, if it was finished by this very code, with these very versions.
+    """Returns the report of a case if this same code, with these same versions, finished it.
 
-    One whose process ended without a verdict is not finished.
+    A case whose process ended without a verdict is not finished.
     """
     found = read_case(folder, name)
     facts = {} if found is None else found.get("nightly", {})
@@ -60,7 +60,7 @@ def finished(folder: Path, name: str, key: str) -> dict[str, Any] | None:
 
 
 def read_case(folder: Path, name: str) -> dict[str, Any] | None:
-    """The report of a case whatever it was made by; None where there is none."""
+    """Returns the report of a case, whatever code made it; None if there is none."""
     try:
         found = json.loads((folder / CASES / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -69,7 +69,7 @@ def read_case(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def write_case(folder: Path, name: str, report: Mapping[str, Any]) -> None:
-    """Keeps a finished case.
+    """Writes the report of a finished case.
 
     Raises:
         DiskFullError: there is no room.
@@ -78,22 +78,22 @@ def write_case(folder: Path, name: str, report: Mapping[str, Any]) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a document whole, or not at all; raises as ``write_case`` does."""
+    """Writes a document atomically; raises what ``write_case`` raises."""
     _write(path, content)
 
 
 def forget(folder: Path, name: str) -> None:
-    """Removes what is kept of a case, so that nothing old is taken for its result."""
+    """Removes the files of a case, so that no old report is taken for its result."""
     for suffix in (".json", ".html"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(folder / CASES / f"{name}{suffix}")
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """What was planned for a folder.
+    """Returns the plan in a folder.
 
     Raises:
-        UsageError: it is no folder of a nightly run.
+        UsageError: it is not the folder of a nightly run.
     """
     path = folder / PLAN
     try:

@@ -1,5 +1,6 @@
-"""What a quantized file costs in quality: its next-token distribution against the reference's.
+"""Measures the quality that quantization costs: a file's next-token distribution compared with
+the reference's.
 
-``statistics`` compares and estimates, ``text`` gives the tokens, ``gate`` judges, ``run`` knows the
-whole line, ``tables`` shows it.
+``statistics`` compares and estimates, ``text`` gives the tokens, ``gate`` judges, ``run`` does a
+whole evaluation, ``tables`` shows it.
 """

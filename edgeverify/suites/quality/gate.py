@@ -1,7 +1,7 @@
-"""Gates: what a file's figures must be, as text, from an option or a TOML file.
+"""Gates: bounds on a file's figures, written as text in an option or a TOML file.
 
-The point estimate decides, because a release has to have an answer; where the bound lies inside
-the figure's 95 % interval, the row says so, and a longer text would tell more.
+The point estimate decides, because a release must have an answer. Where the bound lies inside the
+figure's 95 % interval, the row says so; a longer text would then narrow the interval.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(\S+)\s*")
 
 @dataclass(frozen=True)
 class Condition:
-    """What one figure must be."""
+    """A bound on one figure."""
 
     figure: str
     operator: str
@@ -48,9 +48,9 @@ class Judged:
     """A condition and what was measured.
 
     Attributes:
-        condition: what was asked for.
+        condition: the requested one.
         value: the point estimate.
-        holds: whether it is as asked for; NaN never is.
+        holds: whether the value meets the condition; NaN never does.
         uncertain: whether the bound lies inside the 95 % interval.
     """
 
@@ -75,12 +75,12 @@ class Judged:
 
 @dataclass(frozen=True)
 class Gates:
-    """Conditions of each recipe.
+    """The conditions of each recipe.
 
     Attributes:
         default: for recipes that have none of their own.
         own: recipe's name → conditions.
-        source: where they come from, as the report tells it.
+        source: where they come from, as the report shows it.
     """
 
     default: tuple[Condition, ...] = ()
@@ -92,10 +92,10 @@ class Gates:
 
 
 def parse(text: str, *, where: str = "--gate") -> tuple[Condition, ...]:
-    """Conditions from text: ``mean_kl<0.05,top1>=0.95``.
+    """Parses conditions such as ``mean_kl<0.05,top1>=0.95``.
 
     Raises:
-        UsageError: it is not of this form, or names no figure.
+        UsageError: the text does not have this form, or names an unknown figure.
     """
     return tuple(_condition(part, where) for part in text.split(","))
 
@@ -122,7 +122,7 @@ def _condition(text: str, where: str) -> Condition:
 
 
 def judge(conditions: Sequence[Condition], figures: Mapping[str, Estimate]) -> tuple[Judged, ...]:
-    """Each condition held against the figures; the point estimate decides."""
+    """Compares each condition with the figures; the point estimate decides."""
     judged = []
     for condition in conditions:
         found = figures[condition.figure]
@@ -134,15 +134,15 @@ def judge(conditions: Sequence[Condition], figures: Mapping[str, Estimate]) -> t
 
 
 def load_gates(path: Path, labels: Sequence[str]) -> Gates:
-    """Gates from a TOML file: ``gate = "…"`` for all, ``[recipe]`` with ``gate = "…"`` for one.
+    """Reads gates from TOML: ``gate = "…"`` is for all recipes, or for one inside ``[recipe]``.
 
     Args:
         path: the file.
-        labels: names of the recipes that are run; a section of another name than these and the
-            named ones is refused, since it would never be asked.
+        labels: names of the recipes that are run. A section must be named after one of these or of
+            the named recipes; any other is refused, because its gate would never be applied.
 
     Raises:
-        UsageError: it cannot be read or is not of this form.
+        UsageError: the file cannot be read or does not have this form.
     """
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -180,13 +180,13 @@ def _text(value: object, where: str) -> tuple[Condition, ...]:
 
 
 def beside(model: str) -> Path | None:
-    """The gates beside a port of the user's own: ``my_port.py:PORT`` → ``my_port.gates.toml``.
+    """Finds the gates beside a user's own port: ``my_port.py:PORT`` → ``my_port.gates.toml``.
 
     Args:
         model: as on the command line.
 
     Returns:
-        The file, if MODEL is a file's and there is one.
+        The file; None if MODEL does not name a file or there are no gates beside it.
     """
     place, _, _ = model.rpartition(":")
     if not place.endswith(".py"):

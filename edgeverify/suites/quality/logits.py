@@ -1,6 +1,6 @@
-"""Logits of a text, window by window: the reference's, kept on disk, and a file's, streamed.
+"""Gets the logits of a text, window by window: the reference's from disk, a file's streamed.
 
-No more than one window is in memory: at 49,152 ids 25 MB, at 256,000 ids 131 MB.
+At most one window is in memory: at 49,152 ids 25 MB, at 256,000 ids 131 MB.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from edgeverify.suites.quality.text import Window
 
 @dataclass(frozen=True)
 class Scored:
-    """A file's positions, and how fast its prefills were.
+    """The figures of a file at each position, and the speed of its prefills.
 
     Attributes:
         positions: of all windows, in order.
-        tokens_per_second: of the calls, pads included; without the first call, in which kernels
-            pack their weights, where there are others.
+        tokens_per_second: over the calls, pads included. The first call, in which kernels pack
+            their weights, is left out if there are others.
     """
 
     positions: Positions
@@ -42,14 +42,14 @@ def write_reference(
 ) -> None:
     """Writes the reference's logits (N, V) float32, row after row, to ``path``.
 
-    float32 is enough: of SmolLM2-135M KL(float64 oracle ‖ float32) is 5e-12 and 1.2e-11 at the
-    mean over two windows of 128, and 5e-11 at most (``tests/suites/quality/test_real.py``). The
-    float file has 4e-11 at the mean, the best quantization, fp16, 2e-6.
+    float32 is enough. For SmolLM2-135M, KL(float64 oracle ‖ float32) has a mean of 5e-12 and
+    1.2e-11 over two windows of 128, and is at most 5e-11 (``tests/suites/quality/test_real.py``).
+    The mean is 4e-11 for the float file and 2e-6 for the best quantization, fp16.
 
     Args:
         model: from ``backends.reference.build``.
-        windows: each run from an empty cache.
-        path: the file to write. It is written, not mapped: on a full disk a map ends the process.
+        windows: each is run from an empty cache.
+        path: the file. It is written, not mapped, because on a full disk a map ends the process.
         tick: called after each window.
     """
     import torch
@@ -57,12 +57,13 @@ def write_reference(
     threads = torch.get_num_threads()
 
     def logits(window: Window) -> np.ndarray:
-        with torch.inference_mode():  # it is a thread's own
+        with torch.inference_mode():  # each thread has its own mode
             found = model(input_ids=torch.tensor([window.tokens]), use_cache=False).logits
         return found[0].float().numpy()
 
-    # One window a thread instead of one after another on all of them: threads that wait for each
-    # other at every operation take 5 to 13 s a window on a busy machine with two cores, these 1 s.
+    # Each thread runs a window of its own, instead of all threads sharing one window after another:
+    # threads that wait for each other at every operation take 5 to 13 s a window on a busy machine
+    # with two cores; these take 1 s.
     with (
         path.open("wb") as file,
         ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
@@ -71,11 +72,11 @@ def write_reference(
             for rows in pool.map(logits, windows[first : first + threads]):
                 file.write(np.ascontiguousarray(rows).tobytes())
                 tick()
-    torch.set_num_threads(threads)  # what the pool's threads set is told to all later ones
+    torch.set_num_threads(threads)  # later threads inherit what the pool's threads set
 
 
 def read_reference(path: Path, windows: Sequence[Window]) -> np.ndarray:
-    """The logits that ``write_reference`` wrote, (N, V) float32, mapped and not read."""
+    """Maps the logits that ``write_reference`` wrote, (N, V) float32, without reading them."""
     count = sum(len(window.targets) for window in windows)
     return np.memmap(path, np.float32, mode="r").reshape(count, -1)
 
@@ -93,11 +94,10 @@ def score_file(
 
     Args:
         path: a .tflite with the case's prefill signature.
-        case: its one prefill length is the windows'.
-        windows: at most as long.
+        case: its only prefill length is the length of the windows.
+        windows: at most that long.
         reference: from ``read_reference``.
         num_threads: of the interpreter, and of the comparison.
-        mask_kinds, sliding_window: as ``backends.tflite.run`` takes them.
         tick: called after each window.
 
     Raises:
@@ -139,7 +139,7 @@ def score_file(
 def _compared(
     pool: ThreadPoolExecutor, reference: np.ndarray, own: np.ndarray, targets: Sequence[int]
 ) -> Positions:
-    """``compare`` on as many threads as the pool has: numpy lets go of the lock."""
+    """Runs ``compare`` on all threads of the pool: numpy releases Python's lock."""
     parts = np.array_split(np.arange(len(targets)), min(pool._max_workers, len(targets)))
     ids = np.asarray(targets)
     return join(list(pool.map(lambda rows: compare(reference[rows], own[rows], ids[rows]), parts)))
@@ -150,7 +150,7 @@ def _step(window: Window, length: int) -> Step:
 
 
 def _logits(outputs: Mapping[str, np.ndarray], path: Path, vocabulary: int) -> np.ndarray:
-    """(T, V) of the one conversation."""
+    """Returns the logits (T, V) of the single conversation."""
     found = outputs.get(taps.LOGITS)
     if found is None or found.shape[-1] != vocabulary:
         told = "no logits" if found is None else f"logits over {found.shape[-1]} ids"

@@ -1,4 +1,4 @@
-"""What an evaluation found, as plain data."""
+"""The results of an evaluation, as plain data."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe.
+    """The result of one recipe.
 
     Attributes:
-        recipe: its name.
-        outcome: ``fail`` where a gate does not hold or a logit is not finite; ``unchecked`` where
-            the recipe cannot be applied, with the reason.
-        figures: what was measured, if it was.
-        size_bytes: of the file.
+        outcome: ``fail`` if a gate does not hold or a logit is not finite; ``unchecked``, with the
+            reason, if the recipe cannot be applied.
+        figures: None if nothing was measured.
+        size_bytes: size of the file.
         tokens_per_second: of the evaluation's own prefills, without the first.
         gates: each condition and whether it holds.
         reason: why it is not a pass, where no gate says so.
@@ -51,20 +50,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All recipes of one model over one text.
+    """The results of all recipes of one model on one text.
 
     Attributes:
-        selectors: what was asked for, by selector.
+        selectors: the requested values, by selector.
         model: name, size, checkpoint, KV layout, kernel, threads, window and rows of the cache.
         text: where the tokens come from.
         positions: how many next tokens are scored.
-        reference: the reference's own perplexity of the text.
+        reference: the reference's own perplexity on the text.
         reference_se: its standard error.
         rows: one for each recipe, ``float32`` first.
-        gates_source: where the gates come from; empty without any.
+        gates_source: where the gates come from; empty if there are none.
         environment: versions and the machine.
         timings: seconds of each stage.
-        peak_memory: bytes that the process had at most.
+        peak_memory: the process's peak, in bytes.
     """
 
     selectors: Mapping[str, Any]
@@ -88,7 +87,7 @@ class Evaluation:
         return self.outcome == PASS
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
+        """Returns the evaluation as JSON values."""
         return {
             "schema": SCHEMA,
             "outcome": self.outcome,
@@ -109,7 +108,7 @@ class Evaluation:
 
 
 def gateable(figures: Figures, size_bytes: int, tokens_per_second: float) -> dict[str, Estimate]:
-    """All figures that a gate may name."""
+    """Returns all figures that a gate may name."""
     return {
         **figures.estimates(),
         SIZE: Estimate(size_bytes / MEGABYTE),

@@ -1,9 +1,9 @@
-"""What a second process makes ahead of its use, into the cache.
+"""Prepares cache entries in a second process before they are needed.
 
-The converter runs on one core and the quantizer on one, so the reference is run while the model is
-converted, and files are quantized while the first ones are scored. The cache is all that the two
-processes share: an entry that another process is making is waited for, and one that it failed to
-make is made here. So nothing depends on them but time.
+The converter and the quantizer each run on one core. The reference is therefore run while the
+model is converted, and files are quantized while the first ones are scored. The two processes
+share only the cache: one waits for an entry that the other is making, and makes an entry that the
+other failed to make. So the second process affects only the time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from edgeverify.litert.recipes import Recipe
 
 @contextmanager
 def meanwhile(work: Callable[..., None], *arguments: Any) -> Iterator[None]:
-    """Runs ``work`` in a process of its own, which ends with this block at the latest.
+    """Runs ``work`` in its own process, which ends with this block at the latest.
 
     Args:
-        work: a function of a module; what it raises is lost.
-        arguments: what can be sent to another process.
+        work: a function of a module; its exceptions are lost.
+        arguments: must be picklable, because they are sent to the other process.
     """
     process = multiprocessing.get_context("spawn").Process(
         target=_quietly, args=(work, *arguments), daemon=True
@@ -44,7 +44,7 @@ def _quietly(work: Callable[..., None], *arguments: Any) -> None:
     try:
         work(*arguments)
     except Exception:
-        return  # who needs the entry makes it, and tells what is wrong
+        return  # whoever needs the entry makes it, and reports what is wrong
 
 
 def quantize(path: Path, recipes: Sequence[Recipe], cache: Path | None) -> None:

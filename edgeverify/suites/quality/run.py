@@ -1,4 +1,4 @@
-"""The whole line of an evaluation: text → reference → one float file → each recipe → figures."""
+"""Runs a whole evaluation: text → reference → one float file → each recipe → figures."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from edgeverify.suites.quality.statistics import Positions, Resamples
 from edgeverify.suites.quality.text import Stream, Window, load_stream, windows
 from edgeverify.suites.single_prefill import WINDOW, windowed_run
 
-# A change to what the reference's file holds must change this.
+# Increase this when the contents of the reference's file change.
 CACHE_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What an evaluation is asked for beside the selectors.
+    """The options of an evaluation besides the selectors.
 
     Attributes:
-        text: a file of the user's own; the shipped text if None.
-        tokens: take no more than this.
-        window: tokens of a window.
-        gates: what the figures must be.
+        text: a file of the user's own; None means the shipped text.
+        tokens: the largest number of tokens to take; None means all.
+        window: tokens in a window.
+        gates: conditions on the figures.
     """
 
     text: Path | None = None
@@ -65,14 +65,14 @@ def evaluate(
 ) -> Evaluation:
     """Scores every recipe of a model on a text, teacher-forced.
 
-    The float file is always run, first: the others are paired with it.
+    The float file is always run, and run first, because the others are paired with it.
 
     Args:
-        port: a port, or how one is named.
+        port: a port, or its name.
         chosen: what to run; its prefill lengths and steps are not used.
         asked: the text, the windows and the gates.
         verbose: show what the converter prints.
-        progress: told of each stage.
+        progress: notified of each stage.
 
     Raises:
         EdgeVerifyError: bad usage or bad input. A recipe that cannot be applied is a row.
@@ -86,7 +86,7 @@ def evaluate(
     )
     cut = tuple(windows(stream, asked.window))
     with fitting_threads(run):
-        # A port that is no name cannot be sent to another process.
+        # Only a port's name can be sent to another process, not a port.
         large = is_large(run) and isinstance(port, str)
         with meanwhile(reference_ahead, port, chosen, asked) if large else nullcontext():
             path = converted(run)
@@ -100,7 +100,7 @@ def evaluate(
 
 
 def reference_ahead(port: str, chosen: Selectors, asked: Asked) -> None:
-    """Puts the reference's logits into the cache; arguments as for ``evaluate``."""
+    """Puts the reference's logits into the cache; takes the arguments of ``evaluate``."""
     run, tokenizer = windowed_run(port, chosen, asked.window, decode=False)
     stream = load_stream(
         tokenizer, run.hf_config, file=asked.text, limit=asked.tokens, seed=chosen.seed
@@ -111,7 +111,7 @@ def reference_ahead(port: str, chosen: Selectors, asked: Asked) -> None:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What every recipe of a run has in common."""
+    """The values that all recipes of a run share."""
 
     run: Run
     float_path: Path
@@ -123,7 +123,7 @@ class _Subject:
 
 
 def _reference(run: Run, cut: Sequence[Window]) -> np.ndarray:
-    """The reference's logits (N, V), from the cache or computed now."""
+    """Returns the reference's logits (N, V), from the cache or computed now."""
     key = entries.digest(
         "quality",
         CACHE_VERSION,
@@ -151,7 +151,7 @@ def _subject(run: Run, path: Path, cut: tuple[Window, ...], logits: np.ndarray) 
             expected="weights that give finite logits in float32",
         )
     of_window = np.concatenate([np.full(len(window.targets), window.index) for window in cut])
-    # As many as PyTorch has here: one for a small model.
+    # As many threads as PyTorch uses here: one for a small model.
     threads = torch.get_num_threads()
     return _Subject(run, path, cut, logits, own, Resamples.of(of_window), threads)
 
@@ -203,7 +203,7 @@ def _row(
     resamples: Resamples,
     conditions: Sequence[Condition],
 ) -> Row:
-    """What came of one file; a figure that is not a number is a failure without any gate."""
+    """Returns the row of one file; a figure that is not a number fails without any gate."""
     size, speed = path.stat().st_size, scored.tokens_per_second
     if not scored.positions.finite:
         odd = int((~np.isfinite(scored.positions.kl + scored.positions.nll)).sum())
@@ -252,5 +252,5 @@ def _evaluation(
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON can hold them; a tuple as a list, a path as text."""
+    """Converts values to JSON values: a tuple becomes a list, a path becomes text."""
     return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}

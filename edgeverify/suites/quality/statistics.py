@@ -1,7 +1,7 @@
-"""Per-position figures of a candidate's logits against the reference's, and their estimates.
+"""Compares a candidate's logits with the reference's at each position, and estimates figures.
 
-Numpy alone. Logits are taken a few rows at a time, so that no more than that is held in float64:
-at 49,152 ids and 3,686 positions all of it would be 1.4 GB a side.
+This module uses only numpy. It takes a few rows of logits at a time, so only these are in float64:
+at 49,152 ids and 3,686 positions all of them would be 1.4 GB a side.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-# Eight rows of 49,152 ids in float64 are 3 MB, which stay in the cache of a core: 3.0 ms a row
-# instead of 4.1 ms with 128.
+# Eight rows of 49,152 ids in float64 are 3 MB and stay in a core's cache: 3.0 ms a row instead of
+# 4.1 ms with 128 rows.
 CHUNK = 8
 TOP = 5
-# Neighbouring positions are not independent, and what they share reaches far: of SmolLM2-135M in
+# Neighbouring positions are not independent, and the dependence reaches far: for SmolLM2-135M in
 # dynamic_int8 the standard error of the mean KL is 0.0008, 0.0010, 0.0012, 0.0015, 0.0017, 0.0017
 # with blocks of 1, 8, 16, 32, 64, 128 positions. On lognormal series of 3,600 positions with
-# correlations of 0, 0.3, 0.7, 95 % intervals of the mean held it in 92 to 95 % of 300 series with
-# blocks of 64, in 90 to 94 % with 128, of which there are too few.
+# correlations of 0, 0.3, 0.7, 95 % intervals contained the mean in 92 to 95 % of 300 series with
+# blocks of 64, and in 90 to 94 % with blocks of 128, of which there are too few.
 BLOCK = 64
-# On 1,000 such series (correlation 0.3) of 4, 8, 16, 24, 32 blocks, 95 % intervals held the mean in
-# 78, 87, 92, 92, 94 %.
+# On 1,000 such series (correlation 0.3) of 4, 8, 16, 24, 32 blocks, 95 % intervals contained the
+# mean in 78, 87, 92, 92, 94 %.
 ENOUGH_BLOCKS = 16
-# From seed to seed the ends of a 95 % interval move by 1.6 % of its width (standard deviation of 20
-# seeds); with 500 resamples by 3.2 %, with 4,000 by 0.8 %. They take 0.1 s a file.
+# The ends of a 95 % interval vary between seeds by 1.6 % of its width (standard deviation over 20
+# seeds); with 500 resamples by 3.2 %, with 4,000 by 0.8 %. 2,000 resamples take 0.1 s a file.
 RESAMPLES = 2000
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Positions:
-    """What is measured at each position, (N,) each.
+    """The measurements at each position, (N,) each.
 
     Attributes:
         kl: KL(reference ‖ candidate) of the next-token distributions, in nats; float64.
@@ -53,13 +53,13 @@ class Positions:
 
     @property
     def finite(self) -> bool:
-        """Whether every position could be measured: a logit of NaN or ±inf spoils its own."""
+        """Whether every position could be measured: a NaN or ±inf logit spoils its own position."""
         return bool(np.isfinite(self.kl).all() and np.isfinite(self.nll).all())
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % bootstrap interval; of a largest value there is none."""
+    """A figure with its 95 % bootstrap interval; a maximum has no interval."""
 
     value: float
     low: float | None = None
@@ -79,8 +79,8 @@ class Figures:
         top5: mean share of the reference's five likeliest tokens that are among the file's five.
         perplexity: exp of the mean negative log-likelihood of the text.
         perplexity_se: its standard error, from the bootstrap.
-        mean_kl_over_float: mean KL less that of the float file, position by position.
-        log_perplexity_over_float: the same of the negative log-likelihood, in nats.
+        mean_kl_over_float: mean of KL minus the float file's KL, position by position.
+        log_perplexity_over_float: the same for the negative log-likelihood, in nats.
     """
 
     mean_kl: Estimate
@@ -95,7 +95,7 @@ class Figures:
     log_perplexity_over_float: Estimate
 
     def estimates(self) -> dict[str, Estimate]:
-        """The figures that have a value and may have an interval, by name."""
+        """Returns the figures that have a value and may have an interval, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in named.items() if isinstance(value, Estimate)}
 
@@ -105,7 +105,7 @@ class Figures:
 
 
 def compare(reference: np.ndarray, candidate: np.ndarray, targets: np.ndarray) -> Positions:
-    """Compares logits position by position; float64 inside.
+    """Compares logits position by position; computes in float64.
 
     Args:
         reference: (T, V) logits, any float dtype.
@@ -125,13 +125,13 @@ def compare(reference: np.ndarray, candidate: np.ndarray, targets: np.ndarray) -
 
 
 def join(parts: list[Positions]) -> Positions:
-    """The positions of several parts, one after another."""
+    """Concatenates the positions of several parts."""
     names = [field.name for field in fields(Positions)]
     return Positions(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def nll(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Negative log-likelihood of each target, in nats: (T, V) and (T,) give (T,) float64."""
+    """Returns the negative log-likelihood of each target, in nats: (T, V), (T,) → (T,) float64."""
     parts = []
     for rows in _chunks(len(targets)):
         centred, total = _exponentials(logits[rows])[0::2]
@@ -144,9 +144,9 @@ def _chunks(count: int) -> Iterator[slice]:
 
 
 def _exponentials(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits less their largest, their exponentials, and the sums of those, by row."""
+    """Returns the logits minus their row's largest, their exponentials, and the rows' sums."""
     centred = logits.astype(np.float64)
-    with np.errstate(all="ignore"):  # what is not finite is told by the caller
+    with np.errstate(all="ignore"):  # the caller reports what is not finite
         centred -= centred.max(axis=1, keepdims=True)
         powers = np.exp(centred)
         return centred, powers, powers.sum(axis=1)
@@ -165,7 +165,7 @@ def _compare_chunk(reference: np.ndarray, candidate: np.ndarray, targets: np.nda
     best, found = _top(reference), _top(candidate)
     common = (best[:, :, None] == found[:, None, :]).any(axis=2)
     return Positions(
-        np.maximum(kl, 0.0),  # below zero by rounding alone; NaN stays
+        np.maximum(kl, 0.0),  # below zero only by rounding; NaN stays
         own_nll,
         best[:, 0] == found[:, 0],
         common.mean(axis=1),
@@ -173,9 +173,9 @@ def _compare_chunk(reference: np.ndarray, candidate: np.ndarray, targets: np.nda
 
 
 def _top(logits: np.ndarray) -> np.ndarray:
-    """The ids of the five largest logits of each row, the first of equals first; (T, 5).
+    """Returns the ids of the five largest logits of each row, (T, 5); ties go to the first id.
 
-    Five searches for the largest take 1/20 of the time of a partition.
+    Five searches for the maximum take 1/20 of the time of a partition.
     """
     left, rows = logits.copy(), np.arange(len(logits))
     found = np.empty((len(logits), min(TOP, logits.shape[1])), np.int64)
@@ -187,11 +187,11 @@ def _top(logits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Resamples:
-    """Block bootstrap: how often each block is drawn in each resample, the same for every file.
+    """Block bootstrap: how often each resample draws each block; every file uses the same draws.
 
     Attributes:
         block: (N,) the block of each position.
-        drawn: (R, B) how often.
+        drawn: (R, B) the number of draws.
     """
 
     block: np.ndarray
@@ -204,9 +204,9 @@ class Resamples:
         """Cuts the windows into blocks of about ``block`` positions and draws them.
 
         Args:
-            windows: (N,) the window of each position, ascending; no block spans two.
-            seed: of the draws.
-            block: positions in a block; what is left over at a window's end joins the last.
+            windows: (N,) the window of each position, ascending; no block spans two windows.
+            seed: seeds the draws.
+            block: positions in a block; the rest at the end of a window joins its last block.
             count: how many resamples.
         """
         ids = np.empty(len(windows), np.int64)
@@ -220,14 +220,14 @@ class Resamples:
         return cls(ids, drawn)
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """The mean of ``values`` (N,) in each resample, (R,)."""
+        """Returns the mean of ``values`` (N,) in each resample, (R,)."""
         blocks = self.drawn.shape[1]
         totals = np.bincount(self.block, values.astype(np.float64), blocks)
         sizes = np.bincount(self.block, minlength=blocks)
         return (self.drawn @ totals) / (self.drawn @ sizes)
 
     def quantile(self, values: np.ndarray, share: float) -> np.ndarray:
-        """The smallest value that ``share`` of each resample's values do not exceed, (R,)."""
+        """Returns ``quantile(values, share)`` of each resample's values, (R,)."""
         order = np.argsort(values)
         block, found = self.block[order], np.empty(len(self.drawn))
         for index, drawn in enumerate(self.drawn):
@@ -237,16 +237,16 @@ class Resamples:
 
 
 def quantile(values: np.ndarray, share: float) -> float:
-    """The smallest value that ``share`` of the values do not exceed."""
+    """Returns the smallest value that at least ``share`` of the values do not exceed."""
     return float(np.quantile(values, share, method="inverted_cdf"))
 
 
 def figures(own: Positions, float_file: Positions, resamples: Resamples) -> Figures:
-    """All figures of a file, each with its interval from the same resamples.
+    """Computes all figures of a file, each with its interval from the same resamples.
 
     Args:
         own: the file's positions.
-        float_file: those of the float file, at the same positions; paired with ``own``.
+        float_file: the float file's, at the same positions; paired with ``own``.
         resamples: see ``Resamples.of``.
     """
 
@@ -261,7 +261,7 @@ def figures(own: Positions, float_file: Positions, resamples: Resamples) -> Figu
         mean_kl=mean(own.kl),
         median_kl=kl_at(0.5),
         p99_kl=kl_at(0.99),
-        # No resample has a value above the sample's largest, so an interval would be wrong.
+        # No resample exceeds the sample's largest value, so an interval would be wrong.
         max_kl=Estimate(float(own.kl.max())),
         top1=mean(own.top1),
         top5=mean(own.top5),
@@ -273,7 +273,7 @@ def figures(own: Positions, float_file: Positions, resamples: Resamples) -> Figu
 
 
 def perplexity(values: np.ndarray, resamples: Resamples) -> tuple[Estimate, float]:
-    """Perplexity and its standard error from negative log-likelihoods (N,)."""
+    """Returns perplexity and its standard error from negative log-likelihoods (N,)."""
     drawn = np.exp(resamples.mean(values))
     return _estimate(float(np.exp(values.mean())), drawn), float(drawn.std())
 

@@ -1,7 +1,7 @@
 """The text that a model is scored on, cut into windows.
 
-Each window is one prefill from an empty cache. Where the tokenizer begins a text with a start
-token, every window begins with it, as every prompt on the device does.
+Each window is one prefill from an empty cache. If the tokenizer begins a text with a start token,
+every window begins with it, as every prompt on the device does.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ RANDOM_TOKENS = 1025  # 16 blocks of the bootstrap
 
 @dataclass(frozen=True)
 class Stream:
-    """Token ids of a text.
+    """The token ids of a text.
 
     Attributes:
         tokens: in order, without a start token.
         start: the token that begins every window, if the tokenizer has one.
-        description: where they come from, as the report tells it.
+        description: where they come from, as the report shows it.
     """
 
     tokens: tuple[int, ...]
@@ -38,7 +38,7 @@ class Stream:
 
     @property
     def positions(self) -> int:
-        """How many next tokens are predicted: all, less the first where nothing is before it."""
+        """How many next tokens are predicted: all, except a first one with no token before it."""
         return len(self.tokens) - (self.start is None)
 
 
@@ -48,8 +48,8 @@ class Window:
 
     Attributes:
         index: from 0.
-        tokens: what is fed, at most the window's length.
-        targets: the next token of each, as many.
+        tokens: the input, at most the window's length.
+        targets: the next token after each of ``tokens``.
     """
 
     index: int
@@ -82,18 +82,17 @@ def load_stream(
     limit: int | None = None,
     seed: int = 0,
 ) -> Stream:
-    """The tokens of a text: of ``file``, else of the one that is shipped, else drawn ids.
+    """Returns the tokens of ``file``, else of the shipped text, else drawn ids.
 
     Args:
         tokenizer: the checkpoint's; without one, ids are drawn with ``seed``.
         hf_config: gives ``vocab_size``.
         file: a text of the user's own, UTF-8.
-        limit: take no more tokens than this.
-        seed: of drawn ids.
+        limit: take at most this many tokens.
+        seed: seeds the drawn ids.
 
     Raises:
-        UsageError: the file cannot be read, has fewer than two tokens, or there is no tokenizer
-            for it.
+        UsageError: the file cannot be read, has fewer than two tokens, or has no tokenizer.
     """
     if tokenizer is None:
         if file is not None:
@@ -127,7 +126,7 @@ def load_stream(
 
 
 def _without_end(ids: list[int], end: int | None) -> list[int]:
-    """Without the end token that some tokenizers append."""
+    """Removes the end token that some tokenizers append."""
     return ids[:-1] if ids and ids[-1] == end else ids
 
 

@@ -1,1 +1,1 @@
-"""Tries the checks themselves: they must detect every fault and report nothing harmless."""
+"""Tests the checks themselves: they must detect every fault and report nothing harmless."""

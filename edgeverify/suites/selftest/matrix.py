@@ -1,4 +1,4 @@
-"""Which faults run on which ports, and the workers that run them."""
+"""Chooses which faults run on which ports, and runs them in worker processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORKERS = 2
 
 @dataclass(frozen=True)
 class Job:
-    """Some faults on one port, and the legs that are also run unchanged."""
+    """Some faults on one port, and the legs that are also run without any fault."""
 
     port: str
     faults: tuple[str, ...]
@@ -51,7 +51,7 @@ class Result:
         return summarise(self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Returns the result as JSON values."""
         from dataclasses import asdict
 
         summary = {name: _plain(value) for name, value in asdict(self.summary).items()}
@@ -70,13 +70,13 @@ def _plain(value: Any) -> Any:
 
 
 def plan(ports: Sequence[str], faults: Sequence[Fault], *, quick: bool = False) -> list[Job]:
-    """The jobs of a self-test.
+    """Plans the jobs of a self-test.
 
     Args:
         ports: registered names.
         faults: from the catalogue.
-        quick: run each fault on only one port. Ports take turns; faults of files are left to
-            the first port that has them, because each further file costs a conversion.
+        quick: run each fault on only one port. Ports take turns. Faults of files run on the first
+            port that has them, because each further file costs a conversion.
     """
     of_port: dict[str, list[Fault]] = {port: [] for port in ports}
     for number, fault in enumerate(faults):
@@ -114,7 +114,7 @@ def run(
 
     Args:
         jobs: from ``plan``.
-        cache: another cache than the default one.
+        cache: replaces the default cache.
         workers: processes; with 1 all runs in this one.
         prepare: called first in every worker process, e.g. to silence it.
         progress: advances with each job that ends.

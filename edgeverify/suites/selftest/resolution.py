@@ -1,13 +1,13 @@
 """Measures which hyperparameters the checks can see, and how finely: the suite's *resolution*.
 
 ``python -m edgeverify.suites.selftest.resolution`` perturbs every field of every port's tiny HF
-config, one at a time and only on the port's side, and writes two files: ``resolution.json`` of
-this package and, with ``--markdown``, the table of it. A field must be seen, either because the
-run differs or because the model cannot be built, or be listed in ``INERT`` with the reason why it
-cannot be.
+config, one at a time and only on the port's side. It writes two files: this package's
+``resolution.json`` and, with ``--markdown``, the same as a table. Each field must be seen, either
+because the run differs or because the model cannot be built, or ``INERT`` must list the reason why
+it cannot be seen.
 
-A number is multiplied by 1 + d; the smallest d that is seen is found by bisection on a log scale.
-An integer is changed by one, a switch is flipped, a name replaced by another.
+A number is multiplied by 1 + d, and bisection on a log scale finds the smallest d that is seen. An
+integer is changed by one, a switch is flipped, a name is replaced by another.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from edgeverify.suites.selftest.trial import Bench, judge_port, one_thread
 RESOLUTION = Path(__file__).with_name("resolution.json")
 COMMAND = "python -m edgeverify.suites.selftest.resolution --markdown docs/resolution.md"
 RUN, REFUSED, SAME, UNSEEN = "run", "refused", "same model", "unseen"
-# What a number is first changed by; bisection goes on from there in both directions.
+# The first change of a number; bisection continues from there in both directions.
 SMALL = 1e-3
 FINEST, COARSEST = -30.0, 0.0  # log2 of d
 PRECISION = 0.25  # of log2 d: a factor of 1.19
-# Integers that enter a formula as real numbers do.
+# Integers that enter a formula like real numbers.
 REAL = frozenset({"query_pre_attn_scalar", "rope_freq_constant"})
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu", "relu")
 
@@ -67,15 +67,15 @@ INERT_OF_PORT: Mapping[tuple[str, str], str] = {
 
 @dataclass(frozen=True)
 class FieldResult:
-    """The result of one field; of a list, that of its least visible element.
+    """The result of one field; for a list, the result of its least visible element.
 
     Attributes:
-        port, field: which.
+        port, field: the port and the perturbed field.
         value: its value in the tiny config.
-        change: what was done to it, e.g. ``"× (1 + 1.2e-06)"``, ``"± 1"``.
+        change: the perturbation, e.g. ``"× (1 + 1.2e-06)"``, ``"± 1"``.
         how: ``RUN`` (the run differs), ``REFUSED`` (no model, or one that cannot run), ``SAME``
             (the re-authored config is the same) or ``UNSEEN``.
-        resolution: the smallest relative change that was seen; None where it is not a number.
+        resolution: the smallest relative change that was seen; None if the field is not a number.
         message: the first diverging tap, or the message of the refusal.
         inert: the reason why it cannot be seen, or "".
     """
@@ -91,22 +91,22 @@ class FieldResult:
 
     @property
     def is_explained(self) -> bool:
-        """Whether it was seen, or is listed as inert."""
+        """Whether the change was seen, or the field is listed as inert."""
         return self.how in (RUN, REFUSED) or bool(self.inert)
 
 
 def fields_of(port: str) -> Mapping[str, Any]:
-    """The fields of a port's tiny config."""
+    """Returns the fields of a port's tiny config."""
     return models.load(port).hf_configs["tiny"]
 
 
 def inert_reason(port: str, field: str) -> str:
-    """Why a field cannot be seen, or ""."""
+    """Returns the reason why a field cannot be seen, or ""."""
     return INERT_OF_PORT.get((port, field), INERT.get(field, ""))
 
 
 class Prober:
-    """One port, whose config is perturbed; its reference is run once."""
+    """Perturbs the config of one port, whose reference is run once."""
 
     def __init__(self, port: str, cache: Path | None = None) -> None:
         self.bench = Bench(models.load(port), cache)
@@ -114,7 +114,7 @@ class Prober:
         self.config = self.setting.checkpoint.hf_config
 
     def probe(self, field: str, value: Any) -> tuple[str, str]:
-        """(how it was seen, message) of a field with another value on the port's side."""
+        """Gives a field another value on the port's side; returns (how it was seen, message)."""
         port = with_config(self.bench.port, **{field: value})
         try:
             if port.model_config(self.config) == self.bench.port.model_config(self.config):
@@ -128,7 +128,7 @@ class Prober:
         return UNSEEN, ""
 
     def field(self, field: str, *, bisect: bool = True) -> FieldResult:
-        """Perturbs one field; of a list, each element, and the least visible one counts."""
+        """Perturbs one field; for a list, each element, and the least visible element counts."""
         value = self.config[field]
         if isinstance(value, list):
             parts = [self._element(field, value, i, bisect=bisect) for i in range(len(value))]
@@ -149,7 +149,7 @@ class Prober:
             tried = [
                 (change, *self.probe(field, place(new))) for change, new in other_values(field, old)
             ]
-            # Every one of them must be seen, but for other names of the same (swish and silu).
+            # Every one must be seen, except other names of the same function (swish and silu).
             tried = [t for t in tried if t[1] != SAME] or tried
             change, how, message = next((t for t in tried if t[1] in (SAME, UNSEEN)), tried[0])
         inert = inert_reason(self.bench.port.name, field) if how in (SAME, UNSEEN) else ""
@@ -182,7 +182,7 @@ class Prober:
 
 
 def other_values(field: str, old: Any) -> list[tuple[str, Any]]:
-    """Other values of a field that is not a real number: (what was done, new value)."""
+    """Returns other values of a field that is not a real number: (the change, new value)."""
     if isinstance(old, bool):
         return [("flipped", not old)]
     if isinstance(old, int):
@@ -209,12 +209,12 @@ def measure(ports: Sequence[str], *, bisect: bool = True) -> Iterator[FieldResul
 
 
 def load(path: Path = RESOLUTION) -> list[FieldResult]:
-    """The measurement on disk."""
+    """Loads the measurement from disk."""
     return [FieldResult(**row) for row in json.loads(path.read_text())["fields"]]
 
 
 def markdown(results: Sequence[FieldResult]) -> str:
-    """The page of the documentation: resolution per field and port, and what is inert."""
+    """Renders the documentation page: resolution per field and port, and the inert fields."""
     ports = list(dict.fromkeys(result.port for result in results))
     table = {(result.field, result.port): result for result in results}
     fields = list(dict.fromkeys(result.field for result in results if not result.inert))
@@ -261,7 +261,7 @@ def _cell(result: FieldResult | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and writes; exit status 1 if a field is neither seen nor inert."""
+    """Measures and writes; returns exit status 1 if a field is neither seen nor inert."""
     parser = argparse.ArgumentParser(
         prog="python -m edgeverify.suites.selftest.resolution",
         description=__doc__,

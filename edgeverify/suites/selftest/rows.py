@@ -18,7 +18,7 @@ DETECTED, MISSED, QUIET, FALSE_ALARM, AUDITS = (
     "false alarm",
     "left to the audits",
 )
-# The fault that changes nothing: the port itself.
+# The name of the clean run, which has no fault: the port itself.
 UNCHANGED = "unchanged"
 
 
@@ -28,25 +28,25 @@ class Row:
 
     Attributes:
         fault, area, port: what was run.
-        verdict: ``DETECTED`` or ``MISSED`` of a fault, ``QUIET`` or ``FALSE_ALARM`` of a harmless
-            change, ``AUDITS`` of a fault that no activation can show.
-        expected_leg, expected: the leg to blame and the parts to name, from the fault.
+        verdict: ``DETECTED`` or ``MISSED`` for a fault, ``QUIET`` or ``FALSE_ALARM`` for a
+            harmless change, ``AUDITS`` for a fault that no activation can show.
+        expected_leg, expected: from the fault, the leg that must fail and the parts to name.
         leg: the leg that was blamed, or "".
         first: the first diverging tap with its step, or the message of a refusal.
-        named: the parts that were named on their own; of a harmless change: the taps that passed
+        named: the parts that were named on their own; for a harmless change, the taps that passed
             with a remark.
         leg_right, block_right, sublayer_right: whether leg, faulty blocks and first faulty taps
-            are those of the fault; None where nothing was to be blamed.
-        ratio: the largest error ratio of any tap that fails, or of a harmless change of any tap
-            (rms over the rows of a step); None where no value was compared. Infinite over a
-            floor of zero.
-        excess: the largest ratio as a multiple of what is allowed: above 1 fails.
+            are those of the fault; None if there was nothing to blame.
+        ratio: the largest error ratio of any failing tap, or, for a harmless change, of any tap
+            (rms over the rows of a step); None if no value was compared. Infinite over a floor of
+            zero.
+        excess: the largest ratio as a multiple of its limit: above 1 fails.
         seconds: how long it took.
         cause: the fault's true cause.
-        diagnosis: the kinds of cause that the diagnosis named; None where none ran.
+        diagnosis: the kinds of cause that the diagnosis named; None if none ran.
         findings: ids of audit findings.
-        kinds: the kinds of cause that are true of the fault. They stand in the catalogue, and so
-            not in the JSON.
+        kinds: the kinds of cause that are true of the fault. They come from the catalogue, so the
+            JSON leaves them out.
     """
 
     fault: str
@@ -81,12 +81,12 @@ class Row:
 
     @property
     def wrong(self) -> bool:
-        """A miss, a false alarm, or a wrong blame."""
+        """Whether it is a miss, a false alarm or a wrong blame."""
         blames = (self.leg_right, self.block_right, self.sublayer_right)
         return self.verdict in (MISSED, FALSE_ALARM) or False in blames
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it: infinite ratios are the string "inf"."""
+        """Returns the row as JSON values: infinite ratios become the string "inf"."""
         plain = asdict(self)
         del plain["kinds"]
         for name in ("ratio", "excess"):
@@ -103,7 +103,7 @@ def of_leg(
     seconds: float,
     diagnosis: tuple[str, ...] | None = None,
 ) -> Row:
-    """The row of a fault whose leg was judged."""
+    """Makes the row of a fault whose leg was judged."""
     expected = fault.expected(num_blocks)
     outcome = PASS if fault.harmless else leg.outcome
     ratio, excess = _largest(leg, outcome)
@@ -135,7 +135,7 @@ def of_leg(
 
 
 def of_refusal(fault: Fault, port: str, leg: str, message: str, seconds: float) -> Row:
-    """The row of a fault that kept the check from running."""
+    """Makes the row of a fault that kept the check from running."""
     facts = {**_facts(fault, port, fault.where, seconds), "first": message}
     if fault.harmless:
         return Row(**facts, verdict=FALSE_ALARM)
@@ -165,20 +165,20 @@ def _facts(fault: Fault, port: str, expected: tuple[str, ...], seconds: float) -
 
 
 def _has_remark(result: Any) -> bool:
-    """Whether a tap passes and yet has something to say."""
+    """Whether a tap passes but has a remark."""
     return result.outcome == PASS and bool(result.reason)
 
 
 def _parts(named: Iterable[str]) -> set[int | str]:
-    """The parts of the model that taps belong to: blocks by number, others by name."""
+    """Returns the parts of the model that taps belong to: blocks by number, others by name."""
     indices = ((taps.block_index(tap), tap) for tap in named)
     return {tap if index is None else index for index, tap in indices}
 
 
 def _largest(leg: LegResult, outcome: str) -> tuple[float | None, float | None]:
-    """The largest error ratio, and multiple of what is allowed, of the taps with that outcome.
+    """Returns the largest error ratio, and multiple of the limit, of the taps with that outcome.
 
-    A tap that fails for its shape or its NaNs has none.
+    A tap that fails because of its shape or its NaNs has no ratio.
     """
     ratios: list[float] = []
     excesses: list[float] = []
@@ -204,13 +204,13 @@ class Summary:
     """The figures of many rows.
 
     Attributes:
-        faults, harmless: how many rows of each kind there are; audited faults count in neither.
-        detected, missed, false_alarms: how many.
-        leg_right, block_right, sublayer_right: of the detected, how many.
+        faults, harmless: the number of rows of each kind; audited faults count in neither.
+        detected, missed, false_alarms: the number of rows with that verdict.
+        leg_right, block_right, sublayer_right: how many of the detected rows are right in this.
         smallest_detected: the smallest of the detected rows' largest excesses.
         largest_clean: the largest excess of any harmless row.
-        diagnosed, diagnosis_right, diagnosis_wrong: of the rows with a diagnosis, how many there
-            are, how many name what is true, and how many name anything that is not.
+        diagnosed, diagnosis_right, diagnosis_wrong: the number of rows that have a diagnosis, that
+            name what is true, and that name anything untrue.
     """
 
     faults: int

@@ -1,4 +1,4 @@
-"""Runs faults on one port: its reference once, its file once, and each fault's own side.
+"""Runs faults on one port; the reference and the clean file are run only once.
 
 A fault of a port costs one run of the re-authored model; the file is not converted again. A fault
 of a file costs a run of the edited copy; the port is known to be right.
@@ -52,7 +52,7 @@ CLEAN = {
 
 @dataclass
 class Setting:
-    """A port with one case, what its reference returned, and its clean file once it is needed."""
+    """A port with one case, its reference's results, and its clean file, converted when needed."""
 
     port: Port
     checkpoint: Checkpoint
@@ -72,7 +72,7 @@ class Setting:
         return Run(port, self.checkpoint, case, cache or self.cache)
 
     def file(self) -> Path:
-        """The clean conversion."""
+        """Returns the clean conversion."""
         if self._file is None:
             self._file = converted(self.run(self.port))
         return self._file
@@ -89,7 +89,7 @@ class Bench:
     def setting(
         self, hf: Mapping[str, Any] | None = None, selectors: Mapping[str, Any] | None = None
     ) -> Setting:
-        """The port's case, with changes of its HF config on both sides and other selectors."""
+        """Returns the port's case, with HF config changes on both sides and other selectors."""
         key = json.dumps([dict(hf or {}), dict(selectors or {})], sort_keys=True)
         if key not in self._settings:
             self._settings[key] = self._prepare(dict(hf or {}), dict(selectors or {}))
@@ -106,12 +106,12 @@ class Bench:
         return Setting(port, opened, run.case, baselines, self.cache)
 
     def clean(self) -> Iterator[Row]:
-        """The port and its file as they are: one row each."""
+        """Tries the unchanged port and its unchanged file: yields one row each."""
         for fault in CLEAN.values():
             yield self.try_fault(fault)
 
     def try_fault(self, fault: Fault) -> Row:
-        """Runs one fault and compares what the check says with what it should say."""
+        """Runs one fault and compares the check's result with the expected one."""
         start = time.perf_counter()
         setting = self.setting(fault.hf, fault.selectors)
         try:
@@ -125,17 +125,17 @@ class Bench:
         return rows.of_leg(fault, self.port.name, leg, setting.num_blocks, seconds, diagnosis)
 
     def judge(self, fault: Fault, setting: Setting) -> LegResult:
-        """The verdict on the leg that the fault belongs to.
+        """Judges the leg that the fault belongs to.
 
         Raises:
-            EdgeVerifyError: the faulty port, or file, could not be run.
+            EdgeVerifyError: the faulty port or file could not be run.
         """
         if fault.port is not None:
             return judge_port(setting, fault.port(setting.port))
         return judge_file(setting, fault.file)
 
     def diagnose(self, fault: Fault, setting: Setting, leg: LegResult) -> tuple[str, ...] | None:
-        """The kinds of cause that are named for a port that fails; None for anything else."""
+        """Returns the kinds of cause that are named for a failing port; None for anything else."""
         if fault.port is None or leg.outcome != FAIL:
             return None
         baseline = setting.baselines["authoring"]
@@ -144,7 +144,7 @@ class Bench:
 
 
 def judge_port(setting: Setting, port: Port) -> LegResult:
-    """The leg ``authoring`` of another port with this setting's checkpoint and case."""
+    """Judges the leg ``authoring`` of another port with this setting's checkpoint and case."""
     baseline = setting.baselines["authoring"]
     run = setting.run(port)
     whole, isolated = run_reauthored(run, baseline.oracle)
@@ -152,9 +152,9 @@ def judge_port(setting: Setting, port: Port) -> LegResult:
 
 
 def judge_file(setting: Setting, edit: Callable[[Path, Path], None] | None = None) -> LegResult:
-    """The leg ``conversion`` of the clean file, or of an edited copy of it.
+    """Judges the leg ``conversion`` of the clean file, or of an edited copy of it.
 
-    What is made of an edited copy goes into a cache of its own, which is thrown away.
+    Cache entries made from an edited copy go into a separate cache, which is thrown away.
     """
     baseline = setting.baselines["conversion"]
     if edit is None:
@@ -176,7 +176,7 @@ def _judge(leg: Leg, run: Run, whole: Any, isolated: Any, baseline: Baseline) ->
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Tiny models are several times faster on one thread (see ``legs.run.fitting_threads``)."""
+    """Uses one thread: tiny models are several times faster (see ``legs.run.fitting_threads``)."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
