@@ -30,6 +30,7 @@ from edgeverify.core.results import FAIL, PASS, UNCHECKED
 from edgeverify.legs import selectors
 from edgeverify.legs.ports import catalogue, check_name
 from edgeverify.report.files import FORMATS, check_paths, write_atomically
+from edgeverify.report.tables import padded
 
 EXIT_CODES = {PASS: 0, FAIL: 1, UNCHECKED: 3}
 EXIT_USAGE = 2
@@ -235,10 +236,7 @@ def _list(options: argparse.Namespace) -> int:
             default = " (default)" if size == entry.default_size else ""
             hub_id = entry.hub_ids.get(size, "none: seeded weights only")
             rows.append((name, f"{size}{default}", hub_id))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    print("\n".join(padded(rows)))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edgeverify.report.tables import padded
 from edgeverify.report.words import plural
 
 if TYPE_CHECKING:
@@ -25,11 +26,7 @@ def lines(changes: Sequence[Change]) -> list[str]:
     )]  # fmt: skip
     if not changes:
         return ["no difference"]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
-    told += [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    told += padded(rows)
     if len(changes) > LISTED:
         told.append(f"and {len(changes) - LISTED} more")
     return told

@@ -1,0 +1,79 @@
+"""Tables: padded columns for a terminal, and Markdown.
+
+Rich is imported where a table is drawn, so that ``edgeverify --help`` need not wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Row = Sequence[str]
+# Columns take what their cells need, never more: this only says that no cell is wrapped or cut.
+UNBOUNDED = 10**6
+
+
+def padded(rows: Sequence[Row], right: Container[int] = (), indent: str = "") -> list[str]:
+    """Rows as lines of text, two spaces between the columns; no cell is wrapped or cut.
+
+    Args:
+        rows: of equally many cells; the first may be the head.
+        right: indices of the columns that end, not begin, at the same place.
+        indent: put before each line.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    table = titled("", rows[0] if rows else (), right, heads=False)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console(width=UNBOUNDED, color_system=None, legacy_windows=False)
+    with console.capture() as captured:
+        console.print(table)
+    return [f"{indent}{line}".rstrip() for line in captured.get().split("\n")[:-1]]
+
+
+def titled(title: str, columns: Row, right: Container[int] = (), *, heads: bool = True) -> Table:
+    """An empty table without any rule; a cell that does not fit into a terminal is folded.
+
+    Args:
+        title: the line above it, or "".
+        columns: their heads.
+        right: indices of the columns that end at the same place.
+        heads: whether the heads are shown.
+    """
+    from rich.table import Table
+
+    table = Table(
+        title=title or None, title_justify="left", box=None, pad_edge=False, show_header=heads
+    )
+    for index, column in enumerate(columns):
+        justify = "right" if index in right else "left"
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    return table
+
+
+def piped(rows: Sequence[Row], right: Container[int] = ()) -> list[str]:
+    """Rows as the lines of a Markdown table, the first as its head.
+
+    Args:
+        rows: cells in Markdown: what is not the project's own text goes through ``escaped``.
+        right: indices of the columns that are aligned right.
+    """
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    rule = "".join("---:|" if index in right else "---|" for index in range(len(rows[0])))
+    return [head, f"|{rule}", *body]
+
+
+def escaped(text: object) -> str:
+    """Text that Markdown shows as it is: one line that is no markup, HTML or end of a cell."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|&" else c for c in " ".join(str(text).split()))
+
+
+def code(text: object) -> str:
+    """Text as code that cannot leave its cell."""
+    plain = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
+    return f"`{plain}`"
