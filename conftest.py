@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from edgeverify.core.leg import Leg
 from edgeverify.core.results import (
     FAIL,
     PASS,
@@ -96,7 +97,7 @@ def make_leg(name: str = "authoring", outcome: str = PASS, reason: str = "") -> 
     if outcome == FAIL:
         divergence = Divergence("prefill.0/blocks.1.attn.k", 71.0, ("blocks.1.attn.k",))
     return LegResult(
-        name,
+        Leg.of(name),
         worst_outcome([tap.outcome for tap in taps]),
         THRESHOLD,
         tuple(taps),

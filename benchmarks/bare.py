@@ -44,7 +44,7 @@ def prepare(given: Path, cache: Path, checkpoint: Path) -> None:
 
     chosen = Selectors.of(checkpoint=checkpoint, prompt="The capital of France is", cache=cache)
     run, _ = prepared("smollm2", chosen, verbose=False, progress=None)
-    reference_baselines(run, with_file=False)
+    run, _ = reference_baselines(run, with_file=False)
     steps = [[s.signature, s.length, s.start, list(s.tokens)] for s in run.case.steps]
     facts = {"rows": run.case.kv_cache_len, "lengths": run.case.prefill_lengths, "steps": steps}
     (given / "case.json").write_text(json.dumps(facts))

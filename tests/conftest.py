@@ -35,13 +35,11 @@ class Converted:
         path: the .tflite.
         case: what it was converted for.
         model: the re-authored model, in eval mode.
-        options: ``mask_kinds`` and ``window``, as the backends take them.
     """
 
     path: Path
     case: Case
     model: nn.Module
-    options: dict[str, Any]
 
     @property
     def num_blocks(self) -> int:
@@ -51,7 +49,7 @@ class Converted:
         """The re-authored model's own trace."""
         from edgeverify.backends import reauthored
 
-        return reauthored.run(self.model, self.case, **self.options)
+        return reauthored.run(self.model, self.case)
 
 
 def _convert(name: str, layout: str, **choices: Any) -> Converted:
@@ -66,7 +64,8 @@ def _convert(name: str, layout: str, **choices: Any) -> Converted:
     rng = np.random.default_rng(3)
     tokens = rng.integers(0, checkpoint.hf_config["vocab_size"], PROMPT_LENGTH + DECODE_STEPS)
     steps = plan_steps(tokens[:PROMPT_LENGTH], PREFILL_LENGTHS, tokens[PROMPT_LENGTH:])
-    case = Case(name, "tiny", layout, PREFILL_LENGTHS, KV_CACHE_LEN, steps, **choices)
+    masks = {"mask_kinds": port.mask_kinds, "window": checkpoint.hf_config.get("sliding_window")}
+    case = Case(name, "tiny", layout, PREFILL_LENGTHS, KV_CACHE_LEN, steps, **masks, **choices)
     model = build_model(
         port,
         checkpoint.hf_config,
@@ -80,11 +79,8 @@ def _convert(name: str, layout: str, **choices: Any) -> Converted:
         fingerprint.of_module(model),
         asdict(case),
     )
-    path = entries.cached(
-        "converted", key, ".tflite", lambda p: convert(model, case, p, mask_kinds=port.mask_kinds)
-    )
-    window = checkpoint.hf_config.get("sliding_window")
-    return Converted(path, case, model, {"mask_kinds": port.mask_kinds, "window": window})
+    path = entries.cached("converted", key, ".tflite", lambda p: convert(model, case, p))
+    return Converted(path, case, model)
 
 
 @pytest.fixture(scope="session")

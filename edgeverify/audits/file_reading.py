@@ -8,7 +8,7 @@ same checkpoint for the same case, says the same; whoever remembers it must say 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,34 +78,39 @@ def _read_back(text: str) -> FileReading:
     return FileReading(**data)
 
 
-def read_file(
-    path: Path,
-    case: Case,
-    declared: Readings,
-    mask_kinds: Sequence[str],
-    for_engine: bool,
-    hf_config: Mapping[str, Any],
-    config: Any,
-    state: State,
-) -> FileReading:
+@dataclass(frozen=True)
+class Subject:
+    """The model that a file is to be.
+
+    Attributes:
+        hf_config: the HF config.
+        declared: what Hugging Face's model of this config is like.
+        config: the re-authored ``ModelConfig``.
+        state: the checkpoint, HF names → float32 tensors.
+    """
+
+    hf_config: Mapping[str, Any]
+    declared: Readings
+    config: Any
+    state: State
+
+
+def read_file(path: Path, case: Case, subject: Subject, *, for_engine: bool) -> FileReading:
     """Reads a file; an audit that raises is ``unchecked`` in what is returned.
 
     Args:
         path: the .tflite.
         case: what it is to be.
-        declared: of the HF config.
-        mask_kinds: the port's.
+        subject: whose file it is to be.
         for_engine: it is to run in LiteRT-LM.
-        hf_config: the HF config.
-        config: the re-authored ``ModelConfig``.
-        state: the checkpoint, HF names → float32 tensors.
     """
+    declared = subject.declared
     file = ModelFile(path)
     accepted, reason = litert_lm_accepts(file)
     refusal = "" if accepted else reason
     whole, fault = True, ""
     try:
-        signatures = audit_signatures(file, case, declared, mask_kinds, for_engine)
+        signatures = audit_signatures(file, case, declared, for_engine)
     except Exception as error:
         whole, signatures = False, not_made(SIGNATURES, "file", error)
     try:
@@ -118,10 +123,10 @@ def read_file(
         return FileReading(signatures, refusal, fault=fault, whole=False)
     others = [name for name in found if name != DECODE]
     said = AuditResult(
-        CONFIG, odd_attributes(declared, found, others, str(hf_config.get("model_type")))
+        CONFIG, odd_attributes(declared, found, others, str(subject.hf_config.get("model_type")))
     )
     try:
-        constants = audit_file(file, found, config, state, declared)
+        constants = audit_file(file, found, subject.config, subject.state, declared)
     except Exception as error:
         whole, constants = False, not_made(WEIGHTS, "file", error)
     return FileReading(signatures, refusal, readings, said, constants, whole=whole)

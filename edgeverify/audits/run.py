@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from edgeverify.audits.config import audit_config, audit_mask_inputs
-from edgeverify.audits.file_reading import FileReading, not_made, read_file
+from edgeverify.audits.file_reading import FileReading, Subject, not_made, read_file
 from edgeverify.audits.model import Readings
 from edgeverify.audits.of_hf_config import declared
 from edgeverify.audits.of_port import of_config, of_module
@@ -38,7 +38,6 @@ class Auditor:
     Attributes:
         hf_config: the HF config.
         case: what the file is to be.
-        mask_kinds: the port's.
         for_engine: the file is to run in LiteRT-LM; that it would be refused is a failure then.
         results: the audits so far, by name.
         engine_refusal: why LiteRT-LM would refuse the file, or "".
@@ -47,7 +46,6 @@ class Auditor:
 
     hf_config: Mapping[str, Any]
     case: Case
-    mask_kinds: Sequence[str]
     for_engine: bool = False
     results: dict[str, AuditResult] = field(default_factory=dict)
     engine_refusal: str = ""
@@ -113,8 +111,8 @@ class Auditor:
             return
 
         def read() -> FileReading:
-            wanted = (self.case, declared, self.mask_kinds, self.for_engine, self.hf_config)
-            return read_file(path, *wanted, model.config, state)
+            subject = Subject(self.hf_config, declared, model.config, state)
+            return read_file(path, self.case, subject, for_engine=self.for_engine)
 
         found = remember(read)
         self.engine_refusal = found.engine_refusal
@@ -149,5 +147,5 @@ class Auditor:
             )
         ]
         if self.case.mask_as_input:
-            parts.append(audit_mask_inputs(self._declared, self.mask_kinds))
+            parts.append(audit_mask_inputs(self._declared, self.case.mask_kinds))
         return merged(CONFIG, parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ai_edge_litert import schema_py_generated as schema
@@ -23,7 +23,6 @@ def audit_signatures(
     file: ModelFile,
     case: Case,
     declared: Readings,
-    mask_kinds: Sequence[str],
     for_engine: bool = False,
 ) -> AuditResult:
     """Holds a file's signatures against what the case asked for.
@@ -32,7 +31,6 @@ def audit_signatures(
         file: the .tflite.
         case: the prefill lengths, the cache's length and layout, masks, prefill logits.
         declared: of the HF config: heads, head_dim, vocabulary.
-        mask_kinds: the masks that the port takes where masks are inputs.
         for_engine: the file is to run in LiteRT-LM: that it would be refused is a failure then,
             and a fact to know otherwise.
     """
@@ -44,7 +42,7 @@ def audit_signatures(
                if name not in case.signatures]  # fmt: skip
     for name, length in case.signatures.items():
         if name in file.signatures:
-            wanted = _wanted(case, declared, mask_kinds, name, length)
+            wanted = _wanted(case, declared, name, length)
             for side, tensors in zip(("inputs", "outputs"), wanted, strict=True):
                 checks += _side(file, name, side, tensors, needed_masks(declared, case, name))
     try:
@@ -68,7 +66,7 @@ def _check(where: str, item: str, expected: str, found: str) -> Check:
 
 
 def _wanted(
-    case: Case, declared: Readings, mask_kinds: Sequence[str], name: str, length: int
+    case: Case, declared: Readings, name: str, length: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Inputs and outputs of a signature: name → dtype and shape."""
     batch = case.decode_batch if name == "decode" else 1
@@ -77,7 +75,8 @@ def _wanted(
         "input_pos": ("int32", (length,)),
     }
     if case.mask_as_input:
-        names = ["mask"] if len(mask_kinds) == 1 else [f"mask_{kind}" for kind in mask_kinds]
+        kinds = case.mask_kinds
+        names = ["mask"] if len(kinds) == 1 else [f"mask_{kind}" for kind in kinds]
         inputs |= dict.fromkeys(names, ("float32", (1, 1, length, case.kv_cache_len)))
     caches: dict[str, Tensor] = {}
     for block in range(declared.values["layers"]):

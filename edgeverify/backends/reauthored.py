@@ -24,6 +24,7 @@ from edgeverify.core import taps
 from edgeverify.core.case import Case, Step
 from edgeverify.core.errors import PortError
 from edgeverify.core.localise import forget_unfed
+from edgeverify.core.masks import mask
 from edgeverify.core.trace import Trace
 
 KV_LAYOUTS = {
@@ -38,8 +39,6 @@ def run(
     model: nn.Module,
     case: Case,
     *,
-    mask_kinds: tuple[str, ...] = ("global",),
-    window: int | None = None,
     dtype: torch.dtype = torch.float32,
     inject: Trace | None = None,
     every_tap: bool = False,
@@ -50,8 +49,6 @@ def run(
     Args:
         model: the re-authored model; float32, and left so.
         case: what to run, decode tokens known.
-        mask_kinds: the masks the model takes where ``case.mask_as_input``.
-        window: the sliding window of the ``local`` mask, in tokens.
         dtype: ``torch.float64`` makes the model its own oracle.
         inject: an oracle trace; each block (and the final norm) is fed with the oracle's input
             to it, rounded to float32, instead of what the block before it gave.
@@ -88,7 +85,7 @@ def run(
             )
             masks = {}
             if case.mask_as_input:
-                masks["mask"] = build_masks(step, case.kv_cache_len, mask_kinds, window, dtype)
+                masks["mask"] = build_masks(step, case, dtype)
             where = f"{case.model}, step {step.name} ({step.signature})"
             with port_errors(where), _recording(model, recorder):
                 output = model(
@@ -127,36 +124,28 @@ def port_errors(where: str) -> Iterator[None]:
 
 
 def build_masks(
-    step: Step,
-    kv_cache_len: int,
-    kinds: tuple[str, ...],
-    window: int | None,
-    dtype: torch.dtype = torch.float32,
+    step: Step, case: Case, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """The masks a caller passes: 0 where a query sees a key, -inf elsewhere.
 
-    A query at position i sees keys j <= i, and in a ``local`` layer only j > i - window
-    (the edge of transformers' ``sliding_window_overlay``).
-
     Returns:
         One (1, 1, T, S) tensor for a single kind, else kind → tensor.
+
+    Raises:
+        PortError: the port takes a local mask and its HF config has no window.
     """
-    query = torch.arange(step.start, step.start + step.length)[:, None]
-    key = torch.arange(kv_cache_len)[None]
-    masks = {}
-    for kind in kinds:
-        visible = key <= query
-        if kind == "local":
-            if window is None:
-                raise PortError(
-                    "the port takes a local mask, but its HF config has no sliding_window",
-                    expected="a sliding_window in the config",
-                    fix="take 'local' out of the port's mask_kinds",
-                )
-            visible = visible & (key > query - window)
-        mask = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, float("-inf"))
-        masks[kind] = mask[None, None]
-    return masks[kinds[0]] if len(kinds) == 1 else masks
+    if "local" in case.mask_kinds and case.window is None:
+        raise PortError(
+            "the port takes a local mask, but its HF config has no sliding_window",
+            expected="a sliding_window in the config",
+            fix="take 'local' out of the port's mask_kinds",
+        )
+    # Widened by numpy: under ``Float64Mode`` a float32 tensor is an error.
+    width = np.float64 if dtype == torch.float64 else np.float32
+    masks = {
+        kind: torch.from_numpy(mask(kind, step, case).astype(width)) for kind in case.mask_kinds
+    }
+    return masks if len(masks) > 1 else masks[case.mask_kinds[0]]
 
 
 @dataclass

@@ -8,7 +8,8 @@ TensorFlow is imported where it is asked for alone.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,15 @@ from edgeverify.core.case import Case
 from edgeverify.core.errors import ArtifactError
 from edgeverify.core.quiet import quiet
 from edgeverify.core.trace import Trace
-from edgeverify.litert.flatbuffer import ModelFile
 
 
 def run(
     path: Path,
     case: Case,
     runtime: str,
+    setup: tflite.Setup | None = None,
     *,
-    mask_kinds: Sequence[str] = ("global",),
-    window: int | None = None,
-    num_threads: int | None = None,
     instrumented: Path | None = None,
-    tick: Callable[[], None] = lambda: None,
 ) -> Trace:
     """Runs every step of ``case`` in another runtime than the LiteRT interpreter.
 
@@ -39,7 +36,7 @@ def run(
         case: the steps, and the kernels, which each runtime has by the same names.
         runtime: ``compiled_model`` (``ai_edge_litert.compiled_model.CompiledModel``) or
             ``tf_lite`` (TensorFlow's ``tf.lite.Interpreter``).
-        mask_kinds, window, num_threads, instrumented, tick: as for ``tflite.run``.
+        setup, instrumented: as for ``tflite.run``; the opener is the runtime's.
 
     Returns:
         Logits (B, T, V) and caches (B, T, N, H) of each step; the inner taps, too, where an
@@ -48,17 +45,8 @@ def run(
     Raises:
         ArtifactError: as for ``tflite.run``.
     """
-    trace = tflite.run(
-        path,
-        case,
-        num_blocks=next(iter(ModelFile(path).signatures.values())).num_blocks,
-        mask_kinds=mask_kinds,
-        window=window,
-        num_threads=num_threads,
-        instrumented=instrumented,
-        opener=OPENERS[runtime],
-        tick=tick,
-    )
+    setup = replace(setup or tflite.Setup(), opener=OPENERS[runtime])
+    trace = tflite.run(path, case, setup, instrumented=instrumented)
     trace.provenance["backend"] = runtime
     return trace
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,18 +56,31 @@ CACHE_ORDER = {
 }
 
 
+@dataclass(frozen=True)
+class Setup:
+    """How a file is run, beside what its case says.
+
+    Attributes:
+        num_threads: of the interpreter; the machine's if None.
+        cache: another cache than the default one.
+        memory_budget: bytes that the process may take; what is available if None.
+        opener: opens a file, from ``choose_opener`` or of another runtime; ``open_file`` if None.
+        tick: called after each step.
+    """
+
+    num_threads: int | None = None
+    cache: Path | None = None
+    memory_budget: int | None = None
+    opener: Callable[..., Any] | None = None
+    tick: Callable[[], None] = lambda: None
+
+    @property
+    def threads(self) -> int:
+        return self.num_threads or os.cpu_count() or 1
+
+
 def run_file(
-    path: Path,
-    case: Case,
-    oracle: Trace | None = None,
-    *,
-    mask_kinds: Sequence[str] = ("global",),
-    window: int | None = None,
-    kernel: str | None = None,
-    num_threads: int | None = None,
-    cache: Path | None = None,
-    memory_budget: int | None = None,
-    tick: Callable[[], None] = lambda: None,
+    path: Path, case: Case, oracle: Trace | None = None, setup: Setup | None = None
 ) -> tuple[Trace, Trace | None]:
     """Runs a file as a whole, and block by block on the oracle's inputs.
 
@@ -76,11 +90,10 @@ def run_file(
 
     Args:
         path: the converted file; large copies of it are made beside it for the time being.
-        case, mask_kinds, window, kernel, num_threads: as for ``run``.
+        case: what is run.
         oracle: the trace whose block inputs the blocks are fed with, rounded to float32.
-        cache: another cache than the default one.
-        memory_budget: as for ``choose_opener``.
-        tick: called once for each step of the case, though each is run up to three times.
+        setup: how; its ``opener`` is chosen here. ``tick`` is called once for each step of the
+            case, though each is run up to three times.
 
     Returns:
         The trace of the whole file, and that of its blocks in isolation (None without oracle). The
@@ -90,25 +103,18 @@ def run_file(
     Raises:
         ArtifactError: as for ``run``.
     """
-    calls, passes = itertools.count(1), 2 if oracle is None else 3
+    setup = setup or Setup()
+    calls, passes, once = itertools.count(1), 2 if oracle is None else 3, setup.tick
 
     def shared_tick() -> None:
         if next(calls) % passes == 0:
-            tick()
+            once()
 
-    opener, told = choose_opener(path, kernel or case.kernel, memory_budget, own=True)
-    shared: dict[str, Any] = {
-        "num_blocks": next(iter(ModelFile(path).signatures.values())).num_blocks,
-        "mask_kinds": mask_kinds,
-        "window": window,
-        "kernel": kernel,
-        "num_threads": num_threads,
-        "cache": cache,
-        "tick": shared_tick,
-    }
+    opener, told = choose_opener(path, case.kernel, setup.memory_budget, own=True)
+    setup = replace(setup, tick=shared_tick, opener=None)
     if opener is not open_file:
         try:
-            whole, isolated = _run_packed_once(path, case, oracle, opener, shared)
+            whole, isolated = _run_packed_once(path, case, oracle, replace(setup, opener=opener))
             whole.provenance |= {"runtime": "CompiledModel", "packing": told}
             return whole, isolated
         except ArtifactError:
@@ -116,34 +122,31 @@ def run_file(
             # interpreter's reason is told.
             if told:
                 raise
-    with instrumented_copy(path, root=cache) as tapped:
-        whole = run(path, case, **shared, instrumented=tapped)
+    with instrumented_copy(path, root=setup.cache) as tapped:
+        whole = run(path, case, setup, instrumented=tapped)
     whole.provenance |= {"runtime": "Interpreter", "packing": ""}
     if oracle is None:
         return whole, None
-    with instrumented_copy(path, isolate=True, root=cache) as cut:
-        return whole, run(path, case, **shared, instrumented=cut, inject=oracle.arrays)
+    with instrumented_copy(path, isolate=True, root=setup.cache) as cut:
+        return whole, run(path, case, setup, instrumented=cut, inject=oracle.arrays)
 
 
 def _run_packed_once(
-    path: Path,
-    case: Case,
-    oracle: Trace | None,
-    opener: Callable[..., Any],
-    shared: Mapping[str, Any],
+    path: Path, case: Case, oracle: Trace | None, setup: Setup
 ) -> tuple[Trace, Trace | None]:
     """``run_file`` where all signatures of a file share the packed weights."""
     alone = oracle is not None
-    with instrumented_copy(path, isolate=alone, beside=alone, root=shared["cache"]) as both:
-        options = {**shared, "instrumented": both, "opener": _opening_once(both, opener)}
-        whole = run(path, case, **options)
+    assert setup.opener is not None
+    with instrumented_copy(path, isolate=alone, beside=alone, root=setup.cache) as both:
+        setup = replace(setup, opener=_opening_once(both, setup.opener))
+        whole = run(path, case, setup, instrumented=both)
         if oracle is None:
             return whole, None
-        return whole, run(path, case, **options, inject=oracle.arrays)
+        return whole, run(path, case, setup, instrumented=both, inject=oracle.arrays)
 
 
 def _opening_once(kept: Path, opener: Callable[..., Any]) -> Callable[..., Any]:
-    """The opener, which opens one of the files once alone, and so packs its weights once."""
+    """The opener, which opens one of the files once, and so packs its weights once."""
     opened: list[Any] = []
 
     def open_(path: Path, **options: Any) -> Any:
@@ -156,44 +159,31 @@ def _opening_once(kept: Path, opener: Callable[..., Any]) -> Callable[..., Any]:
     return open_
 
 
-def run_every_tap(
-    path: Path,
-    case: Case,
-    oracle: Trace,
-    *,
-    mask_kinds: Sequence[str] = ("global",),
-    window: int | None = None,
-    cache: Path | None = None,
-    memory_budget: int | None = None,
-) -> Trace:
+def run_every_tap(path: Path, case: Case, oracle: Trace, setup: Setup | None = None) -> Trace:
     """Runs a file with every tap fed with the oracle's value of the taps that it is made from.
 
     Args:
-        path, case, mask_kinds, window, cache, memory_budget: as for ``run_file``.
+        path, case, setup: as for ``run_file``.
         oracle: float64; rounded to float32.
 
     Raises:
         ArtifactError: as for ``run``.
     """
-    opener, _ = choose_opener(path, case.kernel, memory_budget, own=True)
-    num_blocks = next(iter(ModelFile(path).signatures.values())).num_blocks
-    with instrumented_copy(path, every_tap=True, root=cache) as cut:
-        trace = run(
-            path,
-            case,
-            num_blocks=num_blocks,
-            mask_kinds=mask_kinds,
-            window=window,
-            instrumented=cut,
-            inject=oracle.arrays,
-            opener=opener,
-            cache=cache,
-        )
+    setup = setup or Setup()
+    opener, _ = choose_opener(path, case.kernel, setup.memory_budget, own=True)
+    setup = replace(setup, opener=opener)
+    with instrumented_copy(path, every_tap=True, root=setup.cache) as cut:
+        trace = run(path, case, setup, instrumented=cut, inject=oracle.arrays)
         found = _instrumentation(cut, isolated=True)
     assert found is not None
     for step in case.steps:
-        forget_unfed(trace, step.name, num_blocks, found.located[step.signature].taps)
+        forget_unfed(trace, step.name, blocks_of(path), found.located[step.signature].taps)
     return trace
+
+
+def blocks_of(path: Path) -> int:
+    """How many transformer blocks a file has, by the caches of its signatures."""
+    return next(iter(ModelFile(path).signatures.values())).num_blocks
 
 
 @contextmanager
@@ -235,36 +225,21 @@ def instrumented_copy(
 def run(
     path: Path,
     case: Case,
+    setup: Setup | None = None,
     *,
-    num_blocks: int,
-    kernel: str | None = None,
-    window: int | None = None,
-    mask_kinds: Sequence[str] = ("global",),
     instrumented: Path | None = None,
     inject: Mapping[str, np.ndarray] | None = None,
-    num_threads: int | None = None,
-    opener: Callable[..., Any] | None = None,
-    cache: Path | None = None,
-    tick: Callable[[], None] = lambda: None,
 ) -> Trace:
     """Runs every step of ``case`` from an empty cache.
 
     Args:
         path: the converted file.
-        case: the steps; also the cache's layout and length, and whether masks are inputs.
-        num_blocks: transformer blocks of the model.
-        kernel: ``xnnpack``, ``builtin`` or ``reference``; the case's own if left out.
-        window: width of ``local`` masks: position j is visible to i if ``i - window < j <= i``.
-        mask_kinds: the masks the file takes, if they are inputs.
+        case: the steps; also the kernels, the cache's layout and length, and the masks.
+        setup: how it is run.
         instrumented: a copy written by ``flatbuffer.instrument``, for the inner taps.
         inject: what each block and the final norm are fed with, ``"prefill.0/embed"``,
             ``"prefill.0/blocks.0.out"``, …, (B, T, C), real rows only. Needs an ``instrumented``
             copy that isolates; everything is then recorded from that copy.
-        num_threads: of the interpreter; the machine's if left out.
-        opener: opens a file, from ``choose_opener`` or of another runtime; ``open_file`` if left
-            out.
-        cache: another cache than the default one, for the file's digest.
-        tick: called after every call of a signature.
 
     Returns:
         The trace, with the reasons for taps that could not be read in ``unavailable``.
@@ -273,22 +248,15 @@ def run(
         ArtifactError: a file cannot be opened or does not fit the case, a step writes past the
             cache's end (the runtime would move it back over older rows), or the runtime failed.
     """
-    kernel = kernel or case.kernel
-    num_threads = num_threads or os.cpu_count() or 1
-    options = {
-        "kernel": kernel,
-        "num_threads": num_threads,
-        "masks": (mask_kinds, window),
-        "opener": opener or open_file,
-        "tick": tick,
-    }
+    setup = setup or Setup()
+    num_blocks = blocks_of(path)
     trace = Trace(
         provenance={
             "backend": "tflite",
-            "kernel": kernel,
-            "num_threads": num_threads,
+            "kernel": case.kernel,
+            "num_threads": setup.threads,
             "file": path.name,
-            "file_sha256": entries.file_digest(path, root=cache),
+            "file_sha256": entries.file_digest(path, root=setup.cache),
             "isolated": inject is not None,
             "versions": entries.versions(),
         }
@@ -296,18 +264,18 @@ def run(
     if inject is not None:
         if instrumented is None:
             raise ValueError("inject needs an instrumented file")
-        for step, outputs, located in _drive(instrumented, case, options, inject):
+        for step, outputs, located in _drive(instrumented, case, setup, inject):
             _record(trace, case, step, num_blocks, outputs, outputs, located)
             _forget_unfed(trace, step, num_blocks, located)
         return trace
 
-    outer = [outputs for _, outputs, _ in _drive(path, case, options)]
+    outer = [outputs for _, outputs, _ in _drive(path, case, setup)]
     if instrumented is None:
         for step, outputs in zip(case.steps, outer, strict=True):
             _record(trace, case, step, num_blocks, outputs, {}, None)
         return trace
     for (step, outputs, located), untouched in zip(
-        _drive(instrumented, case, options), outer, strict=True
+        _drive(instrumented, case, setup), outer, strict=True
     ):
         changed = _first_difference(untouched, outputs)
         if changed is None:
@@ -321,14 +289,13 @@ def run(
 def _drive(
     path: Path,
     case: Case,
-    options: Mapping[str, Any],
+    setup: Setup,
     inject: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[Step, dict[str, np.ndarray], Located | None]]:
     """Yields each step's outputs. One interpreter is alive, and only until the last step."""
     told = _instrumentation(path, isolated=inject is not None)
-    interpreter = options["opener"](
-        path, kernel=options["kernel"], num_threads=options["num_threads"]
-    )
+    opener = setup.opener or open_file
+    interpreter = opener(path, kernel=case.kernel, num_threads=setup.threads)
     signatures = {} if told is None else ModelFile(path).signatures
     runners: dict[str, Any] = {}
     cache: dict[str, np.ndarray] = {}
@@ -352,12 +319,12 @@ def _drive(
                 "tokens": np.array([step.padded_tokens], np.int32),
                 "input_pos": np.arange(step.start, step.start + step.length, dtype=np.int32),
                 **cache,
-                **masks_of(case, step, shapes, *options["masks"]),
+                **masks_of(case, step, shapes),
                 **_injected(step, shapes, inject or {}, located),
             }
             outputs = call(runner, path, step, inputs, shapes, first=step is case.steps[0])
             cache = {name: outputs[name] for name in cache}
-            options["tick"]()
+            setup.tick()
             for tap, output in taps_of.items():
                 outputs[TAP + tap] = outputs[output]
             yield step, outputs, located

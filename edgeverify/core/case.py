@@ -72,6 +72,8 @@ class Case:
         kernel: the LiteRT kernels that run the file.
         decode_batch: conversations that the decode signature takes at once; 0 is a file that has
             none.
+        mask_kinds: the masks that the port takes where masks are inputs: ``global``, ``local``.
+        window: tokens that a ``local`` mask shows; None without such a mask.
     """
 
     model: str
@@ -85,6 +87,13 @@ class Case:
     greedy: bool = False
     kernel: str = "xnnpack"
     decode_batch: int = 1
+    mask_kinds: tuple[str, ...] = ("global",)
+    window: int | None = None
+
+    @property
+    def starts(self) -> dict[str, int]:
+        """Step name → the position of its first token."""
+        return {step.name: step.start for step in self.steps}
 
     @property
     def tokens(self) -> tuple[int, ...]:

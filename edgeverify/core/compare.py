@@ -19,6 +19,7 @@ import numpy as np
 
 from edgeverify.core import noise, profile, taps
 from edgeverify.core.errors import TraceError
+from edgeverify.core.leg import Leg
 from edgeverify.core.representation import excuse
 from edgeverify.core.results import (
     FAIL,
@@ -78,14 +79,13 @@ class Thresholds:
 
 
 @cache
-def thresholds(name: str) -> Thresholds:
-    """The calibrated thresholds of a leg, or of the ``isolated`` runs.
+def thresholds(kind: str) -> Thresholds:
+    """The calibrated thresholds of a kind of leg, or of the ``isolated`` runs.
 
-    The legs of all recipes, and of all runtimes, have one: ``quantization:dynamic_int8``.
     They are read from ``thresholds.json``, which ``python -m edgeverify.suites.calibrate`` writes.
     """
     table = json.loads(resources.files("edgeverify.core").joinpath("thresholds.json").read_text())
-    entry = table[name.partition(":")[0]]
+    entry = table[kind]
     return Thresholds(rms=float(entry["rms"]), row=float(entry["row"]))
 
 
@@ -260,7 +260,7 @@ def _judge_greedy(
 
 
 def judge_leg(
-    name: str,
+    leg: Leg,
     candidate: Trace,
     isolated: Trace | None,
     baseline: Baseline,
@@ -272,14 +272,14 @@ def judge_leg(
     """Judges a leg: the run as a whole and, where there is one, the block-by-block run.
 
     Args:
-        name: the leg.
+        leg: what is judged.
         candidate: the run to be judged.
         isolated: the same with each block fed with the oracle's input, or None.
         baseline: what both are held against.
         expected, starts: as in ``compare``.
         notes: carried into the result.
     """
-    limits, block_limits = thresholds(name), thresholds("isolated")
+    limits, block_limits = thresholds(leg.kind), thresholds("isolated")
     rows: dict[str, np.ndarray] = {}
     whole = compare(candidate, baseline.oracle, baseline.floor, limits, expected, starts, rows)
     results = list(whole)
@@ -291,17 +291,17 @@ def judge_leg(
         results = [_with_isolated(result, by_key.pop(result.tap, None)) for result in results]
         results += by_key.values()  # what only the block-by-block run has: extra taps
     results, note = excuse(results, candidate, starts)
-    leg = leg_of(name, results, (*notes, note) if note else notes)
-    return replace(leg, along=profile.along(rows, starts))
+    result = leg_of(leg, results, (*notes, note) if note else notes)
+    return replace(result, along=profile.along(rows, starts))
 
 
-def leg_of(name: str, results: Sequence[TapResult], notes: tuple[str, ...] = ()) -> LegResult:
+def leg_of(leg: Leg, results: Sequence[TapResult], notes: tuple[str, ...] = ()) -> LegResult:
     """A leg of taps that have been judged, in forward order."""
     outcome = worst_outcome([result.outcome for result in results])
     return LegResult(
-        name=name,
+        leg=leg,
         outcome=outcome,
-        threshold=thresholds(name).as_dict(),
+        threshold=thresholds(leg.kind).as_dict(),
         taps=tuple(results),
         worst=_worst(results),
         first_divergence=_first_divergence(results),

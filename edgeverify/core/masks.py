@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -13,19 +13,18 @@ def masks_of(
     case: Case,
     step: Step,
     shapes: Mapping[str, tuple[int, ...]],
-    kinds: Sequence[str],
-    window: int | None,
 ) -> dict[str, np.ndarray]:
     """The masks a signature takes, by input name, (1, 1, T, S): 0 where visible, else -inf."""
     if not case.mask_as_input:
         return {}
+    kinds = case.mask_kinds
     names = {"mask": kinds[0]} if len(kinds) == 1 else {f"mask_{kind}": kind for kind in kinds}
     # The converter drops a mask that no layer reads; a file without any is none of this case.
     taken = names.keys() & shapes.keys() or names.keys()
-    return {name: mask(names[name], step, case, window) for name in sorted(taken)}
+    return {name: mask(names[name], step, case) for name in sorted(taken)}
 
 
-def mask(kind: str, step: Step, case: Case, window: int | None) -> np.ndarray:
+def mask(kind: str, step: Step, case: Case) -> np.ndarray:
     """One attention mask, float32 (1, 1, T, S).
 
     ``global``: key j is visible to query i if j <= i. ``local``: if also j > i - window, as in
@@ -38,9 +37,9 @@ def mask(kind: str, step: Step, case: Case, window: int | None) -> np.ndarray:
     keys = np.arange(case.kv_cache_len)[None, :]
     visible = keys <= queries
     if kind == "local":
-        if not window:
+        if not case.window:
             raise ValueError("a local mask needs a window")
-        visible &= keys > queries - window
+        visible &= keys > queries - case.window
     elif kind != "global":
         raise ValueError(f"unknown mask kind {kind!r}")
     return np.where(visible, np.float32(0), np.float32(-np.inf))[None, None]

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from edgeverify.core.leg import Leg
+
 SCHEMA = 1
 PASS, FAIL, UNCHECKED = "pass", "fail", "unchecked"
 # Of an audit or an invariant that has nothing to say here; it counts neither way.
@@ -77,8 +79,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class LegResult:
-    """One leg: ``authoring`` (reference → reauthored), ``conversion`` (reauthored → .tflite),
-    ``quantization:{recipe}`` (float → recipe) or ``runtime:{runtime}`` (interpreter → another).
+    """What came of one leg.
 
     Attributes:
         attribution: of a quantized file: who moved the logits, and how far
@@ -88,7 +89,7 @@ class LegResult:
             (``edgeverify.core.profile.along``).
     """
 
-    name: str
+    leg: Leg
     outcome: str
     threshold: Mapping[str, float]
     taps: tuple[TapResult, ...] = ()
@@ -98,6 +99,11 @@ class LegResult:
     notes: tuple[str, ...] = ()
     attribution: Mapping[str, Any] = field(default_factory=dict)
     along: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As it stands in reports."""
+        return str(self.leg)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from edgeverify.audits.run import Auditor
@@ -37,19 +35,14 @@ def run_reauthored(
     run: Run, oracle: Trace | None, dtype: torch.dtype = torch.float32
 ) -> tuple[Trace, Trace]:
     """The re-authored model as a whole and, given an oracle, block by block (else empty)."""
-    options: dict[str, Any] = {
-        "mask_kinds": run.port.mask_kinds,
-        "window": run.window,
-        "dtype": dtype,
-    }
     model = run.model()
     name = "re-authored" if dtype == torch.float32 else "re-authored, float64"
     with run.timed(name, len(run.case.steps) * (1 if oracle is None else 2)) as tick:
         with forgetting(model):
-            whole = run.lean(reauthored.run(model, run.case, tick=tick, **options))
+            whole = run.lean(reauthored.run(model, run.case, tick=tick, dtype=dtype))
             if oracle is None:
                 return whole, Trace()
-            isolated = reauthored.run(model, run.case, inject=oracle, tick=tick, **options)
+            isolated = reauthored.run(model, run.case, inject=oracle, tick=tick, dtype=dtype)
         return whole, run.lean(isolated)
 
 
@@ -64,12 +57,18 @@ def find_causes(run: Run, baseline: Baseline) -> tuple[Finding, ...]:
     def alone() -> Trace:
         return every_tap_fed(run, oracle, None)
 
-    starts = {step.name: step.start for step in run.case.steps}
     expected = run.expected(oracle)
     with run.timed("diagnose"):
         try:
             return diagnose(
-                model, run.hf_config, run.state(), run.case, alone, baseline, expected, starts
+                model,
+                run.hf_config,
+                run.state(),
+                run.case,
+                alone,
+                baseline,
+                expected,
+                run.case.starts,
             )
         except Exception as error:
             told = f"the cause was not looked for to the end: {type(error).__name__}: {error}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,8 +41,8 @@ def _reference() -> Any:
 
 def reference_baselines(
     run: Run, *, with_file: bool, summed: Baseline | None = None
-) -> dict[str, Baseline]:
-    """What each leg is held against; cached. The case gets its decode tokens here.
+) -> tuple[Run, dict[str, Baseline]]:
+    """What each leg is compared with; cached.
 
     The re-authored model runs on PyTorch as the reference does; the file's kernels sum one term
     after another, so the floor of its leg has that order, too (see
@@ -53,6 +53,10 @@ def reference_baselines(
         with_file: whether the leg ``conversion`` is asked for.
         summed: the same baseline of a model of the same geometry. Its floors then stand in for
             linear layers that sum in order, which are slow to run.
+
+    Returns:
+        The run, whose case now holds the reference's decode tokens, and the baseline of
+        ``authoring`` and, with a file, of ``conversion``.
     """
     key = entries.digest(
         "reference",
@@ -100,7 +104,7 @@ def reference_baselines(
         return Trace(dict(widest(first, floor(oracle, sequential=False).arrays)))
 
     own = cached("reference", lambda: stepwise(None))
-    run.case = run.case.with_decode_tokens(own.provenance["decode_tokens"])
+    run = replace(run, case=run.case.with_decode_tokens(own.provenance["decode_tokens"]))
     oracle = cached("oracle", oracle_run)
     other = cached("floor", lambda: floor(None, sequential=False))
     whole = widest(floor_of(oracle.arrays, own.arrays), other.arrays)
@@ -119,7 +123,7 @@ def reference_baselines(
             floors.append(summed.floor)
             alone.append(summed.isolated_floor)
         baselines["conversion"] = Baseline(oracle, widest(*floors), widest(*alone), own)
-    return baselines
+    return run, baselines
 
 
 def own_baseline(run: Run, own: Trace, reference_: Baseline) -> Baseline:

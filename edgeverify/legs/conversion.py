@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from edgeverify.audits.file_reading import FileReading
 from edgeverify.audits.run import Auditor
@@ -51,7 +50,7 @@ def audit_file(run: Run, auditor: Auditor, path: Path) -> None:
         run.hf_config,
         fingerprint.of_config(model.config),
         [case.kv_layout, list(case.prefill_lengths), case.kv_cache_len, case.decode_batch],
-        [case.mask_as_input, case.prefill_logits, list(run.port.mask_kinds), auditor.for_engine],
+        [case.mask_as_input, case.prefill_logits, list(case.mask_kinds), auditor.for_engine],
     )
 
     def remember(read: Callable[[], FileReading]) -> FileReading:
@@ -81,8 +80,6 @@ def converted(run: Run) -> Path:
         probed = reauthored.run(
             model,
             fingerprint.probe(case, run.hf_config["vocab_size"]),
-            mask_kinds=run.port.mask_kinds,
-            window=run.window,
         )
     key = entries.digest(
         "converted",
@@ -95,12 +92,12 @@ def converted(run: Run) -> Path:
         fingerprint.of_module(model),
         fingerprint.of_trace(probed),
         [case.kv_layout, list(case.prefill_lengths), case.kv_cache_len, case.decode_batch],
-        [case.mask_as_input, case.prefill_logits, list(run.port.mask_kinds)],
+        [case.mask_as_input, case.prefill_logits, list(case.mask_kinds)],
     )
 
     def make(path: Path) -> None:
         with run.timed("convert"):
-            convert(model, case, path, mask_kinds=run.port.mask_kinds, verbose=run.verbose)
+            convert(model, case, path, verbose=run.verbose)
             forget(*model.parameters())
 
     return entries.cached("converted", key, ".tflite", make, root=run.cache)
@@ -110,29 +107,20 @@ def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
     """The untouched file with its inner taps read from a copy, and the file block by block."""
     run.release()
     with run.timed("run .tflite", len(run.case.steps)) as tick:
-        whole, isolated = tflite.run_file(
-            path,
-            run.case,
-            oracle,
-            mask_kinds=run.port.mask_kinds,
-            window=run.window,
-            cache=run.cache,
-            memory_budget=run.memory_budget,
-            tick=tick,
-        )
-    run.runtime = whole.provenance["runtime"]
+        setup = tflite.Setup(cache=run.cache, memory_budget=run.memory_budget, tick=tick)
+        whole, isolated = tflite.run_file(path, run.case, oracle, setup)
+    run.log.runtime = whole.provenance["runtime"]
     return run.lean(whole), None if isolated is None else run.lean(isolated)
 
 
 def every_tap_fed(run: Run, oracle: Trace, path: Path | None) -> Trace:
     """The re-authored model, or its file, with every tap fed with the oracle's values."""
-    options: dict[str, Any] = {"mask_kinds": run.port.mask_kinds, "window": run.window}
     with run.timed("sublayer by sublayer"):
         if path is None:
             model = run.model()
-            return reauthored.run(model, run.case, inject=oracle, every_tap=True, **options)
-        options |= {"cache": run.cache, "memory_budget": run.memory_budget}
-        return tflite.run_every_tap(path, run.case, oracle, **options)
+            return reauthored.run(model, run.case, inject=oracle, every_tap=True)
+        setup = tflite.Setup(cache=run.cache, memory_budget=run.memory_budget)
+        return tflite.run_every_tap(path, run.case, oracle, setup)
 
 
 def op_sources(run: Run, path: Path, leg: LegResult) -> tuple[Finding, ...]:
@@ -148,8 +136,6 @@ def op_sources(run: Run, path: Path, leg: LegResult) -> tuple[Finding, ...]:
                 leg,
                 run.model(),
                 run.case,
-                mask_kinds=run.port.mask_kinds,
-                window=run.window,
             )
         except Exception as error:
             told = f"the operator was not found: {type(error).__name__}: {error}"

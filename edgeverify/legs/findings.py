@@ -13,6 +13,7 @@ import torch
 from edgeverify.core import taps
 from edgeverify.core.case import Case
 from edgeverify.core.compare import POSITION_0_AGREES, thresholds
+from edgeverify.core.leg import CONVERSION, QUANTIZATION, RUNTIME, Leg
 from edgeverify.core.memory import peak_memory
 from edgeverify.core.results import (
     FAIL,
@@ -27,7 +28,6 @@ from edgeverify.core.results import (
 )
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
-from edgeverify.legs.quantization.leg import LEG as QUANTIZATION
 from edgeverify.legs.run import Run
 from edgeverify.report.advice import hint
 from edgeverify.report.words import LISTED
@@ -51,9 +51,9 @@ def report_of(
             "threads": torch.get_num_threads(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             **({"memory": run.memory} if run.memory else {}),
-            **({"runtime": run.runtime} if run.runtime else {}),
+            **({"runtime": run.log.runtime} if run.log.runtime else {}),
             "peak_memory": peak_memory(),
-            "peak_memory_after": dict(run.peaks),
+            "peak_memory_after": dict(run.log.peaks),
         },
         legs=legs,
         findings=(
@@ -64,9 +64,9 @@ def report_of(
                 for finding in (*_findings(leg), *(c for c in causes if c.leg == leg.name))
             ),
         ),
-        timings=run.timings,
+        timings=run.log.timings,
         audits=audits,
-        files=run.files,
+        files=run.log.files,
     )
 
 
@@ -79,7 +79,7 @@ def _audit_findings(audit: AuditResult, legs: Mapping[str, LegResult]) -> list[F
     if not audit.odd:
         return []
     seen = [check for check in audit.odd if check.outcome == audit.outcome]
-    of_recipe = audit.name.startswith(QUANTIZATION)
+    of_recipe = Leg.of(audit.name).kind == QUANTIZATION
     of_file = all(check.where.startswith("file") for check in seen) or audit.name == SIGNATURES
     told = "; ".join(str(check) for check in seen[:LISTED])
     more = f"; and {len(seen) - LISTED} more" if len(seen) > LISTED else ""
@@ -104,17 +104,17 @@ def _findings(leg: LegResult) -> list[Finding]:
 
 def _where_to_look(leg: LegResult, failed: TapResult) -> str:
     """A hint for the first diverging tap, with what the leg and the step's other taps tell."""
-    if leg.name.startswith(QUANTIZATION):
+    if leg.leg.kind == QUANTIZATION:
         return (
             "how the kernel computes with quantized weights: the audit has them as the recipe "
             "says, or tells which are not. Another --kernel may agree"
         )
-    if leg.name == "conversion":
+    if leg.leg.kind == CONVERSION:
         return (
             "the file's operators between the last tap that agrees and this one: constants, fused "
             "operations, composites. If --kernel builtin agrees, it is the kernel's fault"
         )
-    if leg.name.startswith("runtime:"):
+    if leg.leg.kind == RUNTIME:
         return (
             "how this runtime runs the file: the LiteRT interpreter's own results are the leg "
             "conversion's. If --kernel builtin agrees, it is the kernel's fault"

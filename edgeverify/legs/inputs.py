@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from edgeverify.core.case import (
 from edgeverify.core.errors import UsageError
 from edgeverify.legs.selectors import Selectors
 
+if TYPE_CHECKING:
+    from edgeverify.hf.checkpoints import Checkpoint
+    from edgeverify_models.port import Port
+
 # Of our own. Plain prose, so that a trained model is run where it was trained.
 PROSE = (
     "The lighthouse keeper wrote down the weather every evening before he lit the lamp. "
@@ -31,9 +35,8 @@ PROSE = (
 
 
 def plan_case(
-    model: str,
-    size: str,
-    hf_config: Mapping[str, Any],
+    port: Port,
+    checkpoint: Checkpoint,
     tokenizer: Any | None,
     chosen: Selectors,
     max_positions: int,
@@ -48,7 +51,7 @@ def plan_case(
         UsageError: the case does not fit the cache or the model.
     """
     lengths = sorted(set(chosen.prefill))
-    prompt, decode = tokens(hf_config, tokenizer, chosen, prompt_length(lengths))
+    prompt, decode = tokens(checkpoint.hf_config, tokenizer, chosen, prompt_length(lengths))
     steps = plan_steps(prompt, lengths, decode)
     rows = chosen.kv_cache_len
     if rows is None:
@@ -57,8 +60,8 @@ def plan_case(
             rows = max_positions
     check_lengths(lengths, steps, rows, max_positions)
     return Case(
-        model=model,
-        size=size,
+        model=port.name,
+        size=checkpoint.size,
         kv_layout=chosen.kv_layout,
         prefill_lengths=tuple(lengths),
         kv_cache_len=rows,
@@ -67,6 +70,8 @@ def plan_case(
         prefill_logits=chosen.prefill_logits,
         greedy=tokenizer is not None,
         kernel=chosen.kernel,
+        mask_kinds=port.mask_kinds,
+        window=checkpoint.hf_config.get("sliding_window"),
     )
 
 

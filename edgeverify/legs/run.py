@@ -10,7 +10,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +44,39 @@ SMALL_MODEL = 10_000_000  # parameters
 
 
 @dataclass
-class Run:
-    """One check: what is run, where it is cached, how long each stage took.
+class Log:
+    """What a run took and made; all variants of a run write into one.
 
-    ``streamed``: the weights stay on the disk, and so do traces (see
-    ``edgeverify.backends.streaming``).
-    ``memory``: why, or why not. ``memory_budget``: bytes that the process may take; what the
-    machine has if None. ``runtime``: what ran the last file.
+    Attributes:
+        timings: stage → seconds.
+        peaks: stage → the process's peak of memory after it, in bytes, where the stage raised it.
+        files: leg → what its file is made of.
+        runtime: what ran the last file.
+    """
+
+    timings: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
+    files: dict[str, FileFacts] = field(default_factory=dict)
+    runtime: str = ""
+
+
+@dataclass
+class _Loaded:
+    """A value that is made when first asked for, and can be let go of."""
+
+    value: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One check: a port with a checkpoint and a case, and where its results are cached.
+
+    Attributes:
+        streamed: the weights stay on the disk, and so do traces (see
+            ``edgeverify.backends.streaming``).
+        memory: why they are streamed, or why not.
+        memory_budget: bytes that the process may take; what the machine has if None.
+        log: what was taken and made so far.
     """
 
     port: Port
@@ -59,31 +85,33 @@ class Run:
     cache: Path | None = None
     verbose: bool = False
     progress: Progress = field(default_factory=Progress)
-    timings: dict[str, float] = field(default_factory=dict)
-    peaks: dict[str, int] = field(default_factory=dict)
-    files: dict[str, FileFacts] = field(default_factory=dict)
     streamed: bool = False
     memory: str = ""
     memory_budget: int | None = None
-    runtime: str = ""
-    _state: dict[str, torch.Tensor] | None = None
-    _model: nn.Module | None = None
+    log: Log = field(default_factory=Log)
+    _state: _Loaded = field(default_factory=_Loaded)
+    _model: _Loaded = field(default_factory=_Loaded)
+
+    def of_case(self, case: Case) -> Run:
+        """The run of another case: the same weights, and a model of its own."""
+        return replace(self, case=case, _model=_Loaded())
+
+    def of_checkpoint(self, checkpoint: Checkpoint) -> Run:
+        """The run of another checkpoint: weights, model, files of its own."""
+        log = replace(self.log, files={}, runtime="")
+        return replace(self, checkpoint=checkpoint, log=log, _state=_Loaded(), _model=_Loaded())
 
     @property
     def hf_config(self) -> Mapping[str, Any]:
         return self.checkpoint.hf_config
 
-    @property
-    def window(self) -> int | None:
-        return self.hf_config.get("sliding_window")
-
     def state(self) -> dict[str, torch.Tensor]:
         """The weights: HF names → float32 tensors."""
-        if self._state is None:
+        if self._state.value is None:
             with self.timed("load weights"):
                 load = self.checkpoint.mapped if self.streamed else self.checkpoint.tensors
-                self._state = load()
-        return self._state
+                self._state.value = load()
+        return self._state.value
 
     @property
     def scratch(self) -> Path:
@@ -100,18 +128,18 @@ class Run:
         Raises:
             PortError: the weights do not fit it, one to one.
         """
-        if self._model is None:
-            self._model = _build_reauthored(self)
-        return self._model
+        if self._model.value is None:
+            self._model.value = _build_reauthored(self)
+        return self._model.value
 
     def reload(self) -> None:
         """Loads the weights anew; a model that was built keeps those that it has."""
-        self._state = None
+        self._state.value = None
         self.state()
 
     def release(self) -> None:
         """Lets go of the weights and the model, which the runtime's own copies need room for."""
-        self._state = self._model = None
+        self._state.value = self._model.value = None
         gc.collect()
 
     def expected(self, oracle: Trace) -> tuple[str, ...]:
@@ -128,7 +156,7 @@ class Run:
 
     @contextmanager
     def timed(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-        """A stage that progress is told of and whose seconds are added to ``timings``.
+        """A stage that progress is told of and whose seconds are added to the log's ``timings``.
 
         If the process takes more memory than ever before, ``peaks`` gets how much, in bytes.
         """
@@ -138,9 +166,10 @@ class Run:
                 yield tick
         finally:
             elapsed = time.perf_counter() - start
-            self.timings[name] = round(self.timings.get(name, 0.0) + elapsed, 3)
+            timings = self.log.timings
+            timings[name] = round(timings.get(name, 0.0) + elapsed, 3)
             if before is not None and (peak := peak_memory() or 0) > before:
-                self.peaks[name] = peak
+                self.log.peaks[name] = peak
 
 
 def is_large(run: Run) -> bool:
@@ -220,8 +249,6 @@ def prepare(
             cache=chosen.cache,
         )
     require_engine(chosen.runtimes, tokenizer)
-    case = inputs.plan_case(
-        resolved.name, opened.size, opened.hf_config, tokenizer, chosen, max_positions
-    )
+    case = inputs.plan_case(resolved, opened, tokenizer, chosen, max_positions)
     run = Run(resolved, opened, case, chosen.cache, verbose, progress or Progress())
     return run, tokenizer

@@ -22,6 +22,7 @@ from edgeverify.core.case import (
 )
 from edgeverify.core.choices import one_of
 from edgeverify.core.errors import UsageError
+from edgeverify.core.leg import AUTHORING, CONVERSION, QUANTIZATION, Leg
 from edgeverify.core.units import bytes_of
 from edgeverify.litert.recipes import FLOAT32, expand, label
 
@@ -30,7 +31,8 @@ PROFILES = ("dev", "ci", "nightly")
 # What goldens are kept of: the reference, and the converted file with all that leads to it.
 GOLDENS = ("reference", "tflite")
 BACKENDS = ("reference", "reauthored", "tflite")
-RUNTIMES = ("compiled_model", "tf_lite", "litert_lm")
+LITERT_LM = "litert_lm"
+RUNTIMES = ("compiled_model", "tf_lite", LITERT_LM)
 MAX_SEED = 2**32 - 1  # what numpy takes
 MAX_LENGTH = 2**20  # tokens; no model of today has as many positions
 
@@ -149,18 +151,17 @@ class Selectors:
         return self
 
     @property
-    def legs(self) -> tuple[str, ...]:
+    def legs(self) -> tuple[Leg, ...]:
         """The legs of the chosen backends; a file is judged beside the model it comes from."""
-        if "tflite" in self.backends:
-            quantized = [label(recipe) for recipe in self.recipes if recipe != FLOAT32]
-            runs = [f"runtime:{name}" for name in self.runtimes]
-            others = [
-                leg
-                for name in quantized
-                for leg in (f"quantization:{name}", *(f"{run}:{name}" for run in runs))
-            ]
-            return ("authoring", "conversion", *runs, *others)
-        return ("authoring",) if "reauthored" in self.backends else ()
+        authoring, conversion = Leg(AUTHORING), Leg(CONVERSION)
+        if "tflite" not in self.backends:
+            return (authoring,) if "reauthored" in self.backends else ()
+        chosen = [authoring, conversion, *(conversion.in_runtime(r) for r in self.runtimes)]
+        for recipe in self.recipes:
+            if recipe != FLOAT32:
+                quantized = Leg(QUANTIZATION, label(recipe))
+                chosen += [quantized, *(quantized.in_runtime(r) for r in self.runtimes)]
+        return tuple(chosen)
 
     @property
     def implementations(self) -> tuple[str, ...]:
@@ -179,7 +180,7 @@ class Selectors:
     def audits(self) -> tuple[str, ...]:
         """The audits of the chosen backends: signatures are a file's."""
         audits = ("config", "weights", "signatures")
-        quantized = tuple(leg for leg in self.legs if leg.startswith("quantization:"))
+        quantized = tuple(str(leg) for leg in self.legs if leg.kind == QUANTIZATION)
         if "tflite" in self.backends:
             return (*audits, *quantized)
         return audits[:2] if self.legs else ()
@@ -193,12 +194,12 @@ class Selectors:
         steps = plan_steps(tokens, self.prefill, range(self.decode_steps))
         return tuple(step.name for step in steps)
 
-    def steps_of(self, leg: str) -> tuple[str, ...]:
+    def steps_of(self, leg: Leg) -> tuple[str, ...]:
         """The steps that a leg is shown by: those of the case, or all as one nameless step.
 
         LiteRT-LM is asked questions of its own, not the case's steps.
         """
-        return ("",) if leg == "runtime:litert_lm" else self.step_names or ("",)
+        return ("",) if leg.runtime == LITERT_LM else self.step_names or ("",)
 
     def arguments(self) -> dict[str, Any]:
         """As ``edgeverify.suites.check`` takes them."""

@@ -35,7 +35,6 @@ def convert(
     path: Path,
     progress: Progress | None = None,
     *,
-    mask_kinds: tuple[str, ...] = ("global",),
     verbose: bool = False,
 ) -> None:
     """Writes ``model`` to ``path``: signatures ``prefill_{n}`` and ``decode``, weights float32.
@@ -49,8 +48,6 @@ def convert(
             and whether prefill returns logits.
         path: the file to write.
         progress: told the stage.
-        mask_kinds: the masks the forward takes, if they are inputs: one kind is a tensor
-            (1, 1, T, S), several are a dict by kind.
         verbose: let the converter write to the terminal.
 
     Raises:
@@ -67,7 +64,7 @@ def convert(
     with (progress or Progress()).stage("convert"):
         try:
             with quiet(not verbose), torch.no_grad():
-                _convert(exportable, model.config, case, path, mask_kinds)
+                _convert(exportable, model.config, case, path)
         except MemoryError as error:
             raise _failed(case, "out of memory", "close other programs or take fewer --prefill") \
                 from error  # fmt: skip
@@ -106,22 +103,18 @@ def _require_room(model: nn.Module, case: Case, path: Path) -> None:
         )
 
 
-def _convert(
-    exportable: nn.Module, model_config: Any, case: Case, path: Path, mask_kinds: tuple[str, ...]
-) -> None:
+def _convert(exportable: nn.Module, model_config: Any, case: Case, path: Path) -> None:
     converter: Any = None
     for name, length in case.signatures.items():
         batch = case.decode_batch if name == "decode" else 1
-        inputs = sample_inputs(model_config, case, length, mask_kinds, batch)
+        inputs = sample_inputs(model_config, case, length, batch)
         # Both ways to add a signature take the same arguments.
         add = litert_torch.signature if converter is None else converter.signature
         converter = add(name, exportable, sample_kwargs=inputs)
     converter.convert(lightweight_conversion=True).export(str(path))
 
 
-def sample_inputs(
-    config: object, case: Case, length: int, mask_kinds: tuple[str, ...], batch: int = 1
-) -> dict:
+def sample_inputs(config: object, case: Case, length: int, batch: int = 1) -> dict:
     """Inputs of one signature, for tracing.
 
     They are made anew for each signature: sharing them let one signature's export change the
@@ -135,8 +128,8 @@ def sample_inputs(
         ),
     }
     if case.mask_as_input:
-        masks = {k: torch.zeros((1, 1, length, case.kv_cache_len)) for k in mask_kinds}
-        inputs["mask"] = masks if len(masks) > 1 else masks[mask_kinds[0]]
+        masks = {k: torch.zeros((1, 1, length, case.kv_cache_len)) for k in case.mask_kinds}
+        inputs["mask"] = masks if len(masks) > 1 else masks[case.mask_kinds[0]]
     return inputs
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from edgeverify.core.leg import Leg
 from edgeverify.core.results import (
     AuditResult,
     Check,
@@ -70,7 +71,7 @@ def _leg(name: str, told: Mapping[str, Any]) -> LegResult:
     taps = tuple(_fact(TapResult, tap) for tap in told["taps"])
     worst, first = told.get("worst"), told.get("first_divergence")
     return LegResult(
-        name=name,
+        leg=Leg.of(name),
         outcome=told["outcome"],
         threshold=told["threshold"],
         taps=taps,

@@ -21,6 +21,7 @@ from typing import Any
 from edgeverify.core import compare
 from edgeverify.core.case import KERNELS, KV_LAYOUTS
 from edgeverify.core.compare import MIN_ROWS_FOR_RMS
+from edgeverify.core.leg import QUANTIZATION, Leg
 from edgeverify.core.results import PASS, LegResult
 from edgeverify.core.store.entries import versions
 from edgeverify.litert.recipes import NAMED
@@ -183,7 +184,7 @@ def derive(runs: Sequence[CleanRun]) -> dict[str, dict[str, float]]:
     kinds: dict[str, list[CleanRun]] = {}
     for run in runs:
         # ``runtime:tf_lite`` and its siblings have their limits together.
-        kinds.setdefault(run.leg.partition(":")[0], []).append(run)
+        kinds.setdefault(Leg.of(run.leg).kind, []).append(run)
     derived = {
         kind: limits([r.rms for r in of_kind], [r.row for r in of_kind])
         for kind, of_kind in kinds.items()
@@ -219,9 +220,9 @@ def quantization_table(runs: Sequence[CleanRun]) -> str:
     rows = [("recipe", "kernel", "runs", "whole: rms / row", "block by block: rms / row")]
     found: dict[tuple[str, str], list[CleanRun]] = {}
     for run in runs:
-        kind, _, recipe = run.leg.partition(":")
-        if kind == "quantization":
-            found.setdefault((recipe, run.kernel), []).append(run)
+        leg = Leg.of(run.leg)
+        if leg.kind == QUANTIZATION:
+            found.setdefault((leg.recipe, run.kernel), []).append(run)
     for (recipe, kernel), some in sorted(found.items()):
         rows.append((f"`{recipe}`", kernel, str(len(some)), *_largest(some)))
     return "\n".join(piped(rows))

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeverify.audits.run import Auditor
-from edgeverify.core.errors import PortError
+from edgeverify.core.leg import QUANTIZATION
 from edgeverify.core.progress import Progress
 from edgeverify.core.results import UNCHECKED, Report, unchecked
-from edgeverify.legs.authoring import audit_port
 from edgeverify.legs.findings import report_of
-from edgeverify.legs.line import _explained, _judge_legs
+from edgeverify.legs.line import Line
 from edgeverify.legs.memory_plan import plan_memory
-from edgeverify.legs.quantization.leg import LEG as QUANTIZATION
 from edgeverify.legs.run import fitting_threads, prepare
 from edgeverify.legs.runtime.stages import without_taps
 from edgeverify.legs.selectors import GOLDENS, Selectors
@@ -54,23 +52,21 @@ def verify(
     """
     chosen = Selectors.of(**selectors)
     run, tokenizer = prepare(port, chosen, verbose=verbose, progress=progress)
-    quantized = any(name.startswith(QUANTIZATION) for name in chosen.legs)
+    quantized = any(leg.kind == QUANTIZATION for leg in chosen.legs)
     plan = plan_memory(run, chosen.memory_budget, quantized=quantized)
-    run.streamed = plan.stream
-    run.memory, run.memory_budget = str(plan), plan.budget
+    run = replace(run, streamed=plan.stream, memory=str(plan), memory_budget=plan.budget)
     if not plan.fits:
-        legs = {name: without_taps(name, UNCHECKED, run.memory) for name in chosen.legs}
+        legs = {str(leg): without_taps(leg, UNCHECKED, run.memory) for leg in chosen.legs}
         audits = {name: unchecked(name, "model", run.memory) for name in chosen.audits}
         return report_of(run, legs, audits, tokenizer, {})
     with fitting_threads(run):
         for_engine = LITERT_LM in chosen.runtimes
-        auditor = Auditor(run.hf_config, run.case, run.port.mask_kinds, for_engine, cache=run.cache)
-        try:
-            audit_port(run, auditor)
-            legs, traces, causes = _judge_legs(run, chosen, auditor, tokenizer)
-        except PortError as error:
-            raise _explained(error, auditor.failures) from error
-        report = report_of(run, legs, auditor.results, tokenizer, traces, causes)
+        auditor = Auditor(run.hf_config, run.case, for_engine, cache=run.cache)
+        judged = Line(chosen, auditor, tokenizer).judge(run)
+        run = judged.run
+        report = report_of(
+            run, judged.legs, auditor.results, tokenizer, judged.traces, judged.findings
+        )
     if golden is not None:
         kept = verify_goldens(port, chosen, golden, verbose=verbose, progress=progress)
         report = replace(report, goldens=kept.goldens)

@@ -52,7 +52,7 @@ def windowed_run(
             where="--window",
             expected=f"at most {positions - 1}",
         )
-    run.case = replace(
+    case = replace(
         run.case,
         prefill_lengths=(window,),
         kv_cache_len=min(2 * window, positions) if decode else window,
@@ -60,4 +60,4 @@ def windowed_run(
         steps=(),
         greedy=False,
     )
-    return run, tokenizer
+    return run.of_case(case), tokenizer

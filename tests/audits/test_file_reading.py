@@ -93,29 +93,31 @@ def test_what_could_not_be_made_is_tried_again(run: Run, file: Path) -> None:
     assert reader.found[1] == reader.reading
 
 
-def other_bytes(run: Run, file: Path, reader: Any) -> None:
+def other_bytes(run: Run, file: Path, reader: Any) -> Run:
     file.write_bytes(b"another")
+    return run
 
 
-def other_layout(run: Run, file: Path, reader: Any) -> None:
-    run.case = replace(run.case, kv_layout="transposed")
+def other_layout(run: Run, file: Path, reader: Any) -> Run:
+    return replace(run, case=replace(run.case, kv_layout="transposed"))
 
 
-def other_lengths(run: Run, file: Path, reader: Any) -> None:
-    run.case = replace(run.case, prefill_lengths=(16,))
+def other_lengths(run: Run, file: Path, reader: Any) -> Run:
+    return replace(run, case=replace(run.case, prefill_lengths=(16,)))
 
 
-def other_weights(run: Run, file: Path, reader: Any) -> None:
-    run.checkpoint = replace(run.checkpoint, identity="another")
+def other_weights(run: Run, file: Path, reader: Any) -> Run:
+    return replace(run, checkpoint=replace(run.checkpoint, identity="another"))
 
 
-def other_config(run: Run, file: Path, reader: Any) -> None:
-    run.port = variants.with_config(models.load("tinyllama"), rms_norm_eps=5.001e-3)
-    run._model = None
+def other_config(run: Run, file: Path, reader: Any) -> Run:
+    port = variants.with_config(models.load("tinyllama"), rms_norm_eps=5.001e-3)
+    return replace(run, port=port).of_case(run.case)
 
 
-def other_use(run: Run, file: Path, reader: Any) -> None:
+def other_use(run: Run, file: Path, reader: Any) -> Run:
     reader.for_engine = True
+    return run
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,6 @@ def other_use(run: Run, file: Path, reader: Any) -> None:
 def test_a_change_is_read(run: Run, file: Path, change: Callable[..., None]) -> None:
     reader: Any = Reader()
     audit_file(run, reader, file)
-    change(run, file, reader)
+    run = change(run, file, reader)
     audit_file(run, reader, file)
     assert reader.reads == 2

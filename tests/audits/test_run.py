@@ -22,7 +22,7 @@ CASE = Case("tinyllama", "tiny", "default", (4,), 40, ())
 
 
 def audited(made: Any, **options: Any) -> Auditor:
-    auditor = Auditor(made.hf_config, replace(CASE, **options), made.port.mask_kinds)
+    auditor = Auditor(made.hf_config, replace(CASE, mask_kinds=made.port.mask_kinds, **options))
     auditor.port(made.model, made.state)
     return auditor
 
@@ -79,7 +79,7 @@ def test_without_the_audits_of_the_port_a_file_is_unchecked(
     loaded: Callable[[str], Any], tmp_path: Path
 ) -> None:
     made = loaded("tinyllama")
-    auditor = Auditor(made.hf_config, CASE, ("global",))
+    auditor = Auditor(made.hf_config, CASE)
     auditor.config_alone(made.model.config)
     auditor.file(tmp_path / "not opened.tflite", made.model, made.state)
     assert outcomes(auditor)[SIGNATURES] == UNCHECKED
@@ -89,7 +89,7 @@ def test_a_config_of_which_no_module_could_be_built_is_held_alone(
     loaded: Callable[[str], Any],
 ) -> None:
     made = loaded("tinyllama")
-    auditor = Auditor(made.hf_config, CASE, ("global",))
+    auditor = Auditor(made.hf_config, CASE)
     config = copy.copy(made.model.config)
     config.vocab_size = 7
     auditor.config_alone(config)
@@ -108,7 +108,7 @@ def test_masks_are_held_where_they_are_inputs(
 ) -> None:
     made = loaded("gemma2")
     for given, found in ((True, wrong), (False, [])):
-        auditor = Auditor(made.hf_config, replace(CASE, mask_as_input=given), kinds)
+        auditor = Auditor(made.hf_config, replace(CASE, mask_as_input=given, mask_kinds=kinds))
         auditor.port(made.model, made.state)
         checks = auditor.results[CONFIG].checks
         assert [c.item for c in checks if c.outcome == FAIL] == found
@@ -174,8 +174,8 @@ def test_a_file_that_no_audit_can_read_is_unchecked_in_all_three(
 
 @pytest.mark.slow
 def test_a_right_file_passes_all_three(converted: Callable[..., Any]) -> None:
-    made, state, hf_config, kinds = of_converted(converted)
-    auditor = Auditor(hf_config, made.case, kinds)
+    made, state, hf_config = of_converted(converted)
+    auditor = Auditor(hf_config, made.case)
     auditor.port(made.model, state)
     of_port = len(auditor.results[WEIGHTS].checks)
     auditor.file(made.path, made.model, state)
@@ -195,8 +195,8 @@ def test_a_right_file_passes_all_three(converted: Callable[..., Any]) -> None:
 def test_constants_that_cannot_be_held_leave_the_config_s_audit(
     converted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, state, hf_config, kinds = of_converted(converted)
-    auditor = Auditor(hf_config, made.case, kinds)
+    made, state, hf_config = of_converted(converted)
+    auditor = Auditor(hf_config, made.case)
     auditor.port(made.model, state)
 
     def broken(*_: Any) -> None:
@@ -210,7 +210,7 @@ def test_constants_that_cannot_be_held_leave_the_config_s_audit(
     )
 
 
-def of_converted(converted: Callable[..., Any]) -> tuple[Any, dict[str, torch.Tensor], Any, Any]:
+def of_converted(converted: Callable[..., Any]) -> tuple[Any, dict[str, torch.Tensor], Any]:
     made = converted("tinyllama", "default")
     checkpoint = open_checkpoint(None, load("tinyllama"), size="tiny")
-    return made, checkpoint.tensors(), checkpoint.hf_config, made.options["mask_kinds"]
+    return made, checkpoint.tensors(), checkpoint.hf_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,7 +122,7 @@ def right(
 
 
 def checks(file: Any, case: Case = CASE, kinds: tuple[str, ...] = ("global",)) -> tuple[Check, ...]:
-    audit = audit_signatures(file, case, DECLARED, kinds)
+    audit = audit_signatures(file, replace(case, mask_kinds=kinds), DECLARED)
     assert audit.name == SIGNATURES
     return audit.checks
 
@@ -281,7 +282,7 @@ def test_litert_lm_reads_the_transposed_layout_alone() -> None:
 def test_the_verdict_of_litert_lm_is_a_note() -> None:
     for layout, verdict in (("transposed", "accepts"), ("default", "cannot use")):
         file: Any = File(right(layout), layout)
-        audit = audit_signatures(file, CASE, DECLARED, ("global",))
+        audit = audit_signatures(file, CASE, DECLARED)
         _, why = litert_lm_accepts(file)
         assert audit.notes == (f"LiteRT-LM {verdict} the file: {why}",)
         told = Check("LiteRT-LM", "file", NOT_APPLICABLE, "", verdict, why)

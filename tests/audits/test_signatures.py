@@ -30,7 +30,7 @@ def made(converted: Callable[..., Any]) -> Any:
 def audited(made: Any, file: ModelFile, **changes: Any) -> AuditResult:
     port = load(made.case.model)
     case = replace(made.case, **changes)
-    return audit_signatures(file, case, declared(port.hf_configs["tiny"]), port.mask_kinds)
+    return audit_signatures(file, case, declared(port.hf_configs["tiny"]))
 
 
 def wrong(audit: AuditResult) -> list[tuple[str, str, str]]:

@@ -27,8 +27,7 @@ def free(monkeypatch: pytest.MonkeyPatch, memory: int | None) -> None:
 
 @pytest.mark.slow
 def test_packed_on_disk_gives_the_same_bits(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {**made.options, "num_blocks": made.num_blocks}
-    whole = tflite.run(made.path, made.case, **options)
+    whole = tflite.run(made.path, made.case)
     opened: list[bool] = []
     own = tflite.compiled_model.open_file
 
@@ -42,11 +41,11 @@ def test_packed_on_disk_gives_the_same_bits(made: Any, monkeypatch: pytest.Monke
     beside = sorted(os.listdir(made.path.parent))
     opener, told = tflite.choose_opener(made.path, "xnnpack")
     assert told.startswith("XNNPACK packs the weights in a file, once")
-    lean = tflite.run(made.path, made.case, **options, opener=opener)
+    lean = tflite.run(made.path, made.case, setup=tflite.Setup(opener=opener))
     assert opened == [True]
     assert list(lean) == list(whole)
     assert [key for key in whole if whole[key].tobytes() != lean[key].tobytes()] == []
-    runtimes.run(made.path, made.case, "compiled_model", **made.options)
+    runtimes.run(made.path, made.case, "compiled_model")
     assert opened == [True, True]
     assert sorted(os.listdir(made.path.parent)) == beside, "what was packed has no name"
 
@@ -58,9 +57,9 @@ def test_blocks_and_taps_of_a_file_that_is_packed_on_disk(
 ) -> None:
     """One norm feeds both halves of Phi-2's blocks: a tensor that is two taps."""
     made = converted(family, "default")
-    oracle, _ = tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
-    _, blocks = tflite.run_file(made.path, made.case, oracle, **made.options, cache=tmp_path)
-    every = tflite.run_every_tap(made.path, made.case, oracle, **made.options, cache=tmp_path)
+    oracle, _ = tflite.run_file(made.path, made.case, setup=tflite.Setup(cache=tmp_path))
+    _, blocks = tflite.run_file(made.path, made.case, oracle, setup=tflite.Setup(cache=tmp_path))
+    every = tflite.run_every_tap(made.path, made.case, oracle, setup=tflite.Setup(cache=tmp_path))
     monkeypatch.setattr(packing, "ACTIVATIONS", 0)
     free(monkeypatch, made.path.stat().st_size)
     opened: list[Path] = []
@@ -71,9 +70,9 @@ def test_blocks_and_taps_of_a_file_that_is_packed_on_disk(
         return own(path, **options)
 
     monkeypatch.setattr(tflite.compiled_model, "open_file", spied)
-    whole, lean = tflite.run_file(made.path, made.case, oracle, **made.options, cache=tmp_path)
+    whole, lean = tflite.run_file(made.path, made.case, oracle, setup=tflite.Setup(cache=tmp_path))
     assert len(opened) == len(set(opened)) == 2, "packed once untouched, once for both copies"
-    fed = tflite.run_every_tap(made.path, made.case, oracle, **made.options, cache=tmp_path)
+    fed = tflite.run_every_tap(made.path, made.case, oracle, setup=tflite.Setup(cache=tmp_path))
     assert blocks is not None
     assert lean is not None
     for one, other in ((oracle, whole), (blocks, lean), (every, fed)):
@@ -108,15 +107,14 @@ def test_weights_that_fit_nowhere_are_refused(
     made: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     free(monkeypatch, made.path.stat().st_size)
-    options = {**made.options, "num_blocks": made.num_blocks}
-    tflite.run(made.path, made.case, **options, kernel="builtin")
+    tflite.run(made.path, replace(made.case, kernel="builtin"))
     capfd.readouterr()
     with pytest.raises(NoRoomError, match=r"in memory or .* on the disk.*or take --kernel builtin"):
-        tflite.run_file(made.path, made.case, **made.options)
+        tflite.run_file(made.path, made.case)
     with pytest.raises(NoRoomError, match=r"once for each signature.*or --kernel builtin"):
-        tflite.run(made.path, made.case, **options)
+        tflite.run(made.path, made.case)
     with pytest.raises(NoRoomError, match=r"once for each signature.*or --kernel builtin"):
-        runtimes.run(made.path, made.case, "tf_lite", **made.options)
+        runtimes.run(made.path, made.case, "tf_lite")
     assert capfd.readouterr() == ("", "")
 
 
@@ -135,12 +133,12 @@ def test_a_large_file_of_our_own_is_packed_on_the_disk_without_need(
     made: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It is faster. Beside somebody else's file nothing is written."""
-    plain, _ = tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
+    plain, _ = tflite.run_file(made.path, made.case, setup=tflite.Setup(cache=tmp_path))
     assert plain.provenance["runtime"] == "Interpreter"
     monkeypatch.setattr(packing, "LARGE", made.path.stat().st_size)
     free(monkeypatch, 100 * GIB)
     assert packing.choose_packing(made.path).in_memory
-    large, _ = tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
+    large, _ = tflite.run_file(made.path, made.case, setup=tflite.Setup(cache=tmp_path))
     assert large.provenance["runtime"] == "CompiledModel"
     assert large.provenance["packing"] == "", "the memory was not short"
     assert [key for key in plain if plain[key].tobytes() != large[key].tobytes()] == []
@@ -158,11 +156,11 @@ def test_what_compiled_model_refuses_without_need_is_left_to_the_interpreter(
     monkeypatch.setattr(packing, "LARGE", 0)
     monkeypatch.setattr(packing, "ACTIVATIONS", 0)
     monkeypatch.setattr(tflite.compiled_model, "open_file", refuse)
-    oracle, _ = tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
+    oracle, _ = tflite.run_file(made.path, made.case, setup=tflite.Setup(cache=tmp_path))
     assert oracle.provenance["runtime"] == "Interpreter"
     free(monkeypatch, made.path.stat().st_size)
     with pytest.raises(ArtifactError, match="no"):
-        tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
+        tflite.run_file(made.path, made.case, setup=tflite.Setup(cache=tmp_path))
 
 
 def test_a_disk_that_is_full_is_no_better_place() -> None:

@@ -40,10 +40,6 @@ class Tiny:
     state: dict[str, torch.Tensor]
     case: Case
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"mask_kinds": self.port.mask_kinds, "window": self.config.get("sliding_window")}
-
     def build(self, mask_cache_size: int = ROWS) -> Any:
         return build_model(self.port, self.config, self.state, mask_cache_size=mask_cache_size)
 
@@ -53,9 +49,7 @@ class Tiny:
             key: changes.pop(key) for key in ("dtype", "inject", "every_tap") if key in changes
         }
         case = replace(self.case, **changes)
-        return reauthored.run(
-            self.build() if model is None else model, case, **self.options, **to_run
-        )
+        return reauthored.run(self.build() if model is None else model, case, **to_run)
 
     def expected(self) -> list[str]:
         blocks = self.port.model_config(self.config).num_layers
@@ -89,7 +83,16 @@ def tiny() -> Callable[[str], Tiny]:
             tokens = np.random.default_rng(3).integers(0, checkpoint.hf_config["vocab_size"], 25)
             steps = plan_steps(tokens[:22], (4, 11), tokens[22:])
             assert len(steps[2].tokens) < steps[2].length  # padded
-            case = Case(name, "tiny", "default", (4, 11), ROWS, steps)
+            case = Case(
+                name,
+                "tiny",
+                "default",
+                (4, 11),
+                ROWS,
+                steps,
+                mask_kinds=port.mask_kinds,
+                window=checkpoint.hf_config.get("sliding_window"),
+            )
             made[name] = Tiny(port, checkpoint.hf_config, checkpoint.tensors(), case)
         return made[name]
 
@@ -235,7 +238,8 @@ def test_masks_as_inputs_are_the_masks_inside(
 def test_masks_by_hand() -> None:
     step = plan_steps(range(7), (3,), ())[1]
     assert (step.start, step.length) == (3, 3)
-    masks = reauthored.build_masks(step, 8, ("global", "local"), 2)
+    case = Case("m", "tiny", "default", (3,), 8, (step,), mask_kinds=("global", "local"), window=2)
+    masks = reauthored.build_masks(step, case)
     sees = {
         "global": [{0, 1, 2, 3}, {0, 1, 2, 3, 4}, {0, 1, 2, 3, 4, 5}],
         "local": [{2, 3}, {3, 4}, {4, 5}],
@@ -247,12 +251,12 @@ def test_masks_by_hand() -> None:
         for row, keys in enumerate(rows):
             assert set(torch.nonzero(masks[kind][0, 0, row] == 0).flatten().tolist()) == keys
             assert int(torch.isneginf(masks[kind][0, 0, row]).sum()) == 8 - len(keys)
-    single = reauthored.build_masks(step, 8, ("global",), None, torch.float64)
+    single = reauthored.build_masks(step, replace(case, mask_kinds=("global",)), torch.float64)
     assert isinstance(single, torch.Tensor)
     assert single.dtype == torch.float64
     assert torch.equal(single.float(), masks["global"])
     with pytest.raises(PortError, match="sliding_window"):
-        reauthored.build_masks(step, 8, ("local",), None)
+        reauthored.build_masks(step, replace(case, window=None))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

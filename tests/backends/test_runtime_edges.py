@@ -129,6 +129,6 @@ def test_a_batch_in_the_transposed_layout_cannot_be_converted() -> None:
     run, _ = prepare(
         "tinyllama", Selectors.of(kv_layout="transposed"), verbose=False, progress=None
     )
-    run.case = replace(run.case, decode_batch=2)
+    run = run.of_case(replace(run.case, decode_batch=2))
     with pytest.raises(ArtifactError, match="einsum"):
         converted(run)

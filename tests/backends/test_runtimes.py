@@ -23,9 +23,7 @@ def made(converted: Callable[..., Any]) -> Any:
 
 
 def interpreted(made: Any, kernel: str) -> Any:
-    return tflite.run(
-        made.path, made.case, num_blocks=made.num_blocks, kernel=kernel, **made.options
-    )
+    return tflite.run(made.path, replace(made.case, kernel=kernel))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +32,7 @@ def interpreted(made: Any, kernel: str) -> Any:
 def test_compiled_model_is_bitwise_the_interpreter(kernel: str, same: str, made: Any) -> None:
     """With the kernels of ai-edge-litert 2.3; asked for reference kernels it takes the built-in."""
     case = replace(made.case, kernel=kernel)
-    trace = runtimes.run(made.path, case, "compiled_model", **made.options)
+    trace = runtimes.run(made.path, case, "compiled_model")
     other = interpreted(made, same)
     assert list(trace) == list(other)
     assert trace.provenance["backend"] == "compiled_model"
@@ -42,7 +40,7 @@ def test_compiled_model_is_bitwise_the_interpreter(kernel: str, same: str, made:
 
 
 def test_tensorflow_gives_logits_and_caches_of_every_step(made: Any) -> None:
-    trace = runtimes.run(made.path, made.case, "tf_lite", **made.options)
+    trace = runtimes.run(made.path, made.case, "tf_lite")
     other = interpreted(made, "xnnpack")
     assert list(trace) == list(other)
     assert all(taps.is_outer(taps.split(key)[1]) for key in trace)
@@ -54,7 +52,7 @@ def test_tensorflow_gives_logits_and_caches_of_every_step(made: Any) -> None:
 @pytest.mark.parametrize("runtime", runtimes.OPENERS)
 def test_an_instrumented_copy_gives_inner_taps(runtime: str, made: Any) -> None:
     with tflite.instrumented_copy(made.path) as copy:
-        trace = runtimes.run(made.path, made.case, runtime, instrumented=copy, **made.options)
+        trace = runtimes.run(made.path, made.case, runtime, instrumented=copy)
     assert {"prefill.0/blocks.0.attn.q", "decode.1/final_norm"} <= set(trace)
 
 
@@ -75,4 +73,4 @@ def test_a_signature_that_is_missing_is_named(runtime: str, made: Any) -> None:
         for step in made.case.steps
     )
     with pytest.raises(ArtifactError, match="has no signature 'prefill_5'"):
-        runtimes.run(made.path, replace(made.case, steps=steps), runtime, **made.options)
+        runtimes.run(made.path, replace(made.case, steps=steps), runtime)

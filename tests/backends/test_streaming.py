@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def _one_thread() -> Any:
 def authoring(name: str, cache: Path, *, streamed: bool, **chosen: Any) -> tuple[Run, dict]:
     options = Selectors.of(cache=cache, **chosen)
     run, _ = prepare(load_port(name), options, verbose=False, progress=None)
-    run.streamed = streamed
-    baseline = reference_baselines(run, with_file=False)["authoring"]
+    run = replace(run, streamed=streamed)
+    run, baselines = reference_baselines(run, with_file=False)
+    baseline = baselines["authoring"]
     whole, isolated = run_reauthored(run, baseline.oracle)
     return run, {
         "own": baseline.own.arrays,

@@ -51,10 +51,9 @@ def made(converted: Callable[..., Any]) -> Any:
 
 @pytest.mark.slow
 def test_taps_are_read_without_changing_what_is_computed(made: Any, tmp_path: Path) -> None:
-    options = {**made.options, "num_blocks": made.num_blocks}
-    plain = tflite.run(made.path, made.case, **options)
-    again = tflite.run(made.path, made.case, **options, num_threads=1)
-    whole, _ = tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
+    plain = tflite.run(made.path, made.case)
+    again = tflite.run(made.path, made.case, setup=tflite.Setup(num_threads=1))
+    whole, _ = tflite.run_file(made.path, made.case, setup=tflite.Setup(cache=tmp_path))
     assert differing(plain, again) == set()
     assert {taps.split(key)[1] for key in plain} == {
         t for t in taps.standard_taps(made.num_blocks) if taps.is_outer(t)
@@ -67,9 +66,8 @@ def test_taps_are_read_without_changing_what_is_computed(made: Any, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["builtin", "reference"])
 def test_other_kernels_agree_to_rounding(made: Any, kernel: str, tmp_path: Path) -> None:
-    options = {**made.options, "cache": tmp_path}
-    other, _ = tflite.run_file(made.path, made.case, **options, kernel=kernel)
-    xnnpack, _ = tflite.run_file(made.path, made.case, **options)
+    other, _ = tflite.run_file(made.path, replace(made.case, kernel=kernel))
+    xnnpack, _ = tflite.run_file(made.path, made.case)
     assert other.unavailable == xnnpack.unavailable == {}
     assert other.provenance["kernel"] == kernel
     for key in xnnpack:
@@ -79,7 +77,7 @@ def test_other_kernels_agree_to_rounding(made: Any, kernel: str, tmp_path: Path)
 
 @pytest.mark.slow
 def test_only_real_rows_are_recorded(made: Any) -> None:
-    trace = tflite.run(made.path, made.case, num_blocks=made.num_blocks)
+    trace = tflite.run(made.path, made.case)
     padded = next(s for s in made.case.steps if len(s.tokens) < s.length)
     assert trace[f"{padded.name}/logits"].shape[:2] == (1, len(padded.tokens))
     for step in made.case.steps:
@@ -94,10 +92,9 @@ def test_fed_with_its_own_activations_an_isolated_file_changes_nothing(
     converted: Callable[..., Any], family: str, layout: str, tmp_path: Path
 ) -> None:
     made = converted(family, layout)
-    options = {**made.options, "cache": tmp_path}
-    whole, none = tflite.run_file(made.path, made.case, **options)
+    whole, none = tflite.run_file(made.path, made.case)
     assert none is None
-    _, alone = tflite.run_file(made.path, made.case, **options, oracle=whole)
+    _, alone = tflite.run_file(made.path, made.case, oracle=whole)
     assert alone is not None
     assert alone.unavailable == {}
     # A pad row's activations are not in the trace, but no real row depends on them.
@@ -109,10 +106,9 @@ def test_fed_with_its_own_activations_an_isolated_file_changes_nothing(
 def test_isolation_names_the_faulty_block_alone(made: Any, tap: str, tmp_path: Path) -> None:
     faulty = tmp_path / "faulty.tflite"
     patch_weight(made.path, faulty, taps.block(PATCHED, tap))
-    options = {**made.options, "cache": tmp_path}
-    right, _ = tflite.run_file(made.path, made.case, **options)
-    _, right_alone = tflite.run_file(made.path, made.case, **options, oracle=right)
-    wrong, wrong_alone = tflite.run_file(faulty, made.case, **options, oracle=right)
+    right, _ = tflite.run_file(made.path, made.case)
+    _, right_alone = tflite.run_file(made.path, made.case, oracle=right)
+    wrong, wrong_alone = tflite.run_file(faulty, made.case, oracle=right)
     spread = differing(right, wrong)
     assert {taps.block(PATCHED, tap), taps.block(PATCHED + 1, "attn.q"), taps.LOGITS} <= spread
     assert right_alone is not None
@@ -132,10 +128,8 @@ def test_a_block_whose_input_was_not_found_is_not_taken_for_isolated(
         for block in (PATCHED, made.num_blocks - 1):
             del found.taps[taps.block(block, "out")]
     instrument(made.path, copy, located, isolate=True)
-    options = {**made.options, "cache": tmp_path}
-    whole, _ = tflite.run_file(made.path, made.case, **options)
-    options = {**made.options, "num_blocks": made.num_blocks}
-    alone = tflite.run(made.path, made.case, **options, instrumented=copy, inject=whole.arrays)
+    whole, _ = tflite.run_file(made.path, made.case)
+    alone = tflite.run(made.path, made.case, instrumented=copy, inject=whole.arrays)
     parts = {taps.block_index(taps.split(key)[1]) for key in alone}
     assert PATCHED + 1 not in parts
     assert {PATCHED - 1, PATCHED} <= parts
@@ -173,9 +167,8 @@ def test_taps_of_a_copy_that_computes_something_else_are_unchecked(
     faulty, copy = tmp_path / "faulty.tflite", tmp_path / "copy.tflite"
     patch_weight(made.path, faulty, taps.block(PATCHED, "ff.out"))
     instrument(faulty, copy)
-    options = {**made.options, "num_blocks": made.num_blocks}
-    plain = tflite.run(made.path, made.case, **options)
-    trace = tflite.run(made.path, made.case, **options, instrumented=copy)
+    plain = tflite.run(made.path, made.case)
+    trace = tflite.run(made.path, made.case, instrumented=copy)
     assert differing(plain, trace) == set()  # logits and caches are the untouched file's
     assert trace.unavailable.keys() == plain.unavailable.keys()
     assert trace.unavailable["prefill.0/blocks.0.attn.q"].startswith("reading inner taps changed")
@@ -189,10 +182,10 @@ def test_a_step_past_the_cache_end_is_refused_before_it_runs(
     rows = made.case.kv_cache_len
     fits = replace(last, start=rows - 1)
     over = Step("prefill.9", "prefill_4", 4, rows - 3, (1, 2))  # the pads alone are too many
-    tflite.run(made.path, replace(made.case, steps=(fits,)), num_blocks=made.num_blocks)
+    tflite.run(made.path, replace(made.case, steps=(fits,)))
     monkeypatch.setattr(tflite, "call", lambda *_, **__: pytest.fail("the runtime was called"))
     with pytest.raises(ArtifactError) as caught:
-        tflite.run(made.path, replace(made.case, steps=(over,)), num_blocks=made.num_blocks)
+        tflite.run(made.path, replace(made.case, steps=(over,)))
     assert caught.value.what == (
         "step prefill.9 writes up to row 41 of a KV cache of 40 "
         "(the runtime would overwrite older rows instead of failing)"
@@ -202,7 +195,7 @@ def test_a_step_past_the_cache_end_is_refused_before_it_runs(
 @pytest.mark.slow
 def test_a_file_that_does_not_fit_the_case_is_refused(made: Any, tmp_path: Path) -> None:
     def run(**changes: Any) -> None:
-        tflite.run(made.path, replace(made.case, **changes), num_blocks=made.num_blocks)
+        tflite.run(made.path, replace(made.case, **changes))
 
     with pytest.raises(ArtifactError, match=r"has 2 rows in the default layout; expected 40"):
         run(kv_layout="default")
@@ -210,16 +203,9 @@ def test_a_file_that_does_not_fit_the_case_is_refused(made: Any, tmp_path: Path)
     with pytest.raises(ArtifactError, match=r"'prefill_5'; expected one of .*decode.*convert"):
         run(steps=(step,))
     with pytest.raises(ArtifactError, match=r"takes other inputs .*mask_global: no input"):
-        tflite.run(
-            made.path,
-            replace(made.case, mask_as_input=True),
-            num_blocks=made.num_blocks,
-            **made.options,
-        )
+        tflite.run(made.path, replace(made.case, mask_as_input=True))
     with pytest.raises(ArtifactError, match="its blocks cannot be fed one by one"):
-        tflite.run(
-            made.path, made.case, num_blocks=made.num_blocks, instrumented=made.path, inject={}
-        )
+        tflite.run(made.path, made.case, instrumented=made.path, inject={})
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
@@ -227,14 +213,14 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"nothing of the kind")
     case = Case("m", "tiny", "default", (4,), 8, (Step("decode.0", "decode", 1, 0, (1,)),))
     with pytest.raises(ArtifactError, match=r"cannot be read as a \.tflite"):
-        tflite.run(path, case, num_blocks=1)
+        tflite.run(path, case)
 
 
 def test_masks_are_those_of_the_original() -> None:
     step = Step("prefill.1", "prefill_4", 4, 3, (1, 2, 3, 4))
     case = Case("m", "tiny", "default", (4,), 8, (step,))
     for kind, window in (("global", None), ("local", 2)):
-        array = mask(kind, step, case, window)
+        array = mask(kind, step, replace(case, window=window))
         assert array.shape == (1, 1, 4, 8)
         assert array.dtype == np.float32
         for row in range(4):
@@ -243,7 +229,7 @@ def test_masks_are_those_of_the_original() -> None:
             assert seen == set(range(0 if window is None else position - 1, position + 1))
             assert all(array[0, 0, row, j] == -np.inf for j in set(range(8)) - seen)
     with pytest.raises(ValueError, match="a local mask needs a window"):
-        mask("local", step, case, None)
+        mask("local", step, case)
 
 
 def test_it_never_imports_torch() -> None:

@@ -15,6 +15,7 @@ from edgeverify.core import compare as module
 from edgeverify.core import taps
 from edgeverify.core.compare import Baseline, Thresholds, compare, judge_leg, thresholds
 from edgeverify.core.errors import TraceError
+from edgeverify.core.leg import AUTHORING, CONVERSION, Leg
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult, TapResult, worst_outcome
 from edgeverify.core.trace import Trace
 
@@ -97,7 +98,7 @@ def leg(monkeypatch: pytest.MonkeyPatch, world: World) -> Callable[..., LegResul
     monkeypatch.setattr(module, "thresholds", lambda name: LIMITS)
 
     def judge(candidate: Trace, isolated: Trace | None = None) -> LegResult:
-        return judge_leg("authoring", candidate, isolated, world.baseline(), world.expected)
+        return judge_leg(Leg(AUTHORING), candidate, isolated, world.baseline(), world.expected)
 
     return judge
 
@@ -591,7 +592,7 @@ class TestTheLeg:
         decode = [key for key in world.expected if key.startswith("decode")]
         whole = world.candidate(**{one: 2.0})
         candidate = Trace({key: whole[key] for key in decode})
-        worst = judge_leg("authoring", candidate, None, world.baseline(), decode).worst
+        worst = judge_leg(Leg(AUTHORING), candidate, None, world.baseline(), decode).worst
         assert worst is not None
         assert worst.tap == one
 
@@ -616,7 +617,7 @@ class TestTheLeg:
         off = world.candidate(**{KEY: 5.0})
 
         def judge(whole: Trace, isolated: Trace) -> LegResult:
-            return judge_leg("conversion", whole, isolated, world.baseline(), world.expected)
+            return judge_leg(Leg(CONVERSION), whole, isolated, world.baseline(), world.expected)
 
         judged = judge(off, world.candidate())
         assert (judged.name, judged.outcome) == ("conversion", PASS)
@@ -630,7 +631,7 @@ class TestTheLeg:
         narrow = {key: rows / 10 for key, rows in world.floor.items()}
         baseline = Baseline(world.oracle, world.floor, narrow, world.candidate())
         clean = world.candidate()
-        judged = judge_leg("authoring", clean, clean, baseline, [KEY])
+        judged = judge_leg(Leg(AUTHORING), clean, clean, baseline, [KEY])
         assert judged.taps[0].error_ratio == pytest.approx(1.0, rel=0.02)
         assert judged.taps[0].isolated_ratio == pytest.approx(10.0, rel=0.02)
         assert judged.taps[0].isolated_row_ratio == pytest.approx(10.0, rel=0.05)
@@ -644,7 +645,7 @@ class TestTheLeg:
         off, starts = world.candidate(**{key: ratios}), {"prefill.0": 0, "prefill.1": 12}
         for whole, isolated in ((off, world.candidate()), (world.candidate(), off)):
             judged = judge_leg(
-                "authoring", whole, isolated, world.baseline(), world.expected, starts
+                Leg(AUTHORING), whole, isolated, world.baseline(), world.expected, starts
             )
             (failed,) = [result for result in judged.taps if result.outcome == FAIL]
             assert "position 25: 50" in failed.reason
@@ -702,7 +703,9 @@ class TestTheLeg:
 
         def judge(run: Trace) -> LegResult:
             baseline, starts = world.baseline(), {"prefill.0": 0}
-            return judge_leg("authoring", run, None, baseline, world.expected, starts, notes=notes)
+            return judge_leg(
+                Leg(AUTHORING), run, None, baseline, world.expected, starts, notes=notes
+            )
 
         judged = judge(candidate)
         assert judged.outcome == PASS

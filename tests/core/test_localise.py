@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import edgeverify_models as models
 from edgeverify.core.localise import forget_unfed, inputs_of
 from edgeverify.core.results import FAIL
 from edgeverify.core.trace import Trace
+from edgeverify.legs import line
 from edgeverify.legs.conversion import converted
 from edgeverify.suites.check import verify
 from edgeverify_models.port import Port
@@ -74,7 +74,7 @@ def test_two_faults_of_one_block_of_a_file_are_told_apart(
         changed_constant(first, second, "blocks.2.ff.out", 1.5)
         return second
 
-    monkeypatch.setattr(sys.modules["edgeverify.suites.check"], "converted", broken)
+    monkeypatch.setattr(line, "converted", broken)
     leg = verify("tinyllama", kv_layout=layout).legs["conversion"]
     assert leg.outcome == FAIL
     assert seen(leg)[1] == ("blocks.2.attn.out", "blocks.2.ff.out")

@@ -137,7 +137,8 @@ def test_a_right_port_has_no_cause(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert report.passed
     assert report.findings == ()
     (run,) = asked
-    baseline = reference_baselines(run, with_file=False)["authoring"]
+    run, baselines = reference_baselines(run, with_file=False)
+    baseline = baselines["authoring"]
     assert find_causes(run, baseline) == ()
 
 

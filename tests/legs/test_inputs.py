@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,9 +27,9 @@ class Words:
 def plan(
     *, vocabulary: int = VOCABULARY, tokenizer: Any = None, positions: int = 4096, **chosen: Any
 ) -> Case:
-    return inputs.plan_case(
-        "m", "tiny", {"vocab_size": vocabulary}, tokenizer, Selectors.of(**chosen), positions
-    )
+    port: Any = SimpleNamespace(name="m", mask_kinds=("global",))
+    checkpoint: Any = SimpleNamespace(size="tiny", hf_config={"vocab_size": vocabulary})
+    return inputs.plan_case(port, checkpoint, tokenizer, Selectors.of(**chosen), positions)
 
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=3, unique=True)

@@ -16,5 +16,5 @@ def test_stages_that_raise_the_peak_are_told(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("load", "run", "load", "elsewhere"):
         with run.timed(name):
             pass
-    assert run.peaks == {"load": 500}
-    assert list(run.timings) == ["load", "run", "elsewhere"]
+    assert run.log.peaks == {"load": 500}
+    assert list(run.log.timings) == ["load", "run", "elsewhere"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeverify.core.errors import UsageError
+from edgeverify.core.leg import Leg
 from edgeverify.legs.selectors import Selectors
 
 
@@ -95,7 +97,7 @@ def test_nothing_to_compare_is_refused(backends: tuple[str, ...]) -> None:
     ],
 )
 def test_the_legs_of_the_backends(backends: tuple[str, ...], legs: tuple[str, ...]) -> None:
-    assert Selectors.of(backends=backends).legs == legs
+    assert tuple(map(str, Selectors.of(backends=backends).legs)) == legs
 
 
 @pytest.mark.parametrize("rows", [1, 40])
@@ -108,16 +110,23 @@ def test_the_steps_are_known_before_anything_is_loaded(lengths: list[int], steps
     chosen = Selectors.of(prefill=tuple(lengths), decode_steps=steps)
     from edgeverify.legs.inputs import plan_case
 
-    case = plan_case("m", "tiny", {"vocab_size": 99}, None, chosen, 4096)
+    port: Any = SimpleNamespace(name="m", mask_kinds=("global",))
+    checkpoint: Any = SimpleNamespace(size="tiny", hf_config={"vocab_size": 99})
+    case = plan_case(port, checkpoint, None, chosen, 4096)
     assert chosen.step_names == tuple(step.name for step in case.steps)
     assert Selectors.of(prompt="text").step_names is None
 
 
 def test_every_runtime_is_a_leg_of_its_own() -> None:
     chosen = Selectors.of(runtimes=("tf_lite", "litert_lm"))
-    assert chosen.legs == ("authoring", "conversion", "runtime:tf_lite", "runtime:litert_lm")
-    assert chosen.steps_of("runtime:tf_lite") == chosen.step_names
-    assert chosen.steps_of("runtime:litert_lm") == ("",)
+    assert tuple(map(str, chosen.legs)) == (
+        "authoring",
+        "conversion",
+        "runtime:tf_lite",
+        "runtime:litert_lm",
+    )
+    assert chosen.steps_of(Leg.of("runtime:tf_lite")) == chosen.step_names
+    assert chosen.steps_of(Leg.of("runtime:litert_lm")) == ("",)
 
 
 def test_a_runtime_needs_a_file() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from edgeverify.core import taps
+from edgeverify.core.leg import Leg
 from edgeverify.core.results import FAIL, FileFacts, LegResult, Report, TapResult
 from edgeverify.litert.contents import file_facts
 from edgeverify.litert.flatbuffer.graph import ModelFile
@@ -36,7 +37,7 @@ def test_node_data_has_the_largest_ratio_over_the_steps_of_a_signature() -> None
     report = Report(
         case={"steps": [{"name": f"prefill.{n}", "signature": "prefill_16"} for n in range(2)]},
         environment={},
-        legs={"conversion": LegResult("conversion", FAIL, {"rms": 1.5, "row": 4.0}, found)},
+        legs={"conversion": LegResult(Leg.of("conversion"), FAIL, {"rms": 1.5, "row": 4.0}, found)},
         files={
             "conversion": FileFacts(
                 1, graphs={"prefill_16": "main"}, nodes={"prefill_16": {"embed": 2, "logits": 9}}

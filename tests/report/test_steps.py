@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from edgeverify.core.leg import Leg
 from edgeverify.core.results import LegResult, Report
 from edgeverify.report.steps import find_step, step_results, step_text
 
@@ -22,7 +23,7 @@ def test_a_failed_leg_never_shows_passing_steps_only(report: Callable[..., Repor
 
 
 def test_a_leg_without_taps_is_no_pass() -> None:
-    leg = LegResult("authoring", "pass", {})
+    leg = LegResult(Leg.of("authoring"), "pass", {})
     assert [step.outcome for step in step_results(leg)] == ["unchecked"]
     assert find_step(leg, "prefill.0").outcome == "unchecked"
     assert step_text(leg, find_step(leg, "prefill.0")) == (

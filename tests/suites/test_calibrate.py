@@ -9,6 +9,7 @@ import pytest
 
 from edgeverify.core.case import KERNELS, KV_LAYOUTS
 from edgeverify.core.compare import thresholds
+from edgeverify.core.leg import Leg
 from edgeverify.core.results import PASS
 from edgeverify.suites import calibrate
 from edgeverify.suites.calibrate import CleanRun
@@ -42,7 +43,7 @@ def test_thresholds_are_derived_from_it(runs: list[CleanRun]) -> None:
 def test_no_clean_run_is_above_its_threshold(runs: list[CleanRun]) -> None:
     alone = thresholds("isolated")
     for run in runs:
-        allowed = thresholds(run.leg)
+        allowed = thresholds(Leg.of(run.leg).kind)
         assert run.outcome == PASS
         assert run.rms <= allowed.rms
         assert run.row <= allowed.row

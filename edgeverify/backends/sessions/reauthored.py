@@ -39,8 +39,6 @@ class ReauthoredSession(Session):
     Args:
         model: float32, in eval mode.
         case: gives rows, prefill lengths, KV layout and how masks come.
-        mask_kinds: the masks the model takes where they are inputs.
-        window: the sliding window of the ``local`` mask.
         batch: conversations of a batched decode step.
     """
 
@@ -49,14 +47,11 @@ class ReauthoredSession(Session):
         model: nn.Module,
         case: Case,
         *,
-        mask_kinds: tuple[str, ...] = ("global",),
-        window: int | None = None,
         batch: int = 3,
     ) -> None:
         super().__init__("reauthored", case.kv_cache_len, case.prefill_lengths)
         self.batch = 0 if case.kv_layout == "transposed" else batch
         self._model, self._case = model, case
-        self._masks = (mask_kinds, window)
         self._export = ExportConfig(
             output_logits_on_prefill=case.prefill_logits,
             kvcache_layout=KV_LAYOUTS[case.kv_layout],
@@ -101,7 +96,7 @@ class ReauthoredSession(Session):
         inputs: dict[str, Any] = {}
         if self._case.mask_as_input:
             step = Step("step", "", length, start, tuple(tokens[0]))
-            inputs["mask"] = build_masks(step, self.rows, *self._masks)
+            inputs["mask"] = build_masks(step, self._case)
         where = f"{self._case.model}, {length} tokens at position {start}"
         with torch.inference_mode(), port_errors(where):
             output = self._model(

@@ -22,8 +22,6 @@ class TfliteSession(Session):
         path: the file.
         case: gives rows, prefill lengths, KV layout and how masks come.
         kernel: ``xnnpack``, ``builtin`` or ``reference``.
-        mask_kinds: the masks the file takes where they are inputs.
-        window: the sliding window of the ``local`` mask.
         num_threads: of the interpreter.
 
     Raises:
@@ -36,13 +34,10 @@ class TfliteSession(Session):
         case: Case,
         kernel: str,
         *,
-        mask_kinds: Sequence[str] = ("global",),
-        window: int | None = None,
         num_threads: int = 1,
     ) -> None:
         super().__init__(f"tflite-{kernel}", case.kv_cache_len, case.prefill_lengths)
         self._path, self._case = path, case
-        self._masks = (mask_kinds, window)
         self._interpreter = tflite.open_fitting(path, kernel=kernel, num_threads=num_threads)
         self._runners: dict[str, Any] = {}
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -94,7 +89,7 @@ class TfliteSession(Session):
             "tokens": np.array(tokens, np.int32),
             "input_pos": np.arange(self.position, self.position + length, dtype=np.int32),
             **cache,
-            **masks_of(self._case, step, shapes, *self._masks),
+            **masks_of(self._case, step, shapes),
         }
         return tflite.call(self._runners[signature], self._path, step, inputs, shapes)
 

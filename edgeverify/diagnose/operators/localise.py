@@ -32,9 +32,6 @@ def op_findings(
     leg: LegResult,
     model: nn.Module,
     case: Case,
-    *,
-    mask_kinds: tuple[str, ...] = ("global",),
-    window: int | None = None,
 ) -> tuple[Finding, ...]:
     """One finding ``conversion.op`` for each operator that is a source of the leg's failure.
 
@@ -42,7 +39,7 @@ def op_findings(
         path: the file.
         leg: the failed conversion leg.
         model: the re-authored model that the file was converted from.
-        case, mask_kinds, window: what was run.
+        case: what was run.
 
     Returns:
         The findings, by signature and execution order. Where the file's graph says the same as the
@@ -54,9 +51,7 @@ def op_findings(
         steps = sorted(steps, key=lambda step: step.length)[:1]
     if not steps:
         return ()
-    values = record(
-        model, case, {step.name for step in steps}, mask_kinds=mask_kinds, window=window
-    )
+    values = record(model, case, {step.name for step in steps})
     findings = []
     for step in steps:
         graph = FlatGraph(file, step.signature)

@@ -55,15 +55,12 @@ def record(
     model: nn.Module,
     case: Case,
     steps: set[str],
-    *,
-    mask_kinds: tuple[str, ...] = ("global",),
-    window: int | None = None,
 ) -> dict[str, StepValues]:
     """Runs the case in float64 and keeps every value of some of its steps.
 
     Args:
         model: the re-authored model; left as it is.
-        case, mask_kinds, window: as for ``backends.reauthored.run``.
+        case: as for ``backends.reauthored.run``.
         steps: names of the steps to be kept.
 
     Returns:
@@ -92,7 +89,7 @@ def record(
         # Of the kernels for attention, only this one is made of operators that can be seen.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(recorder)
-        reauthored.run(model, shortened, mask_kinds=mask_kinds, window=window, dtype=torch.float64)
+        reauthored.run(model, shortened, dtype=torch.float64)
     return found
 
 

@@ -6,7 +6,7 @@ another. What only a module would show is left to the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,8 @@ def audit(
     """
     file = ModelFile(path)
     said = declared(hf_config)
-    kinds = facts.masks or ("global",)
     results = {
-        SIGNATURES: _made(SIGNATURES, lambda: _signatures(file, case, facts, said, kinds)),
+        SIGNATURES: _made(SIGNATURES, lambda: _signatures(file, case, facts, said)),
     }
     if facts.layout_from == SHAPES:
         reason = "the file's constants cannot be told apart where its KV cache writes are unknown"
@@ -81,7 +80,7 @@ def audit(
         reading = of_file(file, weights()[DECODE], said.values.get("rotary base"))
         others = [name for name in weights() if name != DECODE]
         odd = odd_attributes(said, weights(), others, str(hf_config.get("model_type")))
-        read = _config(said, reading, hf_config, case, kinds)
+        read = _config(said, reading, hf_config, case)
         return merged(CONFIG, [read, AuditResult(CONFIG, odd)])
 
     results[CONFIG] = _made(CONFIG, read)
@@ -104,7 +103,6 @@ def _config(
     reading: Readings,
     hf_config: Mapping[str, Any],
     case: FileCase,
-    kinds: Sequence[str],
 ) -> AuditResult:
     family = str(hf_config.get("model_type"))
     found = audit_config(said, [reading], family=family, rows=case.kv_cache_len)
@@ -115,14 +113,12 @@ def _config(
     )
     parts = [replace(found, checks=checks)]
     if case.mask_as_input:
-        parts.append(audit_mask_inputs(said, kinds))
+        parts.append(audit_mask_inputs(said, case.mask_kinds))
     return merged(CONFIG, parts)
 
 
-def _signatures(
-    file: ModelFile, case: FileCase, facts: Facts, said: Readings, kinds: Sequence[str]
-) -> AuditResult:
-    found = audit_signatures(file, case, said, kinds)
+def _signatures(file: ModelFile, case: FileCase, facts: Facts, said: Readings) -> AuditResult:
+    found = audit_signatures(file, case, said)
     checks: list[Check] = []
     for check in found.checks:
         if check.item in facts.others:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeverify.core.case import Case, Step, cache_rows_needed, plan_steps, prompt_length
@@ -25,17 +25,15 @@ class FileCase(Case):
     def signatures(self) -> dict[str, int]:
         return {**dict(self.names), DECODE: 1}
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FileCase:
         """Back from JSON, which has lists for tuples."""
         steps = tuple(Step(**{**step, "tokens": tuple(step["tokens"])}) for step in data["steps"])
         names = tuple((name, length) for name, length in data["names"])
         lengths = tuple(data["prefill_lengths"])
-        return cls(**{**data, "steps": steps, "names": names, "prefill_lengths": lengths})
+        kinds = tuple(data["mask_kinds"])
+        tuples = {"steps": steps, "names": names, "prefill_lengths": lengths, "mask_kinds": kinds}
+        return cls(**{**data, **tuples})
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -58,6 +56,7 @@ def case_of(
     size: str,
     kernel: str = "xnnpack",
     greedy: bool = False,
+    window: int | None = None,
 ) -> FileCase:
     """The case of a file.
 
@@ -71,7 +70,7 @@ def case_of(
         decode: the token fed at each decode step.
         model, size: told in reports.
         kernel: runs the file.
-        greedy: as in ``Case``.
+        greedy, window: as in ``Case``.
 
     Raises:
         UsageError: not even one token and the decode steps fit the cache.
@@ -94,6 +93,8 @@ def case_of(
         greedy=greedy and bool(fed),
         kernel=kernel,
         decode_batch=facts.decode_batch,
+        mask_kinds=tuple(facts.masks) or ("global",),
+        window=window,
         names=tuple(facts.prefill.items()),
     )
 

@@ -10,13 +10,14 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgeverify.core.compare import Baseline, judge_leg, thresholds
+from edgeverify.core.compare import Baseline, judge_leg
 from edgeverify.core.errors import ArtifactError, UsageError
+from edgeverify.core.leg import CONVERSION, QUANTIZATION, Leg
 from edgeverify.core.localise import named_alone
 from edgeverify.core.progress import Progress
 from edgeverify.core.results import FAIL, UNCHECKED, AuditResult, LegResult, Report
@@ -32,10 +33,10 @@ from edgeverify.legs.foreign.audits import audit
 from edgeverify.legs.foreign.case import FileCase, case_of, wanted_tokens
 from edgeverify.legs.foreign.ports import port_for
 from edgeverify.legs.ports import load_port
-from edgeverify.legs.quantization.leg import LEG as QUANTIZATION
 from edgeverify.legs.quantization.leg import judge_file
 from edgeverify.legs.quantization.weights import read_weights
 from edgeverify.legs.run import Run, fitting_threads
+from edgeverify.legs.runtime.stages import without_taps
 from edgeverify.legs.selectors import Selectors
 from edgeverify.litert import contained
 from edgeverify.litert.bundle.reader import is_bundle
@@ -43,7 +44,6 @@ from edgeverify.litert.interface import SHAPES, Facts
 from edgeverify.litert.recipes import ALL, FLOAT32, Recipe, expand, load_recipe
 from edgeverify_models.port import Port
 
-LEG = "conversion"
 TASKS = "edgeverify.legs.foreign.tasks"
 # Of one call of the child that runs the file: 26 s for SmolLM2-135M (541 MB, 11 steps, run as a
 # whole and block by block) on two busy cores.
@@ -125,7 +125,7 @@ def verify_artifact(
         resolved = load_port(found) if isinstance(found, str) else found
         run, tokenizer = _prepare(resolved, chosen, file, verbose=verbose, progress=told)
         with fitting_threads(run):
-            legs, audits, traces = _judge(run, file, promised)
+            run, legs, audits, traces = _judge(run, file, promised)
             report = report_of(run, legs, audits, tokenizer, traces)
     return replace(report, case=_described(report.case, file))
 
@@ -190,19 +190,21 @@ def _prepare(
         size=opened.size,
         kernel=chosen.kernel,
         greedy=tokenizer is not None,
+        window=opened.hf_config.get("sliding_window"),
     )
     return Run(port, opened, case, chosen.cache, verbose, progress), tokenizer
 
 
 def _judge(
     run: Run, file: _File, recipe: Recipe | None
-) -> tuple[dict[str, LegResult], dict[str, AuditResult], dict[str, Trace]]:
-    baseline = reference_baselines(run, with_file=True)[LEG]
+) -> tuple[Run, dict[str, LegResult], dict[str, AuditResult], dict[str, Trace]]:
+    run, baselines = reference_baselines(run, with_file=True)
+    baseline = baselines[CONVERSION]
     case = run.case
     assert isinstance(case, FileCase)
     traces = {"reference": baseline.own}
     is_float = all(dtype == FLOAT32 for dtype in file.weights)
-    name = LEG if is_float else QUANTIZATION
+    asked = Leg(CONVERSION if is_float else QUANTIZATION)
     with run.timed("audits"):
         config = run.port.model_config(run.hf_config)
         state = run.state()
@@ -218,19 +220,19 @@ def _judge(
         # one: its vocabulary may be smaller. What is known must not be lost over it.
         if all(audit_.outcome != FAIL for audit_ in audits.values()):
             raise
-        leg = LegResult(name, UNCHECKED, thresholds(name).as_dict(), reason=str(error))
-    return {name: leg}, audits, traces
+        leg = without_taps(asked, UNCHECKED, str(error))
+    return run, {str(asked): leg}, audits, traces
 
 
 def _conversion(run: Run, file: _File, baseline: Baseline) -> tuple[LegResult, Trace]:
     """Has the child run a float file, and judges its traces."""
     whole, isolated = _run(run, file, baseline.oracle)
-    starts = {step.name: step.start for step in run.case.steps}
+    starts = run.case.starts
     expected = run.expected(baseline.oracle)
-    leg = judge_leg(LEG, whole, isolated, baseline, expected, starts)
+    leg = judge_leg(Leg(CONVERSION), whole, isolated, baseline, expected, starts)
     if isolated is not None and leg.first_divergence is not None:
         with run.timed("sublayer by sublayer"):
-            file.ask("run_every_tap", **_arguments(run, file))
+            file.ask("run_every_tap", case=asdict(run.case))
         leg = _named(leg, _load(file, tasks.EVERY_TAP), baseline, expected, starts)
     return leg, whole
 
@@ -257,24 +259,18 @@ def _quantization(
         run,
         file.path,
         weights,
-        QUANTIZATION,
+        Leg(QUANTIZATION),
         baseline,
         lambda with_weights, _, oracle: _run(with_weights, file, oracle),
     )
     return judged.leg, judged.trace
 
 
-def _arguments(run: Run, file: _File) -> dict[str, Any]:
-    assert isinstance(run.case, FileCase)
-    masks = file.facts.masks or ("global",)
-    return {"case": run.case.to_dict(), "mask_kinds": masks, "window": run.window}
-
-
 def _run(run: Run, file: _File, oracle: Trace) -> tuple[Trace, Trace | None]:
     """The child's traces of the file: as a whole and, where its taps are known, block by block."""
     oracle.save(file.folder / tasks.ORACLE)
     with run.timed("run the file"):
-        written = file.ask("run", **_arguments(run, file))
+        written = file.ask("run", case=asdict(run.case))
     whole = _load(file, tasks.WHOLE)
     return whole, _load(file, tasks.ISOLATED) if tasks.ISOLATED in written else None
 

@@ -5,7 +5,7 @@ Nothing here imports torch: the child is to start in a fraction of a second.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,41 +47,34 @@ def run(
     file: Path,
     case: Mapping[str, Any],
     facts: Mapping[str, Any],
-    mask_kinds: Sequence[str],
-    window: int | None,
     folder: str,
 ) -> list[str]:
     """Runs a file as a whole and, where its taps can be located, block by block.
 
     Args:
         file: the .tflite.
-        case: ``FileCase.to_dict()``.
+        case: a ``FileCase`` as a dict.
         facts: ``Facts.to_dict()``.
-        mask_kinds, window: as for ``tflite.run``.
         folder: holds the oracle's trace, ``ORACLE``; traces and copies of the file go there.
 
     Returns:
         The traces that were written: ``WHOLE`` and ``ISOLATED``.
     """
     planned, known, place = FileCase.from_dict(case), Facts.from_dict(facts), Path(folder)
-    options: dict[str, Any] = {
-        "num_blocks": known.blocks,
-        "mask_kinds": tuple(mask_kinds),
-        "window": window,
-        "opener": tflite.choose_opener(file, planned.kernel)[0],
-    }
+    setup = tflite.Setup(opener=tflite.choose_opener(file, planned.kernel)[0])
     if known.layout_from == SHAPES:
-        trace = tflite.run(file, planned, **options)
+        trace = tflite.run(file, planned, setup)
         _explain(trace)
         trace.save(place / WHOLE)
         return [WHOLE]
     located = _located(file, planned)
     copy = place / "copy.tflite"
     instrument(file, copy, located)
-    tflite.run(file, planned, instrumented=copy, **options).save(place / WHOLE)
+    tflite.run(file, planned, setup, instrumented=copy).save(place / WHOLE)
     instrument(file, copy, located, isolate=True)
     oracle = Trace.load(place / ORACLE).arrays
-    tflite.run(file, planned, instrumented=copy, inject=oracle, **options).save(place / ISOLATED)
+    isolated = tflite.run(file, planned, setup, instrumented=copy, inject=oracle)
+    isolated.save(place / ISOLATED)
     copy.unlink()
     return [WHOLE, ISOLATED]
 
@@ -90,8 +83,6 @@ def run_every_tap(
     file: Path,
     case: Mapping[str, Any],
     facts: Mapping[str, Any],
-    mask_kinds: Sequence[str],
-    window: int | None,
     folder: str,
 ) -> None:
     """Runs a file with every tap fed by the oracle, into ``EVERY_TAP``; else as ``run``."""
@@ -99,16 +90,9 @@ def run_every_tap(
     located = _located(file, planned)
     copy = place / "copy.tflite"
     instrument(file, copy, located, every_tap=True)
-    trace = tflite.run(
-        file,
-        planned,
-        num_blocks=blocks,
-        mask_kinds=tuple(mask_kinds),
-        window=window,
-        instrumented=copy,
-        inject=Trace.load(place / ORACLE).arrays,
-        opener=tflite.choose_opener(file, planned.kernel)[0],
-    )
+    setup = tflite.Setup(opener=tflite.choose_opener(file, planned.kernel)[0])
+    fed = Trace.load(place / ORACLE).arrays
+    trace = tflite.run(file, planned, setup, instrumented=copy, inject=fed)
     for step in planned.steps:
         forget_unfed(trace, step.name, blocks, located[step.signature].taps)
     trace.save(place / EVERY_TAP)

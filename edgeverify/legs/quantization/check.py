@@ -10,13 +10,14 @@ from edgeverify.audits.attributes import odd_attributes
 from edgeverify.audits.file_weights import audit_file
 from edgeverify.audits.of_hf_config import declared
 from edgeverify.audits.promises import Promises
-from edgeverify.core.compare import Baseline, thresholds
+from edgeverify.core.compare import Baseline
 from edgeverify.core.errors import ArtifactError, RecipeError
+from edgeverify.core.leg import QUANTIZATION, Leg
 from edgeverify.core.results import UNCHECKED, AuditResult, LegResult, merged, unchecked
-from edgeverify.legs.quantization.leg import LEG, judge_file
+from edgeverify.legs.quantization.leg import judge_file
 from edgeverify.legs.quantization.weights import FileWeights, read_weights
 from edgeverify.legs.run import Run
-from edgeverify.legs.runtime.stages import FileRun
+from edgeverify.legs.runtime.stages import FileRun, without_taps
 from edgeverify.litert.flatbuffer import ModelFile
 from edgeverify.litert.quantize import quantized
 from edgeverify.litert.recipes import FLOAT32, Recipe, load_recipe
@@ -59,20 +60,20 @@ def check_recipes(
 
 
 def _check(run: Run, recipe: Recipe, path: Path, baseline: Baseline, blocked: str) -> Checked:
-    label = f"{LEG}:{recipe.name}"
+    leg = Leg(QUANTIZATION, recipe.name)
     try:
         with run.timed("quantize"):
             file = quantized(path, recipe, cache=run.cache)
     except RecipeError as error:
-        return Checked(_unchecked(label, str(error)))
+        return Checked(without_taps(leg, UNCHECKED, str(error)))
     audit, weights = audit_quantized(run, file, recipe)
     if blocked or weights is None:
         reason = blocked or "its weights could not be read: see the audit"
-        return Checked(_unchecked(label, reason), audit)
+        return Checked(without_taps(leg, UNCHECKED, reason), audit)
     try:
-        judged = judge_file(run, file, weights, label, baseline)
+        judged = judge_file(run, file, weights, leg, baseline)
     except ArtifactError as error:  # the other recipes' verdicts must not be lost over one file
-        return Checked(_unchecked(label, str(error)), audit)
+        return Checked(without_taps(leg, UNCHECKED, str(error)), audit)
     return Checked(judged.leg, audit, judged)
 
 
@@ -87,7 +88,7 @@ def audit_quantized(run: Run, path: Path, recipe: Recipe) -> tuple[AuditResult, 
     Returns:
         The audit, and what the file computes with; None where that cannot be told.
     """
-    title = f"{LEG}:{recipe.name}"
+    title = str(Leg(QUANTIZATION, recipe.name))
     config, state = run.model().config, run.state()
     with run.timed("audits"):
         try:
@@ -100,7 +101,3 @@ def audit_quantized(run: Run, path: Path, recipe: Recipe) -> tuple[AuditResult, 
         audit = audit_file(file, found, config, state, said, Promises(recipe), title)
         odd = odd_attributes(said, found, found, str(run.hf_config.get("model_type")))
     return merged(title, [AuditResult(title, odd), audit]), weights
-
-
-def _unchecked(label: str, reason: str) -> LegResult:
-    return LegResult(label, UNCHECKED, thresholds(label).as_dict(), reason=reason)

@@ -18,6 +18,7 @@ import numpy as np
 from edgeverify.backends.streaming import forgetting
 from edgeverify.core import taps
 from edgeverify.core.compare import Baseline, judge_leg, leg_of, thresholds
+from edgeverify.core.leg import Leg
 from edgeverify.core.noise import floor_of, widest
 from edgeverify.core.results import FAIL, TapResult, worst_outcome
 from edgeverify.core.store import entries
@@ -31,7 +32,6 @@ from edgeverify.legs.quantization.weights import FileWeights, untied
 from edgeverify.legs.run import Run
 from edgeverify.legs.runtime.stages import FileRun
 
-LEG = "quantization"
 Runs = Callable[[Run, Path, Trace], tuple[Trace, Trace | None]]
 CACHE_VERSION = 1
 
@@ -57,7 +57,7 @@ def judge_file(
     run: Run,
     path: Path,
     weights: FileWeights,
-    label: str,
+    leg: Leg,
     original: Baseline,
     runs: Runs = run_file,
 ) -> FileRun:
@@ -67,7 +67,7 @@ def judge_file(
         run: of the original checkpoint, decode tokens known.
         path: the file.
         weights: what it computes with.
-        label: the leg's name.
+        leg: what is judged.
         original: the reference with the checkpoint's own weights.
         runs: runs the file as a whole and block by block on the oracle's inputs.
 
@@ -78,29 +78,29 @@ def judge_file(
     expectation = expect(with_weights, weights, original)
     baseline = expectation.baseline
     whole, alone = runs(with_weights, path, baseline.oracle)
-    starts = {step.name: step.start for step in run.case.steps}
+    starts = run.case.starts
     expected = run.expected(baseline.oracle)
     packing = tuple(filter(None, [whole.provenance.get("packing")]))
-    leg = judge_leg(label, whole, alone, baseline, expected, starts, notes=packing)
+    result = judge_leg(leg, whole, alone, baseline, expected, starts, notes=packing)
     predicted: dict[str, Any] = {}
     if expectation.alone is not None and alone is not None:
-        found = judge(alone, expectation.alone, thresholds(leg.name), expected, starts)
+        found = judge(alone, expectation.alone, thresholds(leg.kind), expected, starts)
         unpredicted = [key for key in expected if key not in found and key in alone]
-        notes = leg.notes
+        notes = result.notes
         if unpredicted:
             notes += (
                 f"{len(unpredicted)} taps are held to what rounding activations costs, not to "
                 "float32 rounding: the control's own float32 run rounds too many rows otherwise",
             )
-        results = [_with_control(r, found.get(r.tap)) for r in leg.taps]
-        leg = replace(leg_of(leg.name, results, notes), along=leg.along)
+        results = [_with_control(r, found.get(r.tap)) for r in result.taps]
+        result = replace(leg_of(leg, results, notes), along=result.along)
         worst = max((r.error_ratio for r in found.values() if r.error_ratio is not None), default=0)
         predicted = {"taps": len(found), "worst": worst}
     figures = attribution(original.oracle, expectation, whole, weights)
     if figures:
-        leg = replace(leg, attribution={**figures, "control": predicted})
+        result = replace(result, attribution={**figures, "control": predicted})
     floating = None if expectation.control is None else expectation.floating
-    return FileRun(path, leg, whole, baseline, floating=floating)
+    return FileRun(path, result, whole, baseline, floating=floating)
 
 
 def _with_weights(run: Run, path: Path, weights: FileWeights) -> Run:
@@ -122,19 +122,7 @@ def _with_weights(run: Run, path: Path, weights: FileWeights) -> Run:
         _load=lambda: weights.state(original),
         _map=lambda _: weights.state(original, run.scratch),
     )
-    return Run(
-        run.port,
-        checkpoint,
-        run.case,
-        run.cache,
-        run.verbose,
-        run.progress,
-        run.timings,
-        run.peaks,
-        streamed=run.streamed,
-        memory=run.memory,
-        memory_budget=run.memory_budget,
-    )
+    return run.of_checkpoint(checkpoint)
 
 
 def expect(run: Run, weights: FileWeights, original: Baseline) -> Expectation:
@@ -150,7 +138,8 @@ def expect(run: Run, weights: FileWeights, original: Baseline) -> Expectation:
         weights: the file's.
         original: the baseline of the checkpoint's own weights.
     """
-    floating = reference_baselines(run, with_file=True, summed=original)["conversion"]
+    run, baselines = reference_baselines(run, with_file=True, summed=original)
+    floating = baselines["conversion"]
     from edgeverify.backends import reference  # it imports transformers' models
 
     rounded = roundings(weights, run.case.kernel)

@@ -8,9 +8,8 @@ interpreter makes of the file, so that no runtime is charged with the file's fau
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,63 +17,58 @@ from edgeverify.backends import runtimes, tflite
 from edgeverify.core import taps
 from edgeverify.core.case import Case
 from edgeverify.core.compare import Baseline, judge_leg
+from edgeverify.core.leg import Leg
 from edgeverify.core.results import FAIL, LegResult
 from edgeverify.core.trace import Trace
 
-LEG = "runtime"
 # Two right runs differ by both their errors, which are independent: by the root of two.
 BOTH = float(np.sqrt(2))
 
 
-def runtime_leg(
-    runtime: str,
-    path: Path,
-    case: Case,
-    interpreter: Trace,
-    baseline: Baseline,
-    expected: Sequence[str],
-    *,
-    name: str = "",
-    mask_kinds: Sequence[str] = ("global",),
-    window: int | None = None,
-    cache: Path | None = None,
-) -> LegResult:
+@dataclass(frozen=True)
+class Judged:
+    """What the results of a runtime are compared with.
+
+    Attributes:
+        baseline: of the file's own leg, or from ``of_interpreter`` where that leg failed.
+        expected: the ``step/tap`` keys of the file's own leg.
+        cache: another cache than the default one.
+    """
+
+    baseline: Baseline
+    expected: Sequence[str]
+    cache: Path | None = None
+
+
+def runtime_leg(leg: Leg, path: Path, case: Case, interpreter: Trace, judged: Judged) -> LegResult:
     """Runs a file in another runtime and judges its logits and caches.
 
     Where they fail, the file runs once more as a copy that also returns its inner taps, so that
     the first one that differs is named.
 
     Args:
-        runtime: ``compiled_model`` or ``tf_lite``.
-        path: the file, of any recipe.
+        leg: names the runtime, ``compiled_model`` or ``tf_lite``, and the file's recipe.
+        path: the file.
         case: the steps.
         interpreter: what the LiteRT interpreter gave of the same file and case.
-        baseline: of the file's own leg, or from ``of_interpreter`` where that leg failed.
-        expected: the ``step/tap`` keys of the file's own leg.
-        name: of the leg; ``runtime:{runtime}`` if left out.
-        mask_kinds, window: as the file's backend takes them.
-        cache: another cache than the default one.
+        judged: what the results are compared with.
 
     Returns:
-        The leg. Its notes say whether its results are bitwise those of the
-        interpreter.
+        The leg. Its notes say whether its results are bitwise those of the interpreter.
 
     Raises:
         ArtifactError: the runtime cannot open or run the file.
     """
-    name = name or f"{LEG}:{runtime}"
-    options: dict[str, Any] = {"mask_kinds": mask_kinds, "window": window}
-    starts = {step.name: step.start for step in case.steps}
-    outer = outer_keys(expected)
-    trace = runtimes.run(path, case, runtime, **options)
-    leg = judge_leg(name, trace, None, baseline, outer, starts)
-    if leg.outcome == FAIL:
-        with tflite.instrumented_copy(path, root=cache) as copy:
-            tapped = runtimes.run(path, case, runtime, instrumented=copy, **options)
-        named = judge_leg(name, tapped, None, baseline, expected, starts)
+    outer, baseline = outer_keys(judged.expected), judged.baseline
+    trace = runtimes.run(path, case, leg.runtime)
+    result = judge_leg(leg, trace, None, baseline, outer, case.starts)
+    if result.outcome == FAIL:
+        with tflite.instrumented_copy(path, root=judged.cache) as copy:
+            tapped = runtimes.run(path, case, leg.runtime, instrumented=copy)
+        named = judge_leg(leg, tapped, None, baseline, judged.expected, case.starts)
         # A second run may name the tap, but never take the first one's verdict back.
-        leg = named if named.outcome == FAIL else leg
-    return replace(leg, notes=(*leg.notes, _compared(trace, interpreter, outer)))
+        result = named if named.outcome == FAIL else result
+    return replace(result, notes=(*result.notes, _compared(trace, interpreter, outer)))
 
 
 def of_interpreter(interpreter: Trace, baseline: Baseline) -> Baseline:

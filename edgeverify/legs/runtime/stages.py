@@ -14,12 +14,13 @@ from edgeverify.backends.sessions.tflite import TfliteSession
 from edgeverify.core import taps
 from edgeverify.core.compare import Baseline, thresholds
 from edgeverify.core.errors import ArtifactError, NoRoomError
+from edgeverify.core.leg import Leg
 from edgeverify.core.results import FAIL, UNCHECKED, Finding, LegResult
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
 from edgeverify.legs.run import Run
 from edgeverify.legs.runtime import engine
-from edgeverify.legs.runtime.leg import LEG, of_interpreter, runtime_leg
+from edgeverify.legs.runtime.leg import Judged, of_interpreter, runtime_leg
 from edgeverify.litert.bundle import writer
 from edgeverify.litert.bundle.writer import ASKED, LITERT_LM
 
@@ -50,12 +51,7 @@ class FileRun:
 
 
 def run_runtimes(
-    run: Run,
-    runtimes: Sequence[str],
-    file: FileRun,
-    tokenizer: Any,
-    refusal: str,
-    suffix: str = "",
+    run: Run, runtimes: Sequence[str], file: FileRun, tokenizer: Any, refusal: str
 ) -> tuple[dict[str, LegResult], tuple[Finding, ...]]:
     """Runs a file in other runtimes.
 
@@ -63,60 +59,50 @@ def run_runtimes(
         run: of the file.
         runtimes: their names.
         file: the file.
-        tokenizer: of transformers; needed for LiteRT-LM alone.
+        tokenizer: of transformers; needed for LiteRT-LM only.
         refusal: why LiteRT-LM would not run the file, by the audit of the signatures, or "". It is
             not asked then.
-        suffix: of the legs' names, for a recipe.
 
     Returns:
-        Leg by name, ``runtime:{runtime}{suffix}``, and the findings of all.
+        Leg by name, and the findings of all.
     """
     legs: dict[str, LegResult] = {}
     findings: tuple[Finding, ...] = ()
     for runtime in runtimes:
-        name = f"{LEG}:{runtime}{suffix}"
+        leg = file.leg.leg.in_runtime(runtime)
         more: tuple[Finding, ...] = ()
         if runtime == LITERT_LM and refusal:
-            legs[name] = without_taps(name, UNCHECKED, f"not asked: {refusal}")
+            legs[str(leg)] = without_taps(leg, UNCHECKED, f"not asked: {refusal}")
             continue
         try:
             if runtime == LITERT_LM:
-                legs[name], more = _engine_leg(run, file, tokenizer, name)
+                legs[str(leg)], more = _engine_leg(run, file, tokenizer, leg)
             else:
-                legs[name] = _runtime_leg(run, file, runtime, name)
+                legs[str(leg)] = _runtime_leg(run, file, leg)
         except NoRoomError as error:
-            legs[name] = without_taps(name, UNCHECKED, str(error))
+            legs[str(leg)] = without_taps(leg, UNCHECKED, str(error))
         except ArtifactError as error:
             # The interpreter has run this very file.
-            legs[name] = without_taps(name, FAIL, error.what)
+            legs[str(leg)] = without_taps(leg, FAIL, error.what)
         findings = (*findings, *more)
     return legs, findings
 
 
-def without_taps(name: str, outcome: str, reason: str) -> LegResult:
-    """The leg of a runtime that gave nothing to compare."""
-    return LegResult(name, outcome, thresholds(name).as_dict(), reason=reason)
+def without_taps(leg: Leg, outcome: str, reason: str) -> LegResult:
+    """A leg that gave nothing to compare."""
+    return LegResult(leg, outcome, thresholds(leg.kind).as_dict(), reason=reason)
 
 
-def _runtime_leg(run: Run, file: FileRun, runtime: str, name: str) -> LegResult:
+def _runtime_leg(run: Run, file: FileRun, leg: Leg) -> LegResult:
     right = file.leg.outcome != FAIL
-    with run.timed(f"run in {runtime}"):
-        return runtime_leg(
-            runtime,
-            file.path,
-            run.case,
-            file.trace,
-            file.baseline if right else of_interpreter(file.trace, file.baseline),
-            run.expected(file.baseline.oracle),
-            name=name,
-            mask_kinds=run.port.mask_kinds,
-            window=run.window,
-            cache=run.cache,
-        )
+    baseline = file.baseline if right else of_interpreter(file.trace, file.baseline)
+    judged = Judged(baseline, run.expected(file.baseline.oracle), run.cache)
+    with run.timed(f"run in {leg.runtime}"):
+        return runtime_leg(leg, file.path, run.case, file.trace, judged)
 
 
 def _engine_leg(
-    run: Run, file: FileRun, tokenizer: Any, name: str
+    run: Run, file: FileRun, tokenizer: Any, leg: Leg
 ) -> tuple[LegResult, tuple[Finding, ...]]:
     """The file in LiteRT-LM, bundled with the checkpoint's tokenizer, on the case's prompt."""
     prompt = [token for step in run.case.steps if not step.is_decode for token in step.tokens]
@@ -125,20 +111,13 @@ def _engine_leg(
     threads = os.cpu_count() or 1
     with bundler(run, tokenizer, ASKED)(file.path) as bundled, run.timed(f"run in {LITERT_LM}"):
         answers = litert_lm.ask(bundled, wanted.questions(len(target)), num_threads=threads)
-    floor = _largest(file, file.floating or file.baseline)
-    rounded = None if file.floating is None else _largest(file, file.baseline)
+    floors = engine.Floors(
+        _largest(file, file.floating or file.baseline),
+        None if file.floating is None else _largest(file, file.baseline),
+    )
     with run.timed(f"run .tflite as {LITERT_LM} does"):
-        session = TfliteSession(
-            file.path,
-            run.case,
-            ENGINE_KERNEL,
-            mask_kinds=run.port.mask_kinds,
-            window=run.window,
-            num_threads=threads,
-        )
-        return engine.engine_leg(
-            answers, wanted, session, floor, len(target), name, rounded=rounded
-        )
+        session = TfliteSession(file.path, run.case, ENGINE_KERNEL, num_threads=threads)
+        return engine.engine_leg(answers, wanted, session, floors, len(target), leg)
 
 
 def _largest(file: FileRun, baseline: Baseline) -> float:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgeverify.core.leg import QUANTIZATION
 from edgeverify.core.results import FileFacts, LegResult, Report
 from edgeverify.report.words import number, plural, scientific
-
-QUANTIZATION = "quantization"
 
 
 def attributions(report: Report) -> list[tuple[str, str, list[str]]]:
     """Recipe, outcome and cells: who moved the logits of each quantized file, and how far."""
     return [
-        (recipe or kind, leg.outcome, _attribution(leg, report.files.get(leg.name)))
+        (leg.leg.recipe or leg.name, leg.outcome, _attribution(leg, report.files.get(leg.name)))
         for leg in report.legs.values()
-        for kind, _, recipe in [leg.name.partition(":")]
-        if kind == QUANTIZATION
+        if leg.leg.kind == QUANTIZATION
     ]
 
 

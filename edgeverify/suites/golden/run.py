@@ -102,7 +102,7 @@ def check(
     # What is kept must not name a folder of the machine that it was made on.
     kept = command(run.case.model, replace(chosen, checkpoint=_name_of(chosen)), DIRECTORY)
     inputs = entries.digest([asdict(step) for step in run.case.steps])
-    baselines = reference_baselines(run, with_file=TFLITE in kinds)
+    run, baselines = reference_baselines(run, with_file=TFLITE in kinds)
     now = {}
     if REFERENCE in kinds:
         now[REFERENCE] = _reference_now(run, baselines["authoring"], inputs)
@@ -195,13 +195,7 @@ def _file_now(run: Run, baselines: Mapping[str, Baseline], inputs: str) -> Now:
         applied = {name: made for name, made in files.items() if isinstance(made, Path)}
         facts["quality"] = _quality(run, baselines["conversion"].oracle, applied)
     with run.timed("run .tflite"):
-        trace, _ = tflite.run_file(
-            path,
-            run.case,
-            mask_kinds=run.port.mask_kinds,
-            window=run.window,
-            cache=run.cache,
-        )
+        trace, _ = tflite.run_file(path, run.case, setup=tflite.Setup(cache=run.cache))
     traces = {"": trace, REAUTHORED: reauthored}
     floors = {"": baselines["conversion"].floor, REAUTHORED: baselines["authoring"].floor}
     return Now(facts, environment, traces, floors)
@@ -231,13 +225,7 @@ def _quality(run: Run, oracle: Trace, files: Mapping[str, Path]) -> dict[str, An
     figures = {}
     for name, path in files.items():
         with run.timed("run quantized files"):
-            trace = tflite.run(
-                path,
-                run.case,
-                num_blocks=next(iter(ModelFile(path).signatures.values())).num_blocks,
-                mask_kinds=run.port.mask_kinds,
-                window=run.window,
-            )
+            trace = tflite.run(path, run.case)
         given = np.concatenate([trace[key][0] for key in keys])
         found = statistics.compare(truth, given, truth.argmax(1))
         figures[name] = {
@@ -251,7 +239,7 @@ def _quality(run: Run, oracle: Trace, files: Mapping[str, Path]) -> dict[str, An
 def keep_traces(run: Run, folder: Path) -> None:
     """Writes the traces that goldens are made from, with their floors, to be compared elsewhere."""
     inputs = entries.digest([asdict(step) for step in run.case.steps])
-    baselines = reference_baselines(run, with_file=True)
+    run, baselines = reference_baselines(run, with_file=True)
     file = _file_now(run, baselines, inputs)
     for name, trace, floor in (
         ("reference", baselines["authoring"].own, baselines["authoring"].floor),

@@ -109,16 +109,12 @@ class Workshop:
     def _new_session(self, implementation: str, case: Case) -> Session:
         if implementation == REFERENCE:
             return ReferenceSession(self._reference(), case.kv_cache_len, case.prefill_lengths)
-        variant = self._once(case, lambda: replace(self.run, case=case, _model=None))
-        options: dict[str, Any] = {
-            "mask_kinds": self.run.port.mask_kinds,
-            "window": self.run.window,
-        }
+        variant = self._once(case, lambda: self.run.of_case(case))
         if implementation == REAUTHORED:
-            return ReauthoredSession(variant.model(), case, **options)
+            return ReauthoredSession(variant.model(), case)
         kernel = implementation.removeprefix(f"{TFLITE}-")
         path = self._once(("file", case), lambda: converted(variant))
-        return TfliteSession(path, case, kernel, num_threads=self.num_threads, **options)
+        return TfliteSession(path, case, kernel, num_threads=self.num_threads)
 
     def _reference(self) -> Any:
         return self._once("model", lambda: reference.build(self.run.hf_config, self.run.state()))

@@ -87,8 +87,6 @@ def score_file(
     reference: np.ndarray,
     *,
     num_threads: int,
-    mask_kinds: Sequence[str] = ("global",),
-    sliding_window: int | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Scored:
     """Runs a file over the windows and compares its logits with the reference's.
@@ -119,7 +117,7 @@ def score_file(
     row = 0
     with ThreadPoolExecutor(num_threads) as pool:
         for window, step in zip(windows, steps, strict=True):
-            masks = masks_of(case, step, shapes, mask_kinds, sliding_window)
+            masks = masks_of(case, step, shapes)
             inputs = {
                 "tokens": np.array([step.padded_tokens], np.int32),
                 "input_pos": np.arange(length, dtype=np.int32),

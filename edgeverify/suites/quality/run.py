@@ -191,8 +191,6 @@ def _scored(subject: _Subject, recipe: Recipe, path: Path) -> Scored:
             subject.cut,
             subject.logits,
             num_threads=subject.threads,
-            mask_kinds=run.port.mask_kinds,
-            sliding_window=run.window,
             tick=tick,
         )
 
@@ -234,7 +232,6 @@ def _evaluation(
             "kv_layout": case.kv_layout,
             "kernel": case.kernel,
             "threads": subject.threads,
-            "window": asked.window,
             "kv_cache_len": case.kv_cache_len,
         },
         text=stream.description,
@@ -249,7 +246,7 @@ def _evaluation(
             "machine": platform.machine(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
-        timings=dict(run.timings),
+        timings=dict(run.log.timings),
         peak_memory=peak_memory(),
     )
 

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from edgeverify.core.case import Case
 from edgeverify.core.compare import Baseline, judge_leg
 from edgeverify.core.errors import EdgeVerifyError
+from edgeverify.core.leg import AUTHORING, CONVERSION, Leg
 from edgeverify.core.results import FAIL, LegResult
 from edgeverify.hf.checkpoints import Checkpoint, open_checkpoint
 from edgeverify.legs.authoring import find_causes, run_reauthored
@@ -67,7 +68,8 @@ class Setting:
         return sum(key.startswith(f"{first}/kv.") for key in oracle) // 2
 
     def run(self, port: Port, cache: Path | None = None) -> Run:
-        return Run(port, self.checkpoint, self.case, cache or self.cache)
+        case = replace(self.case, mask_kinds=port.mask_kinds)
+        return Run(port, self.checkpoint, case, cache or self.cache)
 
     def file(self) -> Path:
         """The clean conversion."""
@@ -98,9 +100,9 @@ class Bench:
         opened = open_checkpoint(None, port, size="tiny", cache_root=self.cache)
         positions = port.model_config(opened.hf_config).max_seq_len
         chosen = Selectors.of(**selectors)
-        case = plan_case(port.name, opened.size, opened.hf_config, None, chosen, positions)
+        case = plan_case(port, opened, None, chosen, positions)
         run = Run(port, opened, case, self.cache)
-        baselines = reference_baselines(run, with_file=True)
+        run, baselines = reference_baselines(run, with_file=True)
         return Setting(port, opened, run.case, baselines, self.cache)
 
     def clean(self) -> Iterator[Row]:
@@ -146,7 +148,7 @@ def judge_port(setting: Setting, port: Port) -> LegResult:
     baseline = setting.baselines["authoring"]
     run = setting.run(port)
     whole, isolated = run_reauthored(run, baseline.oracle)
-    return _judge("authoring", run, whole, isolated, baseline)
+    return _judge(Leg(AUTHORING), run, whole, isolated, baseline)
 
 
 def judge_file(setting: Setting, edit: Callable[[Path, Path], None] | None = None) -> LegResult:
@@ -158,19 +160,18 @@ def judge_file(setting: Setting, edit: Callable[[Path, Path], None] | None = Non
     if edit is None:
         run = setting.run(setting.port)
         whole, isolated = run_file(run, setting.file(), baseline.oracle)
-        return _judge("conversion", run, whole, isolated, baseline)
+        return _judge(Leg(CONVERSION), run, whole, isolated, baseline)
     with TemporaryDirectory(prefix="edgeverify-") as folder:
         target = Path(folder) / "edited.tflite"
         edit(setting.file(), target)
         run = setting.run(setting.port, Path(folder))
         whole, isolated = run_file(run, target, baseline.oracle)
-        return _judge("conversion", run, whole, isolated, baseline)
+        return _judge(Leg(CONVERSION), run, whole, isolated, baseline)
 
 
-def _judge(name: str, run: Run, whole: Any, isolated: Any, baseline: Baseline) -> LegResult:
-    starts = {step.name: step.start for step in run.case.steps}
+def _judge(leg: Leg, run: Run, whole: Any, isolated: Any, baseline: Baseline) -> LegResult:
     expected = run.expected(baseline.oracle)
-    return judge_leg(name, whole, isolated, baseline, expected, starts)
+    return judge_leg(leg, whole, isolated, baseline, expected, run.case.starts)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def _session(kind: str, run: Run) -> Session:
         return ReferenceSession(model, case.kv_cache_len, case.prefill_lengths)
     if kind.startswith("tflite"):
         return TfliteSession(converted(run), case, "xnnpack")
-    return ReauthoredSession(run.model(), case, mask_kinds=run.port.mask_kinds, window=run.window)
+    return ReauthoredSession(run.model(), case)
 
 
 KINDS = [*PYTORCH, *(pytest.param(f"tflite {x}", marks=pytest.mark.slow) for x in PYTORCH[1:])]

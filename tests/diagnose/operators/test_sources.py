@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from edgeverify.core.results import FAIL
 from edgeverify.diagnose.operators.graph import FlatGraph
 from edgeverify.diagnose.operators.model_values import StepValues, record
 from edgeverify.diagnose.operators.sources import Source, find_sources
+from edgeverify.legs import line
 from edgeverify.legs.conversion import converted
-from edgeverify.legs.run import fitting_threads
+from edgeverify.legs.run import fitting_threads, prepare
 from edgeverify.legs.selectors import Selectors
 from edgeverify.litert.flatbuffer import ModelFile
 from edgeverify.suites.check import verify
@@ -25,7 +25,6 @@ from tests import variants
 from tests.diagnose.operators.catalogue import EDITS
 from tests.diagnose.operators.edits import Editor
 
-verify_module = sys.modules["edgeverify.suites.check"]
 STEPS = {"prefill.0": "prefill_16", "prefill.2": "prefill_32", "decode.0": "decode"}
 # An index's bounds check has no counterpart in the model, only what is chosen by it has.
 AMONG_SEVERAL = {"bound_of_the_positions"}
@@ -37,15 +36,13 @@ ONE_LATER = {"repeat_for_repeat_interleave"}
 def prepared(model: str, layout: str) -> tuple[Path, dict[str, StepValues]]:
     """A tiny model's file, and what the model computes at one step of each signature."""
     selectors = Selectors.of(kv_layout=layout)
-    run, _ = verify_module.prepare(model, selectors, verbose=False, progress=None)
+    run, _ = prepare(model, selectors, verbose=False, progress=None)
     with fitting_threads(run):
         path = converted(run)
         values = record(
             run.model(),
             run.case,
             set(STEPS),
-            mask_kinds=run.port.mask_kinds,
-            window=run.window,
         )
     return path, values
 
@@ -99,7 +96,7 @@ def test_a_report_names_signature_operator_tensor_and_module(
         editor.save(tmp_path / "broken.tflite")
         return tmp_path / "broken.tflite"
 
-    monkeypatch.setattr(verify_module, "converted", broken)
+    monkeypatch.setattr(line, "converted", broken)
     report = verify("tinyllama")
     assert report.legs["conversion"].outcome == FAIL
     (finding,) = [f for f in report.findings if f.id == "conversion.op"]

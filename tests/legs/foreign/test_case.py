@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -47,7 +47,7 @@ def test_the_case_is_the_files() -> None:
 
 def test_it_survives_json() -> None:
     case = planned()
-    assert FileCase.from_dict(json.loads(json.dumps(case.to_dict()))) == case
+    assert FileCase.from_dict(json.loads(json.dumps(asdict(case)))) == case
     assert Facts.from_dict(json.loads(json.dumps(FACTS.to_dict()))) == FACTS
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeverify.core.leg import QUANTIZATION, Leg
 from edgeverify.core.results import AuditResult
 from edgeverify.litert.recipes import Recipe
 
@@ -31,8 +32,8 @@ class Made:
 
         weights = audit_quantized(self.run, path, recipe)[1]  # type: ignore[arg-type]
         assert weights is not None
-        label = f"quantization:{recipe.name}"
-        return judge_file(self.run, path, weights, label, self.baseline).leg  # type: ignore[arg-type]
+        leg = Leg(QUANTIZATION, recipe.name)
+        return judge_file(self.run, path, weights, leg, self.baseline).leg  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +49,8 @@ def made() -> Callable[[str], Made]:
             from edgeverify.legs.selectors import Selectors
 
             run, _ = prepare(name, Selectors.of(), verbose=False, progress=None)
-            baseline = reference_baselines(run, with_file=True)["conversion"]
-            known[name] = Made(run, converted(run), baseline)
+            run, baselines = reference_baselines(run, with_file=True)
+            known[name] = Made(run, converted(run), baselines["conversion"])
         return known[name]
 
     return make

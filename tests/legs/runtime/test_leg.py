@@ -11,11 +11,11 @@ import pytest
 
 from edgeverify.backends import runtimes, tflite
 from edgeverify.core.compare import Baseline
+from edgeverify.core.leg import RUNTIME, Leg
 from edgeverify.core.results import FAIL, PASS
 from edgeverify.core.trace import Trace
-from edgeverify.legs.runtime.leg import of_interpreter, outer_keys, runtime_leg
+from edgeverify.legs.runtime.leg import Judged, of_interpreter, outer_keys, runtime_leg
 from edgeverify.legs.selectors import Selectors
-from edgeverify.litert.flatbuffer import ModelFile
 from edgeverify.suites import check
 from edgeverify_models import CATALOGUE
 
@@ -46,7 +46,9 @@ class Ran:
 
     def leg(self, runtime: str, **changes: Any) -> Any:
         given = {"interpreter": self.trace, "baseline": self.baseline, **changes}
-        return runtime_leg(runtime, self.path, self.case, expected=self.expected, **given)
+        judged = Judged(given["baseline"], self.expected)
+        leg = Leg(RUNTIME, runtime=runtime)
+        return runtime_leg(leg, self.path, self.case, given["interpreter"], judged)
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +59,11 @@ def ran() -> Ran:
 
     chosen = Selectors.of(size="tiny")
     run, _ = prepare("tinyllama", chosen, verbose=False, progress=None)
-    baseline = reference_baselines(run, with_file=True)["conversion"]
+    run, baselines = reference_baselines(run, with_file=True)
+    baseline = baselines["conversion"]
     run.model()
     path = converted(run)
-    blocks = ModelFile(path).signature("decode").num_blocks
-    trace = tflite.run(path, run.case, num_blocks=blocks)
+    trace = tflite.run(path, run.case)
     return Ran(path, run.case, trace, baseline, run.expected(baseline.oracle))
 
 
@@ -117,7 +119,3 @@ def test_only_the_models_own_outputs_are_asked_for(ran: Ran) -> None:
     keys = outer_keys(ran.expected)
     assert all("logits" in key or "/kv." in key for key in keys)
     assert len(keys) == len(ran.case.steps) * 7
-
-
-def test_a_leg_of_a_recipe_can_have_its_own_name(ran: Ran) -> None:
-    assert ran.leg("tf_lite", name="runtime:tf_lite.dynamic_int8").name.endswith("int8")

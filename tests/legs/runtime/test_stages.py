@@ -9,34 +9,35 @@ import pytest
 
 from edgeverify.core.compare import Baseline
 from edgeverify.core.errors import ArtifactError, UsageError
+from edgeverify.core.leg import CONVERSION, QUANTIZATION, Leg
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult
 from edgeverify.core.trace import Trace
 from edgeverify.legs.runtime import stages
 from edgeverify.legs.runtime.stages import FileRun, run_runtimes
 from edgeverify.litert.bundle.writer import require_engine
 
-FILE = FileRun(Path("x.tflite"), LegResult("conversion", PASS, {}), Trace(),
-               Baseline(Trace(), {}, {}, Trace()))  # fmt: skip
+NOTHING = Baseline(Trace(), {}, {}, Trace())
 
 
-def asked(monkeypatch: pytest.MonkeyPatch, *, refusal: str = "", suffix: str = "") -> Any:
-    def run(_: Any, __: Any, runtime: str, name: str) -> LegResult:
-        if runtime == "compiled_model":
+def asked(monkeypatch: pytest.MonkeyPatch, own: Leg, *, refusal: str = "") -> Any:
+    def run(_: Any, __: Any, leg: Leg) -> LegResult:
+        if leg.runtime == "compiled_model":
             raise ArtifactError("CompiledModel cannot open it", where="x.tflite")
-        return LegResult(name, PASS, {})
+        return LegResult(leg, PASS, {})
 
-    def ask(_: Any, __: Any, ___: Any, name: str) -> Any:
-        return LegResult(name, PASS, {}), ("a finding",)
+    def ask(_: Any, __: Any, ___: Any, leg: Leg) -> Any:
+        return LegResult(leg, PASS, {}), ("a finding",)
 
     monkeypatch.setattr(stages, "_runtime_leg", run)
     monkeypatch.setattr(stages, "_engine_leg", ask)
     names = ("compiled_model", "litert_lm", "tf_lite")
     run_: Any = None
-    return run_runtimes(run_, names, FILE, object(), refusal, suffix)
+    file = FileRun(Path("x.tflite"), LegResult(own, PASS, {}), Trace(), NOTHING)
+    return run_runtimes(run_, names, file, object(), refusal)
 
 
 def test_a_runtime_that_cannot_take_the_file_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    legs, findings = asked(monkeypatch)
+    legs, findings = asked(monkeypatch, Leg(CONVERSION))
     assert {name: leg.outcome for name, leg in legs.items()} == {
         "runtime:compiled_model": FAIL,
         "runtime:litert_lm": PASS,
@@ -47,7 +48,9 @@ def test_a_runtime_that_cannot_take_the_file_fails(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_engine_is_not_asked_for_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    legs, findings = asked(monkeypatch, refusal="it has no decode", suffix=":dynamic_int8")
+    legs, findings = asked(
+        monkeypatch, Leg(QUANTIZATION, "dynamic_int8"), refusal="it has no decode"
+    )
     leg = legs["runtime:litert_lm:dynamic_int8"]
     assert (leg.outcome, leg.reason) == (UNCHECKED, "not asked: it has no decode")
     assert leg.threshold == {"rms": 1.5, "row": 4.0}

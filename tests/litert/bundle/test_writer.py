@@ -126,7 +126,7 @@ def test_what_cannot_become_a_litertlm_is_refused_at_once(
         raise AssertionError("a model was converted")
 
     # The package's attribute of that name is the function.
-    monkeypatch.setattr(importlib.import_module("edgeverify.suites.check"), "converted", never)
+    monkeypatch.setattr("edgeverify.legs.line.converted", never)
     output = ["--output", str(tmp_path)] if arguments[0] == "convert" else []
     assert main([*arguments, *output]) == 2
     assert capsys.readouterr().err == f"edgeverify: error: {told}\n"

@@ -57,7 +57,7 @@ def test_every_tap_of_every_step_is_the_eager_models(
     converted: Callable[..., Any], family: str, layout: str, tmp_path: Path
 ) -> None:
     made = converted(family, layout)
-    whole, _ = tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
+    whole, _ = tflite.run_file(made.path, made.case, setup=tflite.Setup(cache=tmp_path))
     assert whole.unavailable == {}
     assert [taps.split(k)[1] for k in whole if k.startswith("prefill.0/")] == list(
         taps.standard_taps(made.num_blocks)
@@ -70,7 +70,7 @@ def test_every_tap_of_every_step_is_the_eager_models(
 def test_masks_as_inputs(converted: Callable[..., Any], layout: str, tmp_path: Path) -> None:
     made = converted("gemma2", layout, mask_as_input=True)
     assert {"mask_global", "mask_local"} <= ModelFile(made.path).signatures["decode"].inputs.keys()
-    whole, _ = tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
+    whole, _ = tflite.run_file(made.path, made.case, setup=tflite.Setup(cache=tmp_path))
     assert whole.unavailable == {}
     assert_same_taps(whole, made.eager())
 
@@ -80,7 +80,7 @@ def test_prefill_without_logits_leaves_out_what_is_not_computed(
     converted: Callable[..., Any], tmp_path: Path
 ) -> None:
     made = converted("tinyllama", "default", prefill_logits=False)
-    whole, _ = tflite.run_file(made.path, made.case, **made.options, cache=tmp_path)
+    whole, _ = tflite.run_file(made.path, made.case, setup=tflite.Setup(cache=tmp_path))
     last = made.num_blocks - 1
     dead = [taps.block(last, t) for t in ("attn.q", "attn.out", "ff_norm", "ff.out", "out")]
     prefill = {k for k in whole.unavailable if k.startswith("prefill.0/")}
@@ -173,12 +173,11 @@ def test_an_instrumented_copy_can_be_instrumented(
     plain.model.metadata = None
     write(plain, second)
     assert Instrumentation.find(second) is None
-    options = {**made.options, "num_blocks": made.num_blocks}
     large, small = tmp_path / "large.tflite", tmp_path / "small.tflite"
     instrument(second, large)
     instrument(made.path, small)
-    a = tflite.run(second, made.case, **options, instrumented=large)
-    b = tflite.run(made.path, made.case, **options, instrumented=small)
+    a = tflite.run(second, made.case, instrumented=large)
+    b = tflite.run(made.path, made.case, instrumented=small)
     assert a.unavailable == b.unavailable == {}
     assert list(a) == list(b)
     assert [key for key in a if a[key].tobytes() != b[key].tobytes()] == []

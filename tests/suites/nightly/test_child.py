@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from edgeverify.core.errors import CheckpointError, DiskFullError
+from edgeverify.core.leg import Leg
 from edgeverify.core.results import PASS, LegResult, Report
 from edgeverify.suites.nightly import child
 
@@ -51,7 +52,7 @@ def check(
 
 
 def test_a_report_and_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    legs = {"authoring": LegResult("authoring", PASS, {"rms": 1.5, "row": 4.0})}
+    legs = {"authoring": LegResult(Leg.of("authoring"), PASS, {"rms": 1.5, "row": 4.0})}
     page = tmp_path / "x.html"
     answer = check(page, Report({}, {}, legs), monkeypatch)
     assert answer["report"]["outcome"] == PASS

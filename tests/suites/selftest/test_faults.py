@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import edgeverify_models as models
 from edgeverify.cli.main import main
 from edgeverify.core.errors import PortError
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult
-from edgeverify.legs import run
+from edgeverify.legs import line, run
 from edgeverify.legs.conversion import converted
 from edgeverify.litert.flatbuffer import ModelFile, locate_taps
 from edgeverify.suites.check import verify
@@ -158,7 +157,7 @@ def test_a_fault_of_the_file_is_charged_to_the_conversion(
         changed_constant(right(run), target, "blocks.2.attn.out", 1.01)
         return target
 
-    monkeypatch.setattr(sys.modules["edgeverify.suites.check"], "converted", broken)
+    monkeypatch.setattr(line, "converted", broken)
     port = variants.gate_and_up_swapped_in_block_1() if port_fails else models.load("tinyllama")
     report = verify(port)
     assert report.legs["authoring"].outcome == (FAIL if port_fails else PASS)
@@ -223,7 +222,7 @@ def test_a_search_for_the_operator_that_raises_leaves_the_verdict(
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(sys.modules["edgeverify.suites.check"], "converted", changed)
+    monkeypatch.setattr(line, "converted", changed)
     monkeypatch.setattr(run, "op_findings", broken)
     report = verify("tinyllama")
     assert report.legs["conversion"].outcome == FAIL

@@ -10,6 +10,6 @@ the interpreter, and the one that gives the engine's answer is named.
 from __future__ import annotations
 
 from edgeverify.legs.runtime.engine.expected import Wanted, wanted_of
-from edgeverify.legs.runtime.engine.leg import LEG, engine_leg
+from edgeverify.legs.runtime.engine.leg import Floors, engine_leg
 
-__all__ = ["LEG", "Wanted", "engine_leg", "wanted_of"]
+__all__ = ["Floors", "Wanted", "engine_leg", "wanted_of"]

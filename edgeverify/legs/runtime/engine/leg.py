@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from edgeverify.backends.litert_lm import Answers
 from edgeverify.backends.sessions.session import Session
 from edgeverify.core.compare import thresholds
+from edgeverify.core.leg import Leg
 from edgeverify.core.results import PASS, UNCHECKED, Finding, LegResult, TapResult, worst_outcome
 from edgeverify.legs.runtime.engine import numbers, usage
 from edgeverify.legs.runtime.engine.expected import Wanted
 
-LEG = "runtime:litert_lm"
 STEP = "litert_lm"
+
+
+@dataclass(frozen=True)
+class Floors:
+    """How far logits of two right runs of a file may be apart, relative, in any row.
+
+    Attributes:
+        floating: where activations stay in float32.
+        rounded: with what the rounding of activations costs, of a file that rounds them: a value
+            on the edge may go either way, and all behind it follows. It is taken only where
+            float32 rounding does not explain what the engine says.
+    """
+
+    floating: float
+    rounded: float | None = None
 
 
 def engine_leg(
     answers: Answers,
     wanted: Wanted,
     session: Session,
-    floor: float,
+    floors: Floors,
     steps: int,
-    name: str = LEG,
-    *,
-    rounded: float | None = None,
+    leg: Leg,
 ) -> tuple[LegResult, tuple[Finding, ...]]:
     """Judges what the engine said.
 
@@ -29,19 +44,16 @@ def engine_leg(
         answers: from ``backends.litert_lm.ask``.
         wanted: what is right.
         session: the same file in the LiteRT interpreter.
-        floor: how far logits of two right runs of the file may be apart, relative, per row.
+        floors: how far logits of two right runs of the file may be apart.
         steps: tokens of the continuation that was asked for.
-        name: of the leg.
-        rounded: the same as ``floor`` with what the rounding of activations costs, of a file that
-            rounds them: a value on the edge may go either way, and all behind it follows. It is
-            taken only where float32 rounding does not explain what the engine says.
+        leg: what is judged.
 
     Returns:
         The leg, one tap per check, and one finding for each that is no plain pass.
     """
-    limits = thresholds(LEG)
-    allowed = numbers.Allowed(floor, limits.row)
-    loosely = None if rounded is None else numbers.Allowed(rounded, limits.row)
+    limits, name = thresholds(leg.kind), str(leg)
+    allowed = numbers.Allowed(floors.floating, limits.row)
+    loosely = None if floors.rounded is None else numbers.Allowed(floors.rounded, limits.row)
     seen = [
         usage.tokenizer(answers, wanted),
         usage.cache_length(answers, wanted),
@@ -61,4 +73,4 @@ def engine_leg(
         if s.finding
     )
     notes = (f"answers {answers.text!r}",)
-    return LegResult(name, outcome, limits.as_dict(), taps, reason=reason, notes=notes), findings
+    return LegResult(leg, outcome, limits.as_dict(), taps, reason=reason, notes=notes), findings

@@ -14,8 +14,10 @@ from edgeverify import verify
 from edgeverify.backends import litert_lm
 from edgeverify.backends.sessions.tflite import TfliteSession
 from edgeverify.core.errors import ArtifactError
+from edgeverify.core.leg import RUNTIME, Leg
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, Finding, LegResult
 from edgeverify.legs.runtime import engine
+from edgeverify.legs.runtime.engine import Floors
 from edgeverify.legs.runtime.engine.numbers import LOOSELY
 from edgeverify.legs.runtime.engine.replay import continuation
 from edgeverify.legs.selectors import Selectors
@@ -32,6 +34,7 @@ pytestmark = [
 ]
 STEPS = 8
 RUNTIMES = ("compiled_model", "tf_lite", "litert_lm")
+ENGINE = Leg(RUNTIME, runtime="litert_lm")
 FLOOR = 1e-6  # relative; the tiny ports' own is 4e-7 to 1e-6
 NAMES = {
     *("tokenizer", "cache_length", "start_token", "stop_tokens"),
@@ -58,7 +61,7 @@ class Tiny:
 
     def judged(self, **changes: Any) -> tuple[LegResult, tuple[Finding, ...]]:
         answers = litert_lm.ask(self.bundled(**changes), self.wanted.questions(STEPS))
-        return engine.engine_leg(answers, self.wanted, self.session, FLOOR, STEPS)
+        return engine.engine_leg(answers, self.wanted, self.session, Floors(FLOOR), STEPS, ENGINE)
 
     def failures(self, **changes: Any) -> dict[str, str]:
         """Name of each check that fails → why."""
@@ -203,7 +206,7 @@ def test_a_graph_that_is_not_the_interpreters_is_told(tiny: Tiny) -> None:
     """The engine runs the file; the interpreter is given another: neither use explains it."""
     answers = litert_lm.ask(tiny.bundled(), tiny.wanted.questions(STEPS))
     other = replace(answers, text="nothing like it", scores=tuple(s + 0.01 for s in answers.scores))
-    leg, _ = engine.engine_leg(other, tiny.wanted, tiny.session, FLOOR, STEPS)
+    leg, _ = engine.engine_leg(other, tiny.wanted, tiny.session, Floors(FLOOR), STEPS, ENGINE)
     told = {t.tap.split("/")[1]: t.reason for t in leg.taps if t.outcome == FAIL}
     assert set(told) == {"greedy", "scores"}
     assert told["greedy"].endswith("another token at 0, and no near tie")
@@ -217,7 +220,7 @@ def test_a_near_tie_is_no_failure(tiny: Tiny) -> None:
     other = replace(answers, text=tiny.wanted.decode([*tokens[:2], second]) + "and so on")
     typical = 8 * 4.4 * float((rows[2] ** 2).mean()) ** 0.5
     for floor, outcome in ((0.9 * gap / typical, FAIL), (1.1 * gap / typical, PASS)):
-        leg, _ = engine.engine_leg(other, tiny.wanted, tiny.session, floor, STEPS)
+        leg, _ = engine.engine_leg(other, tiny.wanted, tiny.session, Floors(floor), STEPS, ENGINE)
         greedy = next(tap for tap in leg.taps if tap.tap == "litert_lm/greedy")
         assert greedy.outcome == outcome, greedy
     assert greedy.reason == "compared up to token 2, a near tie"
@@ -232,8 +235,8 @@ def test_what_rounding_activations_costs_is_asked_for_last(tiny: Tiny) -> None:
 
     def told(answers: litert_lm.Answers) -> dict[str, tuple[str, str]]:
         leg, _ = engine.engine_leg(
-            answers, tiny.wanted, tiny.session, FLOOR, STEPS, rounded=wide
-        )  # fmt: skip
+            answers, tiny.wanted, tiny.session, Floors(FLOOR, wide), STEPS, ENGINE
+        )
         return {t.tap.split("/")[1]: (t.outcome, t.reason) for t in leg.taps}
 
     found = told(answers)
