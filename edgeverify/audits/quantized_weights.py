@@ -175,10 +175,10 @@ def _scales(weight: Weight, symmetric: bool) -> str:
     scale = weight.quantized.scales.reshape(-1)[first]
     reach = "largest magnitude" if symmetric else "range"
     steps = _integers(weight.quantized, symmetric)
-    told = f"scale {scale:.6g}, its {reach} over {steps} is {right[first]:.6g}"
+    told = f"scale {scale:.6g}, should be {right[first]:.6g}, its {reach} over {steps}"
     ratio = scale / right[first]
     factor = f" (× {ratio:.3g})" if abs(ratio - 1) > 0.01 else f" (× {ratio:.7g})"
-    return f"{odd.sum()} of {odd.size} scales are not their weights': " + _named(
+    return f"{odd.sum()} of {odd.size} scales do not fit their weights: " + _named(
         weight, first, told + factor
     )
 

@@ -184,14 +184,13 @@ class AuditItem(ModelItem):
     def runtest(self) -> None:
         """Fails with what the audit found unless it passed."""
         from edgeverify.core.results import PASS
-        from edgeverify.report.words import audit_lines
+        from edgeverify.report.steps import failure_text
 
         audit = self.report.audits.get(self.audit)
         if audit is None:
             pytest.fail(f"{self.audit}: unchecked: the report has no such audit", pytrace=False)
         if audit.outcome != PASS:
-            lines = "\n".join(audit_lines(audit))
-            pytest.fail(f"{self.audit}: {audit.outcome}: {lines}", pytrace=False)
+            pytest.fail(failure_text(self.report, self.audit), pytrace=False)
 
 
 class ParityItem(ModelItem):
@@ -204,7 +203,7 @@ class ParityItem(ModelItem):
     def runtest(self) -> None:
         """Fails with the report's own words unless the step passed."""
         from edgeverify.core.results import PASS
-        from edgeverify.report.steps import find_step, step_text
+        from edgeverify.report.steps import failure_text, find_step
 
         leg = self.report.legs.get(self.leg)
         if leg is None:
@@ -213,7 +212,7 @@ class ParityItem(ModelItem):
         for ratio in ("error_ratio", "row_ratio"):
             self.user_properties.append((f"worst_{ratio}", result.worst(ratio)))
         if result.outcome != PASS:
-            pytest.fail(step_text(leg, result, self.report.findings), pytrace=False)
+            pytest.fail(failure_text(self.report, self.leg, self.step), pytrace=False)
 
 
 class InvariantItem(pytest.Item):

@@ -142,12 +142,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     reports = [run for run in config.stash[RUNS].values() if not isinstance(run, str)]
     if not reports:
         return
-    from edgeverify.report.words import audit_lines, case_line, leg_lines
+    from edgeverify.report.answer import answer_of
+    from edgeverify.report.answer_text import answer_lines
 
     terminalreporter.section("edgeverify")
     for report in reports:
-        terminalreporter.write_line(f"{report.outcome.upper()}  {case_line(report.case)}")
-        for name, audit in report.audits.items():
-            terminalreporter.write_line(f"  {name}: {audit.outcome}, {audit_lines(audit)[0]}")
-        for leg in report.legs.values():
-            terminalreporter.write_line(f"  {leg.name}: {leg.outcome}, {leg_lines(leg)[0]}")
+        for line in answer_lines(answer_of(report)):
+            terminalreporter.write_line(line)

@@ -135,6 +135,13 @@ class Finding:
         cause: the kind of a cause, e.g. ``rope.base``, or "".
         ratio: the error ratio that is left once the cause is taken away, or None.
         taps: all taps it holds for, without their steps.
+        changes: of a cause: ``what was found → what is right``; several where each of them would
+            explain the same values.
+        shape: what the error's shape says, e.g. ``position 0 agrees, all others differ``.
+        tried: how many repairs were tried in vain; 0 where none was, or one was found.
+        operator: of an operator: ``57 FULLY_CONNECTED``.
+        signature: of an operator: the signature that it is in.
+        module: of an operator: the torch module that it comes from.
     """
 
     id: str
@@ -144,6 +151,12 @@ class Finding:
     cause: str = ""
     ratio: float | None = None
     taps: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    shape: tuple[str, ...] = ()
+    tried: int = 0
+    operator: str = ""
+    signature: str = ""
+    module: str = ""
 
 
 @dataclass(frozen=True)

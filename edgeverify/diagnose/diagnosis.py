@@ -192,6 +192,8 @@ def _cause_finding(scene: Scene, texts: tuple[str, ...], group: list[_Told]) -> 
         cause=cause.kind,
         ratio=ratio,
         taps=tuple(names),
+        changes=texts,
+        shape=_shared(group),
     )
 
 
@@ -206,13 +208,19 @@ def _unexplained_finding(scene: Scene, group: list[_Told]) -> Finding:
         _first_key(scene, names[0]),
         message,
         taps=tuple(names),
+        shape=_shared(group),
+        tried=tried,
     )
 
 
 def _seen(group: list[_Told]) -> str:
-    """The shapes that all of the group's taps share."""
-    shared = [text for text in group[0].shapes if all(text in one.shapes for one in group)]
+    shared = _shared(group)
     return f"; the error: {', '.join(shared)}" if shared else ""
+
+
+def _shared(group: list[_Told]) -> tuple[str, ...]:
+    """The shapes that all of the group's taps share."""
+    return tuple(text for text in group[0].shapes if all(text in one.shapes for one in group))
 
 
 def _first_key(scene: Scene, tap: str) -> str:

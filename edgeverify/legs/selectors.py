@@ -6,6 +6,7 @@ words, before anything heavy is imported.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,24 @@ class Selectors:
         LiteRT-LM is asked questions of its own, not the case's steps.
         """
         return ("",) if leg.runtime == LITERT_LM else self.step_names or ("",)
+
+    def options(self) -> str:
+        """The options of the command line that choose the same; no cache, which changes nothing."""
+        told = []
+        names = {"recipes": "recipe", "backends": "backend", "runtimes": "runtime"}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value == field.default or field.name in ("cache", "token_seed", "profile"):
+                continue
+            flag = f"--{names.get(field.name, field.name).replace('_', '-')}"
+            if field.name == "prefill_logits":
+                told.append("--no-prefill-logits")
+            elif isinstance(value, bool):
+                told.append(flag)
+            else:
+                several = value if isinstance(value, tuple) else (value,)
+                told += [f"{flag} {shlex.quote(str(one))}" for one in several]
+        return " ".join(told)
 
     def arguments(self) -> dict[str, Any]:
         """As ``edgeverify.suites.check`` takes them."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from edgeverify.core.results import PASS, UNCHECKED, InvariantResult, Report
 from edgeverify.report.junit_xml import Case, Suite, document
-from edgeverify.report.steps import StepResult, step_results, step_text
-from edgeverify.report.words import audit_lines, invariant_lines, number
+from edgeverify.report.steps import StepResult, failure_text, step_results
+from edgeverify.report.words import invariant_lines, number
 
 
 def render(report: Report) -> str:
@@ -19,7 +19,7 @@ def render(report: Report) -> str:
             f"{model}.audits",
             name,
             audit.outcome,
-            "" if audit.outcome == PASS else f"{name}: " + "\n".join(audit_lines(audit)),
+            "" if audit.outcome == PASS else failure_text(report, name),
         )
         for name, audit in report.audits.items()
     ]
@@ -28,7 +28,7 @@ def render(report: Report) -> str:
             f"{model}.{leg.name}",
             step.step or leg.name,
             step.outcome,
-            "" if step.outcome == PASS else step_text(leg, step, report.findings),
+            "" if step.outcome == PASS else failure_text(report, leg.name, step.step),
             properties=_measured(step, leg.threshold),
         )
         for leg in report.legs.values()

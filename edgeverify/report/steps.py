@@ -14,10 +14,13 @@ from edgeverify.core.results import (
     UNCHECKED,
     Finding,
     LegResult,
+    Report,
     TapResult,
     worst_outcome,
 )
-from edgeverify.report.words import LISTED, counts, leg_lines, tap_line
+from edgeverify.report.answer import answer_of
+from edgeverify.report.answer_text import body_lines
+from edgeverify.report.words import LISTED, audit_lines, counts, leg_lines, tap_line
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,32 @@ def find_step(leg: LegResult, step: str) -> StepResult:
         return StepResult(leg.name, "", leg.outcome, tuple(leg.taps))
     missing = StepResult(leg.name, step, UNCHECKED if leg.outcome == PASS else leg.outcome)
     return next((result for result in step_results(leg) if result.step == step), missing)
+
+
+def failure_text(report: Report, name: str, step: str = "") -> str:
+    """Why a leg's step, or an audit, is no pass: the answer first, then what was measured.
+
+    The first line says which, its outcome, and the cause or, where none is named, the place.
+
+    Args:
+        report: that it is of.
+        name: of the leg or the audit.
+        step: of the leg.
+    """
+    leg = report.legs.get(name)
+    if leg is None:
+        outcome, rest = report.audits[name].outcome, audit_lines(report.audits[name])
+        said = "\n".join([f"{name}: {outcome}: {rest[0]}", *rest[1:]])
+    else:
+        result = find_step(leg, step)
+        outcome, said = result.outcome, step_text(leg, result, report.findings)
+    answer = answer_of(report, name)
+    if not answer.cause:  # the leg passes and has no such step
+        return said
+    named = answer.named or outcome == UNCHECKED or not answer.where
+    told = answer.cause[0] if named else f"cause not named; {answer.where[-1]}"
+    place = f"{name} {step}".rstrip()
+    return "\n".join([f"{place}: {outcome}: {told}", *body_lines(answer), "", said])
 
 
 def step_text(leg: LegResult, result: StepResult, findings: Iterable[Finding] = ()) -> str:

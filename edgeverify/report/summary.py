@@ -16,7 +16,7 @@ MARKS = {"pass": "✅", "fail": "❌"}
 
 
 def markdown(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table with a row for each leg, then the findings.
+    """A table with a row for each leg, then each answer: cause, where and next.
 
     Args:
         reports: what each is of → the report as JSON has it.
@@ -35,8 +35,10 @@ def markdown(reports: Mapping[str, Mapping[str, Any]]) -> str:
             told.append(f"| | {_cell(leg)} | {_mark(result['outcome'])} |"
                         f" {number(found.get(leg))} | {tap} |")  # fmt: skip
     for name, report in reports.items():
-        findings = report.get("findings", ())
-        if findings:
+        answer, findings = report.get("answer", {}), report.get("findings", ())
+        if answer.get("cause"):
+            told += ["", f"**{_cell(name)}**", "", *_answer(answer)]
+        elif findings:
             told += ["", f"**{_cell(name)}**", ""]
             told += [f"- {_cell(finding['message'])}" for finding in findings[:LISTED]]
             more = len(findings) - LISTED
@@ -54,6 +56,14 @@ def append(reports: Mapping[str, Mapping[str, Any]]) -> None:
             file.write(markdown(reports))
     except OSError:
         return
+
+
+def _answer(answer: Mapping[str, Any]) -> list[str]:
+    """Cause, where and next, an item each."""
+    told = [f"- {label}: {'; '.join(_cell(line) for line in answer[label])}"
+            for label in ("cause", "where") if answer[label]]  # fmt: skip
+    command = f" `{answer['command']}`" if answer["command"] else ""
+    return [*told, f"- next: {_cell(answer['next'])}{command}"]
 
 
 def _mark(outcome: object) -> str:

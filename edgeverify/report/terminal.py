@@ -1,4 +1,4 @@
-"""The report on a terminal: outcome, leg, first diverging tap, ratio, what to look at."""
+"""The report on a terminal: the answer and, where it is asked for, all that was found."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from edgeverify.core.results import (
     Report,
     worst_outcome,
 )
+from edgeverify.report.answer import answer_of
+from edgeverify.report.answer_text import MARKS, WIDTH, answer_lines, outcome_lines
 from edgeverify.report.words import (
     audit_lines,
     case_line,
@@ -31,7 +33,8 @@ from edgeverify.report.words import (
 )
 
 STYLES = {PASS: "bold green", FAIL: "bold red", UNCHECKED: "bold yellow"}
-# A pipe has no width: long enough that no line is broken and a search by line finds whole lines.
+LABELS = ("cause", "where", "next ")
+# A pipe has no width: what ``-v`` adds is not broken, so that a search by line finds whole lines.
 PIPED_WIDTH = 500
 # Below this the leg's name and outcome get a line of their own.
 NARROW = 80
@@ -46,8 +49,41 @@ def console_for(stream: object, *, color: bool | None = None) -> Console:
 
 
 def print_report(report: Report, console: Console, *, verbose: bool = False) -> None:
-    """Prints the report; with ``verbose``, every tap of every leg, too."""
-    print_outcome(report, console)
+    """Prints the answer; with ``verbose``, all that was found and every tap of every leg, too."""
+    for line in answer_lines(answer_of(report), width_of(console)):
+        console.print(_coloured(line, report.outcome), soft_wrap=True)
+    if verbose:
+        console.print()
+        _print_all(report, console)
+
+
+def print_outcome(report: Report, console: Console) -> None:
+    """Prints the outcome and the case alone."""
+    for line in outcome_lines(answer_of(report), width_of(console)):
+        console.print(_coloured(line, report.outcome), soft_wrap=True)
+
+
+def width_of(console: Console) -> int:
+    """The answer's: that of a pipe is a terminal's, too, as one fact is on one line."""
+    return min(console.width, WIDTH)
+
+
+def _coloured(line: str, outcome: str) -> Text:
+    """The outcome, the marks and the labels have colours."""
+    text = Text(line)
+    if line.startswith(outcome.upper()):
+        text.stylize(STYLES[outcome], 0, len(outcome))
+    for kind, mark in MARKS.items():
+        if line.startswith(mark):
+            text.stylize(STYLES[kind], 0, 1)
+    if line.startswith(LABELS):
+        text.stylize("bold", 0, 5)
+    return text
+
+
+def _print_all(report: Report, console: Console) -> None:
+    """Everything that was found, part by part."""
+    _print_indented(console, Text("case: "), case_line(report.case))
     for name, audit in report.audits.items():
         _print_part(report, name, audit.outcome, audit_lines(audit), console)
     for leg in report.legs.values():
@@ -59,21 +95,13 @@ def print_report(report: Report, console: Console, *, verbose: bool = False) -> 
     loose = [finding.message for finding in loose_findings(report)]
     for line in [*continuation_lines(report.case), *loose]:
         _print_indented(console, Text("  "), line)
-    if verbose:
-        for leg in report.legs.values():
-            console.print()
-            console.print(_tap_table(leg), crop=False)
-        if report.invariants:
-            console.print()
-            console.print(_invariants_table(report), crop=False)
-        _print_facts(report, console)
-
-
-def print_outcome(report: Report, console: Console) -> None:
-    """Prints the first line alone."""
-    line = Text.assemble((report.outcome.upper(), STYLES[report.outcome]), "  ")
-    line.append(case_line(report.case))
-    console.print(line)
+    for leg in report.legs.values():
+        console.print()
+        console.print(_tap_table(leg), crop=False)
+    if report.invariants:
+        console.print()
+        console.print(_invariants_table(report), crop=False)
+    _print_facts(report, console)
 
 
 def _print_part(

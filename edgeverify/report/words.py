@@ -7,6 +7,7 @@ HTML and pytest say the same thing.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,13 @@ def case_line(case: Mapping[str, Any]) -> str:
     if case.get("kernel"):
         parts.append(str(case["kernel"]))
     return " · ".join(part for part in parts if part)
+
+
+def case_facts(case: Mapping[str, Any]) -> str:
+    """The case in short: what it is of, and what is not as usual; ``case_line`` has all of it."""
+    usual = {"kv_layout": "default", "kernel": "xnnpack"}
+    shown = {key: value for key, value in case.items() if usual.get(key) != value}
+    return re.sub(r" in \d+ chunks?", "", case_line(shown))
 
 
 def continuation_lines(case: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ is activations.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,7 @@ def verify(
     if not plan.fits:
         legs = {str(leg): without_taps(leg, UNCHECKED, run.memory) for leg in chosen.legs}
         audits = {name: unchecked(name, "model", run.memory) for name in chosen.audits}
-        return report_of(run, legs, audits, tokenizer, {})
+        return _asked(report_of(run, legs, audits, tokenizer, {}), port, chosen)
     with fitting_threads(run):
         for_engine = LITERT_LM in chosen.runtimes
         auditor = Auditor(run.hf_config, run.case, for_engine, cache=run.cache)
@@ -67,6 +68,7 @@ def verify(
         report = report_of(
             run, judged.legs, auditor.results, tokenizer, judged.traces, judged.findings
         )
+    report = _asked(report, port, chosen)
     if golden is not None:
         kept = verify_goldens(port, chosen, golden, verbose=verbose, progress=progress)
         report = replace(report, goldens=kept.goldens)
@@ -110,3 +112,11 @@ def verify_goldens(
         results = golden_run.check(run, name, chosen, directory, update=update, kinds=kinds)
         report = report_of(run, {}, {}, tokenizer, {})
     return replace(report, goldens=results)
+
+
+def _asked(report: Report, port: Port | str, chosen: Selectors) -> Report:
+    """The report with the command that makes it again, where its port has a name to be given."""
+    if not isinstance(port, str):
+        return report
+    command = f"edgeverify check {shlex.quote(port)} {chosen.options()}".rstrip()
+    return replace(report, case={**report.case, "command": command})

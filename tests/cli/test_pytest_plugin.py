@@ -174,10 +174,12 @@ def test_an_audit_that_fails_or_is_missing_fails_alone(
     result.assert_outcomes(passed=23, failed=2)
     result.stdout.fnmatch_lines(
         [
-            "config: fail: rotary base (ModelConfig): expected 5300.0, found 10000.0",
+            "config: fail: rotary base is 10000, should be 5300",
+            "cause  rotary base is 10000, should be 5300",
             "signatures: unchecked: the report has no such audit",
             "FAIL  tinyllama tiny*",
-            "  config: fail, rotary base*",
+            "cause  rotary base is 10000*",
+            "✗ config *",
         ]
     )
 
@@ -295,7 +297,7 @@ def verify(port, **selectors):
 
 sys.modules["edgeverify.suites.check"] = types.ModuleType("edgeverify.suites.check")
 sys.modules["edgeverify.suites.check"].verify = verify
-edgeverify.cli.launch.load_port = lambda model: model
+edgeverify.cli.main.launch.load_port = lambda model: model
 """
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import shlex
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgeverify.core.errors import UsageError
 from edgeverify.core.leg import Leg
+from edgeverify.legs import selectors
 from edgeverify.legs.selectors import Selectors
 
 
@@ -133,3 +136,26 @@ def test_a_runtime_needs_a_file() -> None:
     error = refusal(runtimes=("tf_lite",), backends=("reference", "reauthored"))
     assert (error.what, error.where) == ("there is no file to run", "--runtime")
     assert refusal(runtimes=("compiled",)).fix == "did you mean 'compiled_model'?"
+
+
+@given(
+    chosen=st.builds(
+        dict,
+        size=st.sampled_from([None, "tiny"]),
+        checkpoint=st.sampled_from([None, "a folder/model"]),
+        recipes=st.sampled_from([("float32",), ("dynamic_int8", "fp16")]),
+        kernel=st.sampled_from(["xnnpack", "builtin"]),
+        kv_layout=st.sampled_from(["default", "transposed"]),
+        prefill=st.sampled_from([(16, 32), (4, 12)]),
+        mask_as_input=st.booleans(),
+        prefill_logits=st.booleans(),
+        seed=st.integers(0, 5),
+        memory_budget=st.sampled_from([None, 2**33]),
+        runtimes=st.sampled_from([(), ("tf_lite", "compiled_model")]),
+    )
+)
+def test_options_choose_the_same_again(chosen: dict[str, Any]) -> None:
+    expected = Selectors.of(**chosen)
+    parser = argparse.ArgumentParser()
+    selectors.add_options(parser.add_argument)
+    assert selectors.parse(parser.parse_args(shlex.split(expected.options()))) == expected

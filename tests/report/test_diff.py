@@ -10,6 +10,7 @@ import pytest
 from edgeverify.cli.main import main
 from edgeverify.core.results import Report
 from edgeverify.report import summary
+from edgeverify.report.json import to_dict
 
 
 @pytest.fixture
@@ -115,3 +116,18 @@ def test_the_job_summary_has_legs_and_findings(
     assert "1 of 2 reports passed" in text
     assert "| a\\|b | **all** | ❌ fail | | |" in text
     assert "Look at the key projection." in text
+
+
+def test_the_job_summary_has_the_answer(report: Callable[..., Report]) -> None:
+    told = {"x": to_dict(report("fail", command="edgeverify check my_port.py:PORT"))}
+    text = summary.markdown(told)
+    assert text.splitlines()[-5:] == [
+        "**x**",
+        "",
+        "- cause: not named; the error: relative error 7e-06, near float32's own rounding",
+        "- where: authoring (Hugging Face → port): attn.k of block 1; first at "
+        "prefill.0/blocks.1.attn.k: error 71.0 times float32 noise (allowed 1.50)",
+        "- next: look in my_port.py at the key projection, then: "
+        "`edgeverify check my_port.py:PORT`",
+    ]
+    assert "Look at" not in text

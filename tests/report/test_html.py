@@ -67,6 +67,15 @@ def test_the_outcome_comes_first_with_leg_block_and_sublayer(
     assert "authoring fails in block 1, attn.k: error ratio 71.0" in " ".join(text[2:8])
 
 
+def test_the_answer_comes_before_everything_else(report: Callable[..., Report]) -> None:
+    page = render(report("fail", command="edgeverify check <x>.py:PORT"))
+    places = [page.index(f"<dt>{label}</dt>") for label in ("cause", "where", "next")]
+    assert places == sorted(places)
+    assert places[-1] < page.index("<table")
+    assert "<code>edgeverify check &lt;x&gt;.py:PORT</code>" in page
+    assert "<dt>cause</dt>" not in render(report())
+
+
 def test_the_faulty_cell_is_marked_in_text_and_framed(report: Callable[..., Report]) -> None:
     page = render(report("fail"))
     assert re.search(r'class="heat fail"[^>]*>✗ 71.0<', page)

@@ -33,3 +33,14 @@ def test_infinity_is_written_as_text(report: Callable[..., Report]) -> None:
     made = replace(made, legs={"authoring": leg})
     data = json.loads(render(made), parse_constant=lambda text: 1 / 0)
     assert data["legs"]["authoring"]["first_divergence"]["error_ratio"] == "inf"
+
+
+def test_the_answer_is_there(report: Callable[..., Report]) -> None:
+    answer = json.loads(render(report("fail")))["answer"]
+    assert list(answer)[:7] == ["outcome", "case", "named", "cause", "where", "next", "command"]
+    assert answer["parts"][0] == {
+        "kind": "leg",
+        "name": "authoring",
+        "outcome": "fail",
+        "text": "Hugging Face → port: 2 of 66 taps differ",
+    }

@@ -27,7 +27,8 @@ def test_a_failure_carries_message_and_ratios(report: Callable[..., Report]) -> 
     root = parsed(report("fail"))
     (failure,) = root.findall(".//failure")
     assert failure.get("message") == (
-        "authoring prefill.0: fail: first diverging tap prefill.0/blocks.1.attn.k: error ratio 71.0"
+        "authoring prefill.0: fail: cause not named; first at prefill.0/blocks.1.attn.k: error "
+        "71.0 times float32 noise (allowed 1.50)"
     )
     assert "Look at the key projection." in (failure.text or "")
     case = root.findall(".//testcase")[0]

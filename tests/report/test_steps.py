@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from edgeverify.core.leg import Leg
-from edgeverify.core.results import LegResult, Report
-from edgeverify.report.steps import find_step, step_results, step_text
+from edgeverify.core.results import Finding, LegResult, Report
+from edgeverify.report.steps import failure_text, find_step, step_results, step_text
 
 
 def test_steps_come_in_order_with_their_own_outcome(report: Callable[..., Report]) -> None:
@@ -45,3 +45,31 @@ def test_the_text_says_what_the_terminal_says(report: Callable[..., Report]) -> 
         "  prefill.0/logits: fail, error ratio 71, allowed 1.5",
         "6 taps compared: 4 pass, 2 fail, 0 unchecked",
     ]
+
+
+def test_a_failure_has_the_answer_first(report: Callable[..., Report]) -> None:
+    made = report("fail")
+    finding = Finding(
+        "authoring.cause",
+        "authoring",
+        "prefill.0/blocks.1.attn.k",
+        "",
+        "rope.base",
+        changes=("rotary base 10000 → 3700",),
+    )
+    made = replace(made, findings=(*made.findings, finding))
+    assert failure_text(made, "authoring", "prefill.0").split("\n")[:7] == [
+        "authoring prefill.0: fail: rotary base 10000, should be: 3700",
+        "cause  rotary base 10000, should be: 3700",
+        "       named by the diagnosis: repaired, these taps are within float32 noise",
+        "where  authoring (Hugging Face → port): attn.k of block 1",
+        "       first at prefill.0/blocks.1.attn.k: error 71.0 times float32 noise (allowed 1.50)",
+        "next   correct it in tinyllama, then: edgeverify.verify(port)",
+        "",
+    ]
+
+
+def test_a_step_that_a_passing_leg_lacks_has_no_answer(report: Callable[..., Report]) -> None:
+    assert failure_text(report(), "authoring", "decode.99").startswith(
+        "authoring decode.99: unchecked: "
+    )

@@ -96,6 +96,8 @@ def run(options: argparse.Namespace) -> str:
             verbose=options.verbose,
             progress=progress,
         )
-        show(report, paths, quiet=options.quiet, verbose=options.verbose)
+        # What a rewriting has changed cannot be asked for again.
+        all_of_it = options.verbose or options.update_golden
+        show(report, paths, quiet=options.quiet, verbose=all_of_it)
         outcomes.append(report.outcome)
     return worst_outcome(outcomes)

@@ -9,6 +9,7 @@ from pathlib import Path
 from edgeverify.core.results import Report
 from edgeverify.report import summary
 from edgeverify.report.files import write_reports
+from edgeverify.report.json import to_dict
 from edgeverify.report.series import Entry, subject
 
 
@@ -33,7 +34,7 @@ def show(
 
     try:
         write_reports(report, paths, earlier)
-        told = report.to_dict()
+        told = to_dict(report)
         summary.append({subject(told): told})
     finally:  # a file that cannot be written must not cost the verdict of a long run
         console = console_for(sys.stdout)

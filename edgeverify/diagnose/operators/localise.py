@@ -57,7 +57,15 @@ def op_findings(
         graph = FlatGraph(file, step.signature)
         for source in find_sources(graph, values.pop(step.name)):
             findings.append(
-                Finding("conversion.op", leg.name, step.name, describe(source, step.signature))
+                Finding(
+                    "conversion.op",
+                    leg.name,
+                    step.name,
+                    describe(source, step.signature),
+                    operator=f"{source.op.index} {source.op.call.name}",
+                    signature=step.signature,
+                    module=module_of(source),
+                )
             )
     return tuple(findings) or (Finding("conversion.op.unchecked", leg.name, "", NOTHING_DIFFERS),)
 

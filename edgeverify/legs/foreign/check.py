@@ -6,6 +6,7 @@ and reads the file's constants once the child has read the same tables without h
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -127,7 +128,11 @@ def verify_artifact(
         with fitting_threads(run):
             run, legs, audits, traces = _judge(run, file, promised)
             report = report_of(run, legs, audits, tokenizer, traces)
-    return replace(report, case=_described(report.case, file))
+    of_port = f"--model {shlex.quote(port)} " if isinstance(port, str) else ""
+    by_recipe = f"--recipe {shlex.quote(recipe)} " if recipe else ""
+    named = f"{shlex.quote(str(path))} {of_port}{by_recipe}"
+    command = f"edgeverify check-artifact {named}{chosen.options()}"
+    return replace(report, case={**_described(report.case, file), "command": command})
 
 
 def _promised(recipe: str) -> Recipe:

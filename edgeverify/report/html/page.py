@@ -15,6 +15,7 @@ from edgeverify.core.results import (
     TapResult,
 )
 from edgeverify.report.advice import hint
+from edgeverify.report.answer import answer_of
 from edgeverify.report.html.curves import over_positions, over_steps
 from edgeverify.report.html.figures import attributions, evaluation
 from edgeverify.report.html.heat import MODEL, heat_maps, legend, place_of
@@ -52,6 +53,7 @@ def render(report: Report, earlier: Sequence[Entry] = ()) -> str:
         title=f"{report.outcome.upper()} {case}",
         report=report,
         headline=headline(report),
+        answer=answer_of(report),
         case=case,
         loose=[*continuation_lines(report.case), *(f.message for f in loose_findings(report))],
         legs=[_leg(leg, report) for leg in report.legs.values()],

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeverify import load_port, verify
+from edgeverify import load_port
 from edgeverify.core.errors import ArtifactError
 from edgeverify.core.results import FAIL, PASS, UNCHECKED
 from edgeverify.core.trace import Trace
@@ -23,6 +23,7 @@ from edgeverify.litert.flatbuffer.instrument import write
 from edgeverify.litert.flatbuffer.weights import find_weights
 from edgeverify.litert.quantize import quantized
 from edgeverify.litert.recipes import NAMED, Recipe, load_recipe
+from edgeverify.suites import check as verify
 from edgeverify.suites.selftest.faults.catalogue import FAULTS
 
 pytestmark = pytest.mark.slow
@@ -68,10 +69,10 @@ def test_the_scale_of_one_block_doubled(made: Get, tmp_path: Path) -> None:
     told = _told(port.audit(path, rules))
     assert DOWN_OF_HF in told
     assert re.search(
-        r"1 of \d+ scales are not their weights': row 5, block 1 \(columns 32 to 63\)", told
+        r"1 of \d+ scales do not fit their weights: row 5, block 1 \(columns 32 to 63\)", told
     )
     assert "(× 2)" in told
-    assert told.count("scales are not") == 1, "another weight is named, too"
+    assert told.count("scales do not fit") == 1, "another weight is named, too"
 
 
 def test_a_pair_of_nibbles_swapped(made: Get, tmp_path: Path) -> None:
