@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeverify.report.tables import titled
+from edgeverify.report.words import listed
 
 _BLOCK = re.compile(r"^transformer_blocks\.(\d+)\.(.+)$")
 _CACHE = re.compile(r"^kv_cache_[kv]_(\d+)$")
@@ -189,9 +190,7 @@ def _ops(model: Mapping[str, Any], verbose: bool) -> Table:
     table = titled("ops", ("signature", "ops", "kinds"), right=(1,))
     for name, ops in model["ops"].items():
         counted = Counter(ops).most_common()
-        shown = counted if verbose else counted[:_OPS_SHOWN]
-        kinds = ", ".join(f"{count} {op}" for op, count in shown)
-        if len(counted) > len(shown):
-            kinds += f", and {len(counted) - len(shown)} more kinds"
-        table.add_row(Text(name), str(sum(ops.values())), kinds)
+        most = len(counted) if verbose else _OPS_SHOWN
+        kinds = listed([f"{count} {op}" for op, count in counted], most, " kinds")
+        table.add_row(Text(name), str(sum(ops.values())), ", ".join(kinds))
     return table

@@ -5,6 +5,7 @@ Rich is imported where a table is drawn, so that ``edgeverify --help`` need not 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def piped(rows: Sequence[Row], right: Container[int] = ()) -> list[str]:
         rows: cells in Markdown: what is not the project's own text goes through ``escaped``.
         right: indices of the columns that are aligned right.
     """
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    head, *body = (f"| {' | '.join(map(_within, row))} |" for row in rows)
     rule = "".join("---:|" if index in right else "---|" for index in range(len(rows[0])))
     return [head, f"|{rule}", *body]
 
@@ -74,6 +75,11 @@ def escaped(text: object) -> str:
 
 
 def code(text: object) -> str:
-    """Text as code that cannot leave its cell."""
-    plain = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
+    """Text as code in one line."""
+    plain = " ".join(str(text).split()).replace("`", "'")
     return f"`{plain}`"
+
+
+def _within(cell: str) -> str:
+    """A cell that a ``|`` does not end, also where it is code."""
+    return re.sub(r"(?<!\\)\|", r"\|", cell)

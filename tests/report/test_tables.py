@@ -28,9 +28,13 @@ def test_a_markdown_table_has_its_rule() -> None:
     ]
 
 
+def test_no_cell_ends_at_a_bar() -> None:
+    assert piped([("a",), (code("x|y"),), (escaped("x|y"),)])[2:] == [r"| `x\|y` |", r"| x\|y |"]
+
+
 def test_foreign_text_stays_in_its_cell() -> None:
     assert escaped("<b>|&\n`x`_*[") == r"\<b\>\|\& \`x\`\_\*\["
-    assert code("a|b`\nc") == r"`a\|b' c`"
+    assert code("a|b`\nc") == "`a|b' c`"
 
 
 def test_help_does_not_wait_for_what_draws_tables() -> None:

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgeverify.core.results import FAIL, PASS, UNCHECKED
+from edgeverify.report.summary import MARKS as SIGNS
 from edgeverify.report.tables import code, escaped, padded, piped
+from edgeverify.report.words import listed
 
 SHOWN = 40  # cases that did not pass; the JSON has them all
 MARKS = {PASS: "pass", FAIL: "FAIL", UNCHECKED: "unchecked"}
-SIGNS = {PASS: "✅", FAIL: "❌", UNCHECKED: "⚠️"}
 
 
 def case_line(name: str, report: Mapping[str, Any]) -> str:
@@ -93,9 +94,7 @@ def lines(document: Mapping[str, Any]) -> list[str]:
     out = [headline(document), "", *padded(table)]
     odd = [(n, r) for n, r in document["cases"].items() if r["outcome"] != PASS]
     out += [""] if odd else []
-    out += [case_line(name, report) for name, report in odd[:SHOWN]]
-    if len(odd) > SHOWN:
-        out.append(f"and {len(odd) - SHOWN} more")
+    out += listed([case_line(name, report) for name, report in odd], SHOWN)
     out += [f"not the same for all: {name}: {', '.join(v)}" for name, v in _differing(document)]
     for why, names in _excluded(document).items():
         out.append(f"excluded: {len(names)} cases, {names[0]} …: {why}")
@@ -113,9 +112,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     ]
     out += piped(table)
     odd = [(n, r) for n, r in document["cases"].items() if r["outcome"] != PASS]
-    out += ["", *(f"- {escaped(case_line(n, r))}" for n, r in odd[:SHOWN])]
-    if len(odd) > SHOWN:
-        out.append(f"- and {len(odd) - SHOWN} more")
+    told = listed([escaped(case_line(name, report)) for name, report in odd], SHOWN)
+    out += ["", *(f"- {line}" for line in told)]
     for why, names in _excluded(document).items():
         out.append(f"- excluded: {len(names)} cases: {escaped(why)}")
     return "\n".join(out) + "\n\n"
