@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +35,38 @@ def test_every_requirement_is_pinned_to_a_version_that_it_allows() -> None:
     for requirement in requirements():
         version = pinned[requirement.name.lower().replace("_", "-")]
         assert requirement.specifier.contains(version), requirement
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_every_requirement_has_a_floor_and_all_but_tools_a_ceiling(
+    requirement: Requirement,
+) -> None:
+    """``pip install .`` without constraints.txt resolves to a working set, next year, too."""
+    operators = {specifier.operator for specifier in requirement.specifier}
+    # Of versions by the calendar, as flatbuffers' and setuptools', none says what it breaks.
+    free = {"flatbuffers", "setuptools"}
+    assert operators == ({">="} if requirement.name in free else {">=", "<"})
+
+
+def test_every_library_that_is_imported_is_required() -> None:
+    """And does not only come with another one."""
+    required = {requirement.name.lower().replace("_", "-") for requirement in requirements()}
+    of_module = packages_distributions()
+    imported: dict[str, str] = {}
+    for path in [*ROOT.glob("edgeverify/**/*.py"), *ROOT.glob("models/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [str(node.module)]
+            imported |= {name.partition(".")[0]: str(path.relative_to(ROOT)) for name in names}
+    ours = {*sys.stdlib_module_names, "edgeverify", "edgeverify_models", "_pytest"}
+    missing = {
+        f"{path} imports {module}"
+        for module, path in imported.items()
+        if module not in ours
+        and not required & {d.lower().replace("_", "-") for d in of_module.get(module, [])}
+    }
+    assert missing == set()
 
 
 def test_constraints_fit_any_index() -> None:

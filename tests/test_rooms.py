@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -241,16 +241,22 @@ def test_start_up_imports_nothing_heavy(start: str, tmp_path: Path) -> None:
     assert done.stdout.split("\n")[-2] == "", f"{start} imported {done.stdout.split(chr(10))[-2]}"
 
 
-@pytest.mark.parametrize("command", ["--help", "list"])
-def test_help_and_list_take_less_than_half_a_second(command: str) -> None:
+@pytest.mark.parametrize(("command", "seconds"), [("--help", 0.2), ("list", 0.3)])
+def test_help_and_list_are_quick(command: str, seconds: float) -> None:
+    """In seconds of the processor, which are those of the clock on an idle machine.
+
+    On a busy machine the clock measures the other processes, too.
+    """
     times = []
-    for _ in range(3):
-        start = time.perf_counter()
+    for _ in range(5):
+        before = os.times()
         subprocess.run(
             [sys.executable, "-m", "edgeverify.cli.main", command], capture_output=True, check=True
         )
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5  # the least of three: others may use the machine
+        after = os.times()
+        user, system = (after[i] - before[i] for i in (2, 3))  # of finished child processes
+        times.append(user + system)
+    assert min(times) < seconds
 
 
 def test_the_public_names_are_what_they_say() -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 import edgeverify_models as models
 from edgeverify.suites.selftest.faults import catalogue
-from edgeverify.suites.selftest.faults.changes import with_config, with_hf, with_model
+from edgeverify.suites.selftest.faults.port_changes import with_config, with_hf, with_model
 from edgeverify_models.port import Port
 
 

@@ -1,38 +1,17 @@
-"""The command line. It reads options, calls ``edgeverify.suites.check`` and shows the report."""
+"""The frame of the command line: it finds the verb, runs it, and gives the exit status."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
+from importlib import import_module
 from typing import Any, NoReturn
 
-from edgeverify.cli.commands import (
-    bench,
-    cache,
-    check_artifact,
-    diff,
-    evaluate,
-    golden,
-    history,
-    inspect,
-    nightly,
-)
-from edgeverify.cli.commands.show_report import show
-from edgeverify.cli.options import add_selectors, parse
-from edgeverify.core.choices import one_of
+from edgeverify.cli.commands import VERBS
 from edgeverify.core.errors import EdgeVerifyError, UsageError
-from edgeverify.core.results import FAIL, PASS, UNCHECKED
-from edgeverify.legs import selectors
-from edgeverify.legs.ports import catalogue, check_name
-from edgeverify.report.files import FORMATS, check_paths, write_atomically
-from edgeverify.report.tables import padded
 
-EXIT_CODES = {PASS: 0, FAIL: 1, UNCHECKED: 3}
 EXIT_USAGE = 2
 EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h: a fault of edgeverify itself
 EXIT_PIPE = 141  # 128 + SIGPIPE
@@ -82,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = _parser().parse_args(arguments)
+        options = _parser(arguments).parse_args(arguments)
         status: int = options.run(options)
         sys.stdout.flush()
         return status
@@ -112,7 +91,8 @@ def _fail(line: str, status: int) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of these arguments: of other verbs than theirs it has the name and the help."""
     parser = _Parser(
         prog="edgeverify",
         description="Says whether a model ported to LiteRT is still the Hugging Face original, "
@@ -125,210 +105,45 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, dest="command"
     )
-
-    listed = _command(commands, "list", "list the registered models")
-    listed.set_defaults(run=_list)
-
-    check = _command(commands, "check", "compare reference, re-authored model and .tflite")
-    _add_model_and_selectors(check)
-    check.add_argument(
-        "--invariants",
-        action="store_true",
-        help="ask for the contracts of cache, RoPE, mask, padding and batch, too",
-    )
-    check.add_argument(
-        "--golden", metavar="DIR", type=Path, help="compare with the goldens of a folder, too"
-    )
-    for name in FORMATS:
-        check.add_argument(f"--{name}", metavar="FILE", type=Path, help=f"write a {name} report")
-    check.add_argument(
-        "--model-explorer", metavar="FILE", type=Path, help="write node data for Model Explorer"
-    )
-    check.add_argument(
-        "--history", metavar="DIR", type=Path, help="earlier JSON reports, for the HTML report"
-    )
-    check.set_defaults(run=_check)
-
-    convert = _command(commands, "convert", "write the .tflite files that check would run")
-    _add_model_and_selectors(convert)
-    convert.add_argument(
-        "--output", metavar="DIR", type=Path, required=True, help="folder of the files"
-    )
-    convert.add_argument(
-        "--format",
-        metavar="F",
-        default="tflite",
-        help="tflite, or litertlm: the file with its tokenizer, for LiteRT-LM (default: tflite)",
-    )
-    convert.set_defaults(run=_convert)
-
-    inspect.add_options(_command(commands, "inspect", inspect.HELP))
-
-    _add_verb(commands, "check-artifact", check_artifact)
-    _add_verb(commands, "eval", evaluate)
-    _add_verb(commands, "bench", bench)
-    _add_verb(commands, "nightly", nightly)
-    _add_verb(commands, "cache", cache)
-    _add_verb(commands, "golden", golden)
-    _add_verb(commands, "diff", diff)
-    _add_verb(commands, "history", history)
-
-    selftest = _command(commands, "selftest", "try the checks on faults that they must find")
-    _add_selftest_options(selftest)
-    selftest.set_defaults(run=_selftest)
+    named = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, verb in VERBS.items():
+        command = commands.add_parser(
+            name,
+            help=verb.help,
+            description=verb.help[0].upper() + verb.help[1:] + ".",
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if name == named:
+            _complete(command, name)
     return parser
 
 
-def _add_verb(commands: Any, name: str, verb: ModuleType) -> None:
-    """A verb in a module of its own: ``HELP``, ``add_options``, and ``run`` → the outcome."""
-    command = _command(commands, name, verb.HELP)
-    verb.add_options(command)
-    _add_loudness(command)
-    command.set_defaults(run=lambda options: EXIT_CODES[verb.run(options)])
-
-
-def _add_selftest_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("models", metavar="MODEL", nargs="*", help="registered names (default: all)")
-    add("--fault", metavar="NAME", action="append", default=[], help="this fault, repeatable")
-    add("--quick", action="store_true", help="every fault once, on one model that it applies to")
-    add("--cache", metavar="DIR", type=Path, help="folder of converted files and oracle traces")
-    add("--json", metavar="FILE", type=Path, help="write every run to a file")
-    add("--markdown", metavar="FILE", type=Path, help="write the tables to a file")
-    add("--jobs", metavar="N", type=int, choices=range(1, 65), help="processes (default: 2)")
-    _add_loudness(command)
-
-
-def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _complete(command: argparse.ArgumentParser, name: str) -> None:
+    """Gives a verb its options and its ``run``, from its module."""
+    verb = VERBS[name]
+    module = import_module(f"edgeverify.cli.commands.{verb.module}")
     command.add_argument("--debug", action="store_true", help="show tracebacks")
-    return command
-
-
-def _add_model_and_selectors(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", metavar="MODEL")
-    add_selectors(command.add_argument)
-    _add_loudness(command)
-
-
-def _add_loudness(command: argparse.ArgumentParser) -> None:
-    loudness = command.add_mutually_exclusive_group()
-    loudness.add_argument(
-        "-v", "--verbose", action="store_true", help="show every tap, and the libraries' chatter"
-    )
-    loudness.add_argument(
-        "-q", "--quiet", action="store_true", help="no progress; one line if all passed"
-    )
-
-
-def _list(options: argparse.Namespace) -> int:
-    del options
-    rows = [("MODEL", "SIZE", "HUB ID")]
-    for name, entry in catalogue().items():
-        for size in entry.sizes:
-            default = " (default)" if size == entry.default_size else ""
-            hub_id = entry.hub_ids.get(size, "none: seeded weights only")
-            rows.append((name, f"{size}{default}", hub_id))
-    print("\n".join(padded(rows)))
-    return 0
-
-
-def _check(options: argparse.Namespace) -> int:
-    chosen = parse(options)
-    paths = {name: getattr(options, name) for name in FORMATS if getattr(options, name)}
-    if options.model_explorer:
-        paths["model_explorer"] = options.model_explorer
-    check_paths({f"--{name.replace('_', '-')}": path for name, path in paths.items()})
-    check_name(options.model, chosen.size)
-    if options.golden:
-        golden.check_directory("--golden", options.golden)
-
-    from edgeverify.cli import launch
-    from edgeverify.report.progress import progress_for
-    from edgeverify.report.series import read_folder
-
-    earlier = read_folder(options.history) if options.history else ()
-    report = launch.check(
-        options.model,
-        chosen,
-        invariants=options.invariants,
-        golden=options.golden,
-        verbose=options.verbose,
-        progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
-    )
-    show(report, paths, quiet=options.quiet, verbose=options.verbose, earlier=earlier)
-    return EXIT_CODES[report.outcome]
-
-
-def _convert(options: argparse.Namespace) -> int:
-    chosen = parse(options)
-    selectors.one_of("--format", options.format, ("tflite", "litertlm"))
-    _check_output(options.output)
-    check_name(options.model, chosen.size)
-
-    from edgeverify.cli import launch
-    from edgeverify.report.progress import progress_for
-
-    files = launch.convert(
-        options.model,
-        chosen,
-        options.output,
-        format=options.format,
-        verbose=options.verbose,
-        progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
-    )
-    for file in files:
-        print(file)
-    return 0
-
-
-def _selftest(options: argparse.Namespace) -> int:
-    names = list(catalogue())
-    models = [one_of("MODEL", name, names) for name in options.models] or names
-    given = {"--json": options.json, "--markdown": options.markdown}
-    check_paths({option: path for option, path in given.items() if path})
-
-    from edgeverify.cli import launch
-    from edgeverify.report.progress import progress_for
-    from edgeverify.suites.selftest import tables as report
-
-    result = launch.selftest(
-        models,
-        options.fault,
-        quick=options.quick,
-        cache=options.cache,
-        workers=options.jobs,
-        verbose=options.verbose,
-        progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
-    )
-    shown = report.lines(result)
-    print("\n".join(shown[:1] if options.quiet and result.summary.passed else shown))
-    if options.json:
-        write_atomically(options.json, json.dumps(result.to_dict(), indent=1) + "\n")
-    if options.markdown:
-        write_atomically(options.markdown, report.markdown(result))
-    return 0 if result.summary.passed else EXIT_CODES[FAIL]
-
-
-def _check_output(folder: Path) -> None:
-    """Refuses a folder that could not be made or written to, before anything is converted."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir():
-        raise UsageError("is a file", where=f"--output {there}", expected="a folder")
-    if not os.access(there, os.W_OK):
-        raise UsageError(
-            "cannot be written",
-            where=f"--output {there}",
-            expected="a writable folder",
-            fix="change its permissions, or name another one",
+    module.add_options(command)
+    if verb.loudness:
+        loudness = command.add_mutually_exclusive_group()
+        loudness.add_argument(
+            "-v",
+            "--verbose",
+            action="store_true",
+            help="show every tap, and the libraries' chatter",
         )
+        loudness.add_argument(
+            "-q", "--quiet", action="store_true", help="no progress; one line if all passed"
+        )
+    command.set_defaults(run=lambda options: _status(module.run(options)))
+
+
+def _status(outcome: str) -> int:
+    from edgeverify.core.results import FAIL, PASS, UNCHECKED
+
+    return {PASS: 0, FAIL: 1, UNCHECKED: 3}[outcome]
 
 
 if __name__ == "__main__":

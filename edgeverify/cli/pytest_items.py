@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from edgeverify.cli.pytest_marks import GOLDEN, INVARIANTS, PARITY
 from edgeverify.core.errors import EdgeVerifyError
 from edgeverify.core.loading import is_file
 from edgeverify.legs import selectors
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from edgeverify.core.results import GoldenResult, Report
     from edgeverify.suites.invariants.examination import Examination
 
-
-PARITY, INVARIANTS, GOLDEN = "parity", "invariants", "golden"
 ALL = "all"
 
 CHOSEN = pytest.StashKey[selectors.Selectors]()
@@ -76,7 +75,9 @@ class ParityCollector(pytest.Collector):
                 for step in chosen.steps_of(leg):
                     test = f"{name}[{leg}-{step}]" if step else f"{name}[{leg}]"
                     test += group
-                    yield ParityItem.from_parent(self, name=test, model=model, leg=leg, step=step)
+                    yield ParityItem.from_parent(
+                        self, name=test, model=model, leg=str(leg), step=step
+                    )
 
 
 class InvariantsCollector(pytest.Collector):

@@ -37,13 +37,21 @@ def padded(rows: Sequence[Row], right: Container[int] = (), indent: str = "") ->
     return [f"{indent}{line}".rstrip() for line in captured.get().split("\n")[:-1]]
 
 
-def titled(title: str, columns: Row, right: Container[int] = (), *, heads: bool = True) -> Table:
+def titled(
+    title: str,
+    columns: Row,
+    right: Container[int] = (),
+    *,
+    whole: Container[int] = (),
+    heads: bool = True,
+) -> Table:
     """An empty table without any rule; a cell that does not fit into a terminal is folded.
 
     Args:
         title: the line above it, or "".
         columns: their heads.
         right: indices of the columns that end at the same place.
+        whole: indices of the columns whose cells are never folded.
         heads: whether the heads are shown.
     """
     from rich.table import Table
@@ -52,8 +60,12 @@ def titled(title: str, columns: Row, right: Container[int] = (), *, heads: bool 
         title=title or None, title_justify="left", box=None, pad_edge=False, show_header=heads
     )
     for index, column in enumerate(columns):
-        justify = "right" if index in right else "left"
-        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(
+            column,
+            justify="right" if index in right else "left",
+            overflow="fold",
+            no_wrap=index in whole,
+        )
     return table
 
 

@@ -200,7 +200,7 @@ def load_runs(path: Path = CALIBRATION) -> list[CleanRun]:
 
 
 def table(runs: Sequence[CleanRun]) -> str:
-    """The README's table: the largest ratios of each port over all its clean runs (Markdown)."""
+    """The table of docs/measurements.md: each port's largest ratios over its clean runs."""
 
     heads = ("authoring: rms / row", "block by block", "conversion: rms / row", "block by block")
     rows: list[tuple[str, ...]] = [("port", "runs", *heads)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edgeverify.cli.commands import VERBS
 from edgeverify.cli.main import main
 from edgeverify.core.errors import CheckpointError, UsageError
 from edgeverify.core.results import Report
@@ -91,6 +92,35 @@ def test_bad_usage_is_one_line_and_exit_2_before_anything_runs(
     assert one_error_line(capsys) == BAD[line]
     assert fake_verify.calls == []
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_has_its_module_and_its_help(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert exit.value.code == 0
+    assert text.startswith(f"usage: edgeverify {name} ")
+    assert VERBS[name].help[1:30] in text.replace("\n", " ")
+    assert "--debug" in text
+    assert ("--quiet" in text) == VERBS[name].loudness
+
+
+def test_the_help_of_all_verbs_imports_none_of_them() -> None:
+    script = (
+        "import sys\nfrom edgeverify.cli.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted(name for name in sys.modules if name.startswith('edgeverify.')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == (
+        "['edgeverify.cli', 'edgeverify.cli.commands', 'edgeverify.cli.main', 'edgeverify.core', "
+        "'edgeverify.core.errors']"
+    )
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,7 @@ def verify(port, **selectors):
 
 sys.modules["edgeverify.suites.check"] = types.ModuleType("edgeverify.suites.check")
 sys.modules["edgeverify.suites.check"].verify = verify
-edgeverify.cli.main.launch.load_port = lambda model: model
+edgeverify.cli.launch.load_port = lambda model: model
 """
 
 

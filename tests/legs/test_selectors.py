@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeverify.cli import options
 from edgeverify.core.errors import UsageError
 from edgeverify.core.leg import Leg
-from edgeverify.legs import selectors
 from edgeverify.legs.selectors import Selectors
 
 
@@ -157,5 +157,5 @@ def test_a_runtime_needs_a_file() -> None:
 def test_options_choose_the_same_again(chosen: dict[str, Any]) -> None:
     expected = Selectors.of(**chosen)
     parser = argparse.ArgumentParser()
-    selectors.add_options(parser.add_argument)
-    assert selectors.parse(parser.parse_args(shlex.split(expected.options()))) == expected
+    options.add_selectors(parser.add_argument)
+    assert options.parse(parser.parse_args(shlex.split(expected.options()))) == expected

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edgeverify.core.leg import Leg
 from edgeverify.core.results import (
     FAIL,
     PASS,
@@ -298,7 +299,7 @@ def test_unchecked_says_what_and_that_nothing_was_wrong(report: Make) -> None:
 def test_memory_that_is_too_small_is_told_once(report: Make, audits: Callable[..., Any]) -> None:
     told = "needs about 9 GiB of memory, and there are 2 GiB allowed"
     made = report(command=f"{COMMAND} --memory-budget 2000 --size tiny")
-    legs = {name: LegResult(name, UNCHECKED, {}, reason=told) for name in made.legs}
+    legs = {name: LegResult(Leg.of(name), UNCHECKED, {}, reason=told) for name in made.legs}
     unread = {n: AuditResult(n, (Check(n, "model", UNCHECKED, reason=told),)) for n in audits()}
     made = replace(made, legs=legs, audits=unread, environment={"memory": told})
     assert lines(made) == [
@@ -321,8 +322,8 @@ def test_a_quantized_file_is_charged_itself_and_more_parts_share_lines(
     name = "quantization:dynamic_int8"
     odd = Check("w.weight", "file, ff.w2.weight", FAIL, reason="1 of 480 scales are not right")
     made = report(command=f"{COMMAND} --recipe dynamic_int8")
-    legs = {**made.legs, name: replace(made.legs["conversion"], name=name)}
-    legs["runtime:tf_lite"] = replace(made.legs["conversion"], name="runtime:tf_lite")
+    legs = {**made.legs, name: replace(made.legs["conversion"], leg=Leg.of(name))}
+    legs["runtime:tf_lite"] = replace(made.legs["conversion"], leg=Leg.of("runtime:tf_lite"))
     made = replace(made, legs=legs, audits=audits())
     shown = lines(with_audit(made, AuditResult(name, (odd,)), name))
     assert len(shown) <= LINES
@@ -355,7 +356,7 @@ def test_parts_that_agree_share_a_line_where_none_is_left(
 
 def test_a_runtime_that_differs_is_told_apart_from_the_interpreter(report: Make) -> None:
     made = report(conversion="fail", command=COMMAND)
-    leg = replace(made.legs["conversion"], name="runtime:tf_lite")
+    leg = replace(made.legs["conversion"], leg=Leg.of("runtime:tf_lite"))
     made = replace(made, legs={"authoring": made.legs["authoring"], leg.name: leg}, findings=())
     answer = answer_of(made)
     assert answer.where[0] == ("runtime:tf_lite (interpreter → tf_lite): attn.k of block 1")
@@ -364,7 +365,7 @@ def test_a_runtime_that_differs_is_told_apart_from_the_interpreter(report: Make)
 
 def test_a_leg_without_taps_gives_its_reason(report: Make) -> None:
     made = report(command=COMMAND)
-    leg = LegResult("runtime:tf_lite", FAIL, {}, reason="cannot be loaded")
+    leg = LegResult(Leg.of("runtime:tf_lite"), FAIL, {}, reason="cannot be loaded")
     answer = answer_of(replace(made, legs={**made.legs, leg.name: leg}))
     assert answer.cause == ("not named: cannot be loaded",)
     assert answer.parts[-1].text == "interpreter → tf_lite: cannot be loaded"

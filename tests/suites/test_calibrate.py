@@ -51,9 +51,10 @@ def test_no_clean_run_is_above_its_threshold(runs: list[CleanRun]) -> None:
         assert run.isolated_row <= alone.row
 
 
-def test_the_readme_shows_it(runs: list[CleanRun]) -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert calibrate.table(runs) in readme, "run python -m edgeverify.suites.calibrate --table"
+def test_the_documents_show_it(runs: list[CleanRun]) -> None:
+    command = "run python -m edgeverify.suites.calibrate --table"
+    assert calibrate.table(runs) in (ROOT / "docs" / "measurements.md").read_text(), command
+    assert calibrate.quantization_table(runs) in (ROOT / "docs" / "quantization.md").read_text()
 
 
 def test_thresholds_follow_what_is_measured(runs: list[CleanRun]) -> None:

@@ -90,7 +90,7 @@ def test_known_fault_of_the_converter_one_kv_head_outside_xnnpack() -> None:
 
     It stands in the body of the attention composite, which XNNPACK replaces by a kernel of its own
     and the others run. When this test fails because the check passes, take the note on it out of
-    the README.
+    docs/limits.md.
     """
     port = variants.with_hf(models.load("gemma1"), num_key_value_heads=1)
     assert verify(port).outcome == PASS

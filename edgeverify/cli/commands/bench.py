@@ -16,7 +16,6 @@ from edgeverify.legs import selectors
 from edgeverify.legs.ports import check_name
 from edgeverify.report.files import check_paths, write_atomically
 
-HELP = "time prefill and decode, load and first token, and tell the peak of memory"
 MAX_THREADS, MAX_REPEATS = 1024, 1000
 
 

@@ -17,7 +17,6 @@ from edgeverify.core.units import bytes_of, seconds_of, shown
 from edgeverify.report.files import check_paths, write_atomically
 from edgeverify.report.tables import padded
 
-HELP = "list the cache, bound its size, or read all of it again"
 ACTIONS = ("ls", "prune", "verify")
 DAY = 86400.0
 

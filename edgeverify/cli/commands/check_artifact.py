@@ -16,8 +16,6 @@ from edgeverify.core.results import Report
 from edgeverify.legs.ports import check_name
 from edgeverify.report.files import FORMATS, check_paths
 
-HELP = "compare a .tflite or .litertlm that was made elsewhere with the reference"
-
 
 def add_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "compare two JSON reports; fail on a regression"
-
 
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("before", metavar="A.json", type=Path)

@@ -18,7 +18,6 @@ from edgeverify.report.files import check_paths, write_atomically
 if TYPE_CHECKING:
     from edgeverify.suites.quality.gate import Gates
 
-HELP = "score each recipe's file on a text: KL, top-1, perplexity, size; with gates"
 # The steps of a check have no meaning here, and every recipe is one file.
 WITHOUT = (
     "--backend",

@@ -13,7 +13,6 @@ from edgeverify.core.results import worst_outcome
 from edgeverify.legs.ports import catalogue, check_name
 from edgeverify.report.files import FORMATS, check_paths
 
-HELP = "compare models with their goldens, and say what has moved since"
 DIRECTORY = Path("golden")
 # A golden has steps of its own, holds every recipe's file, and is no matter of legs.
 WITHOUT = (

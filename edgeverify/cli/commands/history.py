@@ -8,8 +8,6 @@ from pathlib import Path
 from edgeverify.core.results import PASS
 from edgeverify.report.files import check_paths, write_atomically
 
-HELP = "show the series of JSON reports in a folder, by time"
-
 
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", metavar="DIR", type=Path)

@@ -8,7 +8,6 @@ from pathlib import Path
 from edgeverify.cli.commands.golden import check_directory
 from edgeverify.report.files import FORMATS, check_paths
 
-HELP = "check a matrix of models, recipes, layouts and runtimes; go on after a kill"
 OUTPUT = Path("nightly-report")
 
 

@@ -1,1 +1,1 @@
-"""Tries the checks themselves: every fault must be found, and nothing harmless reported."""
+"""Tries the checks themselves: they must detect every fault and report nothing harmless."""

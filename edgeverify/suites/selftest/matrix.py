@@ -34,7 +34,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What a self-test came to.
+    """The result of a self-test.
 
     Attributes:
         rows: one for each fault and port, in the order of catalogue and ports.
@@ -75,7 +75,7 @@ def plan(ports: Sequence[str], faults: Sequence[Fault], *, quick: bool = False) 
     Args:
         ports: registered names.
         faults: from the catalogue.
-        quick: run each fault on one port alone. Ports take turns; faults of files are left to
+        quick: run each fault on only one port. Ports take turns; faults of files are left to
             the first port that has them, because each further file costs a conversion.
     """
     of_port: dict[str, list[Fault]] = {port: [] for port in ports}
@@ -117,14 +117,14 @@ def run(
         cache: another cache than the default one.
         workers: processes; with 1 all runs in this one.
         prepare: called first in every worker process, e.g. to silence it.
-        progress: told of each job that ends.
+        progress: advances with each job that ends.
     """
     start = time.perf_counter()
-    found: dict[int, list[Row]] = {}
+    done: dict[int, list[Row]] = {}
     with (progress or Progress()).stage("self-test", len(jobs)) as tick:
         if workers == 1:
             for number, job in enumerate(jobs):
-                found[number] = run_job(job, cache)
+                done[number] = run_job(job, cache)
                 tick()
         else:
             # A fork would copy the state of libraries that have threads.
@@ -132,8 +132,8 @@ def run(
             with ProcessPoolExecutor(workers, context, prepare) as pool:
                 futures = {pool.submit(run_job, job, cache): n for n, job in enumerate(jobs)}
                 for future in as_completed(futures):
-                    found[futures[future]] = future.result()
+                    done[futures[future]] = future.result()
                     tick()
-    rows = tuple(row for number in sorted(found) for row in found[number])
+    rows = tuple(row for number in sorted(done) for row in done[number])
     seconds = round(time.perf_counter() - start, 1)
     return Result(rows, seconds, entries.versions())

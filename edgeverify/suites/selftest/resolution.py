@@ -1,7 +1,7 @@
 """Measures which hyperparameters the checks can see, and how finely: the suite's *resolution*.
 
 ``python -m edgeverify.suites.selftest.resolution`` perturbs every field of every port's tiny HF
-config, one at a time and on the port's side alone, and writes two files: ``resolution.json`` of
+config, one at a time and only on the port's side, and writes two files: ``resolution.json`` of
 this package and, with ``--markdown``, the table of it. A field must be seen, either because the
 run differs or because the model cannot be built, or be listed in ``INERT`` with the reason why it
 cannot be.
@@ -25,7 +25,7 @@ from edgeverify.core.errors import EdgeVerifyError
 from edgeverify.core.results import FAIL
 from edgeverify.core.store.entries import versions
 from edgeverify.report.tables import piped
-from edgeverify.suites.selftest.faults.changes import with_config
+from edgeverify.suites.selftest.faults.port_changes import with_config
 from edgeverify.suites.selftest.trial import Bench, judge_port, one_thread
 
 RESOLUTION = Path(__file__).with_name("resolution.json")
@@ -67,8 +67,8 @@ INERT_OF_PORT: Mapping[tuple[str, str], str] = {
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What came of one field, at its least visible element where it is a list.
+class FieldResult:
+    """The result of one field; of a list, that of its least visible element.
 
     Attributes:
         port, field: which.
@@ -76,8 +76,8 @@ class Seen:
         change: what was done to it, e.g. ``"× (1 + 1.2e-06)"``, ``"± 1"``.
         how: ``RUN`` (the run differs), ``REFUSED`` (no model, or one that cannot run), ``SAME``
             (the re-authored config is the same) or ``UNSEEN``.
-        resolution: the smallest relative change that was seen; None where it is no number.
-        told: the first diverging tap, or the message of the refusal.
+        resolution: the smallest relative change that was seen; None where it is not a number.
+        message: the first diverging tap, or the message of the refusal.
         inert: the reason why it cannot be seen, or "".
     """
 
@@ -87,7 +87,7 @@ class Seen:
     change: str
     how: str
     resolution: float | None
-    told: str
+    message: str
     inert: str = ""
 
     @property
@@ -115,7 +115,7 @@ class Prober:
         self.config = self.setting.checkpoint.hf_config
 
     def probe(self, field: str, value: Any) -> tuple[str, str]:
-        """(how it was seen, what was told) of a field with another value on the port's side."""
+        """(how it was seen, message) of a field with another value on the port's side."""
         port = with_config(self.bench.port, **{field: value})
         try:
             if port.model_config(self.config) == self.bench.port.model_config(self.config):
@@ -128,7 +128,7 @@ class Prober:
             return RUN, leg.first_divergence.tap
         return UNSEEN, ""
 
-    def field(self, field: str, *, bisect: bool = True) -> Seen:
+    def field(self, field: str, *, bisect: bool = True) -> FieldResult:
         """Perturbs one field; of a list, each element, and the least visible one counts."""
         value = self.config[field]
         if isinstance(value, list):
@@ -136,24 +136,27 @@ class Prober:
             return max(parts, key=_obscurity)
         return self._scalar(field, value, lambda new: new, value, bisect=bisect)
 
-    def _element(self, field: str, value: list[Any], index: int, *, bisect: bool) -> Seen:
+    def _element(self, field: str, value: list[Any], index: int, *, bisect: bool) -> FieldResult:
         def place(new: Any) -> list[Any]:
             return [*value[:index], new, *value[index + 1 :]]
 
         return self._scalar(field, value[index], place, value, bisect=bisect)
 
-    def _scalar(self, field: str, old: Any, place: Any, whole: Any, *, bisect: bool) -> Seen:
+    def _scalar(self, field: str, old: Any, place: Any, whole: Any, *, bisect: bool) -> FieldResult:
         resolution = None
         if (isinstance(old, float) and old) or field in REAL:
-            change, how, told, resolution = self._number(field, old, place, bisect=bisect)
+            change, how, message, resolution = self._number(field, old, place, bisect=bisect)
         else:
-            tried = [(change, *self.probe(field, place(new))) for change, new in others(field, old)]
+            tried = [
+                (change, *self.probe(field, place(new))) for change, new in other_values(field, old)
+            ]
             # Every one of them must be seen, but for other names of the same (swish and silu).
             tried = [t for t in tried if t[1] != SAME] or tried
-            change, how, told = next((t for t in tried if t[1] in (SAME, UNSEEN)), tried[0])
+            change, how, message = next((t for t in tried if t[1] in (SAME, UNSEEN)), tried[0])
         inert = inert_reason(self.bench.port.name, field) if how in (SAME, UNSEEN) else ""
-        first_line = told.splitlines()[0][:160] if told else ""
-        return Seen(self.bench.port.name, field, whole, change, how, resolution, first_line, inert)
+        first_line = message.splitlines()[0][:160] if message else ""
+        port = self.bench.port.name
+        return FieldResult(port, field, whole, change, how, resolution, first_line, inert)
 
     def _number(
         self, field: str, old: float, place: Any, *, bisect: bool
@@ -162,25 +165,25 @@ class Prober:
             return self.probe(field, place(old * (1 + 2.0**exponent)))
 
         small = math.log2(SMALL)
-        how, told = at(small)
+        how, message = at(small)
         if how in (RUN, REFUSED) and not bisect:
-            return f"× (1 + {SMALL:g})", how, told, SMALL
+            return f"× (1 + {SMALL:g})", how, message, SMALL
         low, high = (FINEST, small) if how in (RUN, REFUSED) else (small, COARSEST)
-        seen = (how, told) if high == small else at(high)
-        if seen[0] not in (RUN, REFUSED):
-            return f"× (1 + {2.0**high:g})", *seen, None
+        result = (how, message) if high == small else at(high)
+        if result[0] not in (RUN, REFUSED):
+            return f"× (1 + {2.0**high:g})", *result, None
         while high - low > PRECISION:
             middle = (low + high) / 2
-            found = at(middle)
-            if found[0] in (RUN, REFUSED):
-                high, seen = middle, found
+            tried = at(middle)
+            if tried[0] in (RUN, REFUSED):
+                high, result = middle, tried
             else:
                 low = middle
-        return f"× (1 + {2.0**high:.1e})", *seen, 2.0**high
+        return f"× (1 + {2.0**high:.1e})", *result, 2.0**high
 
 
-def others(field: str, old: Any) -> list[tuple[str, Any]]:
-    """Other values of a field that is no real number: (what was done, new value)."""
+def other_values(field: str, old: Any) -> list[tuple[str, Any]]:
+    """Other values of a field that is not a real number: (what was done, new value)."""
     if isinstance(old, bool):
         return [("flipped", not old)]
     if isinstance(old, int):
@@ -194,11 +197,11 @@ def others(field: str, old: Any) -> list[tuple[str, Any]]:
     return [("another", f"{old}_of_another_kind")]
 
 
-def _obscurity(seen: Seen) -> tuple[bool, float]:
-    return seen.how in (SAME, UNSEEN), seen.resolution or 0.0
+def _obscurity(result: FieldResult) -> tuple[bool, float]:
+    return result.how in (SAME, UNSEEN), result.resolution or 0.0
 
 
-def measure(ports: Sequence[str], *, bisect: bool = True) -> Iterator[Seen]:
+def measure(ports: Sequence[str], *, bisect: bool = True) -> Iterator[FieldResult]:
     """Perturbs every field of every port."""
     for port in ports:
         prober = Prober(port)
@@ -206,16 +209,16 @@ def measure(ports: Sequence[str], *, bisect: bool = True) -> Iterator[Seen]:
             yield prober.field(field, bisect=bisect)
 
 
-def load(path: Path = RESOLUTION) -> list[Seen]:
+def load(path: Path = RESOLUTION) -> list[FieldResult]:
     """The measurement on disk."""
-    return [Seen(**row) for row in json.loads(path.read_text())["fields"]]
+    return [FieldResult(**row) for row in json.loads(path.read_text())["fields"]]
 
 
-def markdown(found: Sequence[Seen]) -> str:
+def markdown(results: Sequence[FieldResult]) -> str:
     """The page of the documentation: resolution per field and port, and what is inert."""
-    ports = list(dict.fromkeys(seen.port for seen in found))
-    table = {(seen.field, seen.port): seen for seen in found}
-    fields = list(dict.fromkeys(seen.field for seen in found if not seen.inert))
+    ports = list(dict.fromkeys(result.port for result in results))
+    table = {(result.field, result.port): result for result in results}
+    fields = list(dict.fromkeys(result.field for result in results if not result.inert))
     lines = [
         "# How finely a hyperparameter is seen",
         "",
@@ -233,21 +236,21 @@ def markdown(found: Sequence[Seen]) -> str:
         rows.append([f"`{field}`", *(_cell(table.get((field, port))) for port in ports)])
     lines += [*piped(rows), "", "Inert, so that no check can see them:", ""]
     reasons: dict[tuple[str, str], list[str]] = {}
-    for seen in found:
-        if seen.inert:
-            reasons.setdefault((seen.field, seen.inert), []).append(seen.port)
+    for result in results:
+        if result.inert:
+            reasons.setdefault((result.field, result.inert), []).append(result.port)
     rows = [["field", "ports", "why"]]
     rows += [[f"`{f}`", ", ".join(own), reason] for (f, reason), own in sorted(reasons.items())]
     return "\n".join([*lines, *piped(rows)]) + "\n"
 
 
-def _cell(seen: Seen | None) -> str:
-    if seen is None:
+def _cell(result: FieldResult | None) -> str:
+    if result is None:
         return ""
-    if seen.inert:
+    if result.inert:
         return "inert"
-    how = {RUN: "run", REFUSED: "build"}.get(seen.how, f"**{seen.how}**")
-    return how if seen.resolution is None else f"{seen.resolution:.1e} ({how})"
+    how = {RUN: "run", REFUSED: "build"}.get(result.how, f"**{result.how}**")
+    return how if result.resolution is None else f"{result.resolution:.1e} ({how})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -261,21 +264,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=RESOLUTION)
     parser.add_argument("--markdown", type=Path, help="write the table to a file")
     options = parser.parse_args(argv)
-    found = []
-    for seen in measure(options.model or list(models.CATALOGUE)):
-        found.append(seen)
+    results = []
+    for result in measure(options.model or list(models.CATALOGUE)):
+        results.append(result)
         print(
-            f"{seen.port:9} {seen.field:26} {seen.change:20} {seen.how:10} {seen.told[:70]}",
+            f"{result.port:9} {result.field:26} {result.change:20} {result.how:10} "
+            f"{result.message[:70]}",
             flush=True,
         )
-    rows = ",\n    ".join(json.dumps(asdict(seen)) for seen in found)
+    rows = ",\n    ".join(json.dumps(asdict(result)) for result in results)
     head = {"command": COMMAND, "environment": versions(), "fields": ["ROWS"]}
     options.output.write_text(json.dumps(head, indent=2).replace('"ROWS"', rows) + "\n")
     if options.markdown:
-        options.markdown.write_text(markdown(found))
-    wrong = [seen for seen in found if not seen.is_explained]
-    for seen in wrong:
-        print(f"neither seen nor inert: {seen.field} of {seen.port} ({seen.how})")
+        options.markdown.write_text(markdown(results))
+    wrong = [result for result in results if not result.is_explained]
+    for result in wrong:
+        print(f"neither seen nor inert: {result.field} of {result.port} ({result.how})")
     return 1 if wrong else 0
 
 

@@ -1,4 +1,4 @@
-"""What one fault on one port came to, and what all of them come to together."""
+"""The result of one fault on one port, and the summary of many."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from edgeverify.core import taps
 from edgeverify.core.results import FAIL, PASS, LegResult
 from edgeverify.suites.selftest.faults.fault import REFUSED, Fault
-from edgeverify.suites.selftest.faults.kinds import is_true
 
 DETECTED, MISSED, QUIET, FALSE_ALARM, AUDITS = (
     "detected",
@@ -34,7 +33,8 @@ class Row:
         expected_leg, expected: the leg to blame and the parts to name, from the fault.
         leg: the leg that was blamed, or "".
         first: the first diverging tap with its step, or the message of a refusal.
-        named: the parts that were named on their own; of a harmless change: the taps told of.
+        named: the parts that were named on their own; of a harmless change: the taps that passed
+            with a remark.
         leg_right, block_right, sublayer_right: whether leg, faulty blocks and first faulty taps
             are those of the fault; None where nothing was to be blamed.
         ratio: the largest error ratio of any tap that fails, or of a harmless change of any tap
@@ -45,6 +45,8 @@ class Row:
         cause: the fault's true cause.
         diagnosis: the kinds of cause that the diagnosis named; None where none ran.
         findings: ids of audit findings.
+        kinds: the kinds of cause that are true of the fault. They stand in the catalogue, and so
+            not in the JSON.
     """
 
     fault: str
@@ -65,6 +67,17 @@ class Row:
     cause: str = ""
     diagnosis: tuple[str, ...] | None = None
     findings: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def diagnosis_right(self) -> bool:
+        """Whether a cause was named, and only causes that are true of the fault."""
+        return bool(self.diagnosis) and set(self.diagnosis or ()) <= set(self.kinds)
+
+    @property
+    def diagnosis_wrong(self) -> bool:
+        """Whether a cause was named that is not true of the fault."""
+        return bool(self.diagnosis) and not self.diagnosis_right
 
     @property
     def wrong(self) -> bool:
@@ -75,6 +88,7 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it: infinite ratios are the string "inf"."""
         plain = asdict(self)
+        del plain["kinds"]
         for name in ("ratio", "excess"):
             if plain[name] is not None and not math.isfinite(plain[name]):
                 plain[name] = str(plain[name])
@@ -100,9 +114,9 @@ def of_leg(
         "first": "" if leg.first_divergence is None else leg.first_divergence.tap,
     }
     if fault.harmless:
-        told = tuple(sorted({taps.split(r.tap)[1] for r in leg.taps if _is_told(r)}))
-        right = leg.outcome == PASS and set(told) == set(expected)
-        return Row(**facts, verdict=QUIET if right else FALSE_ALARM, named=told)
+        remarked = tuple(sorted({taps.split(r.tap)[1] for r in leg.taps if _has_remark(r)}))
+        right = leg.outcome == PASS and set(remarked) == set(expected)
+        return Row(**facts, verdict=QUIET if right else FALSE_ALARM, named=remarked)
     if leg.outcome != FAIL or leg.first_divergence is None:
         return Row(**facts, verdict=AUDITS if fault.unseen else MISSED)
     named = leg.first_divergence.isolated
@@ -125,7 +139,7 @@ def of_refusal(fault: Fault, port: str, leg: str, message: str, seconds: float) 
     facts = {**_facts(fault, port, fault.where, seconds), "first": message}
     if fault.harmless:
         return Row(**facts, verdict=FALSE_ALARM)
-    right = fault.where == (REFUSED,) and fault.told in message
+    right = fault.where == (REFUSED,) and fault.refusal in message
     return Row(
         **facts,
         verdict=DETECTED,
@@ -146,18 +160,19 @@ def _facts(fault: Fault, port: str, expected: tuple[str, ...], seconds: float) -
         "expected": expected,
         "seconds": round(seconds, 3),
         "cause": fault.cause,
+        "kinds": fault.kinds,
     }
 
 
-def _is_told(result: Any) -> bool:
-    """A tap that passes and yet has something to say."""
+def _has_remark(result: Any) -> bool:
+    """Whether a tap passes and yet has something to say."""
     return result.outcome == PASS and bool(result.reason)
 
 
 def _parts(named: Iterable[str]) -> set[int | str]:
     """The parts of the model that taps belong to: blocks by number, others by name."""
-    found = ((taps.block_index(tap), tap) for tap in named)
-    return {tap if index is None else index for index, tap in found}
+    indices = ((taps.block_index(tap), tap) for tap in named)
+    return {tap if index is None else index for index, tap in indices}
 
 
 def _largest(leg: LegResult, outcome: str) -> tuple[float | None, float | None]:
@@ -168,7 +183,7 @@ def _largest(leg: LegResult, outcome: str) -> tuple[float | None, float | None]:
     ratios: list[float] = []
     excesses: list[float] = []
     for result in leg.taps:
-        if result.outcome != outcome or _is_told(result):
+        if result.outcome != outcome or _has_remark(result):
             continue
         decode = taps.split(result.tap)[0].startswith("decode")
         pairs = [(result.error_ratio, result.row_ratio)]
@@ -220,28 +235,26 @@ class Summary:
 
 
 def summarise(rows: Sequence[Row]) -> Summary:
-    """Counts."""
-    found = [row for row in rows if row.verdict == DETECTED]
+    """Counts the rows by what they show."""
+    detected = [row for row in rows if row.verdict == DETECTED]
     quiet = [row for row in rows if row.verdict == QUIET]
     faults = [row for row in rows if row.verdict in (DETECTED, MISSED)]
     harmless = [row for row in rows if row.verdict in (QUIET, FALSE_ALARM)]
-    diagnosed = [row for row in found if row.diagnosis is not None]
+    diagnosed = [row for row in detected if row.diagnosis is not None]
     return Summary(
         faults=len(faults),
         harmless=len(harmless),
-        detected=len(found),
-        missed=len(faults) - len(found),
+        detected=len(detected),
+        missed=len(faults) - len(detected),
         false_alarms=len(harmless) - len(quiet),
-        leg_right=sum(bool(row.leg_right) for row in found),
-        block_right=sum(bool(row.block_right) for row in found),
-        sublayer_right=sum(bool(row.sublayer_right) for row in found),
-        smallest_ratio=min((r.ratio for r in found if r.ratio is not None), default=None),
-        smallest_detected=min((r.excess for r in found if r.excess is not None), default=None),
+        leg_right=sum(bool(row.leg_right) for row in detected),
+        block_right=sum(bool(row.block_right) for row in detected),
+        sublayer_right=sum(bool(row.sublayer_right) for row in detected),
+        smallest_ratio=min((r.ratio for r in detected if r.ratio is not None), default=None),
+        smallest_detected=min((r.excess for r in detected if r.excess is not None), default=None),
         largest_ratio=max((r.ratio for r in quiet if r.ratio is not None), default=None),
         largest_clean=max((r.excess for r in quiet if r.excess is not None), default=None),
         diagnosed=len(diagnosed),
-        diagnosis_right=sum(is_true(row.diagnosis or (), row.cause) for row in diagnosed),
-        diagnosis_wrong=sum(
-            bool(row.diagnosis) and not is_true(row.diagnosis or (), row.cause) for row in diagnosed
-        ),
+        diagnosis_right=sum(row.diagnosis_right for row in diagnosed),
+        diagnosis_wrong=sum(row.diagnosis_wrong for row in diagnosed),
     )

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgeverify.report.tables import padded, piped
-from edgeverify.suites.selftest.faults.kinds import is_true
 from edgeverify.suites.selftest.rows import (
     AUDITS,
     DETECTED,
@@ -38,23 +37,19 @@ def lines(result: Result) -> list[str]:
         *padded(_table(result.rows), indent="  "),
     ]
     wrong = [complaint(row) for row in result.rows if row.wrong]
-    wrong += [
-        misdiagnosis(row)
-        for row in result.rows
-        if row.diagnosis and not is_true(row.diagnosis, row.cause)
-    ]
+    wrong += [misdiagnosis(row) for row in result.rows if row.diagnosis_wrong]
     return [*shown, *([""] if wrong else []), *wrong]
 
 
 def figures(summary: Summary) -> list[str]:
     """One line for each figure."""
-    found = summary.detected
-    told = [
-        f"detected      {found} of {summary.faults} ({summary.missed} missed)",
+    detected = summary.detected
+    text = [
+        f"detected      {detected} of {summary.faults} ({summary.missed} missed)",
         f"false alarms  {summary.false_alarms} of {summary.harmless}",
-        f"blame         leg right {_share(summary.leg_right, found)}, "
-        f"block right {_share(summary.block_right, found)}, "
-        f"sublayer right {_share(summary.sublayer_right, found)}",
+        f"blame         leg right {_share(summary.leg_right, detected)}, "
+        f"block right {_share(summary.block_right, detected)}, "
+        f"sublayer right {_share(summary.sublayer_right, detected)}",
         f"ratio         smallest among the detected {_number(summary.smallest_ratio)} "
         f"({_number(summary.smallest_detected)} times what is allowed), "
         f"largest among the clean {_number(summary.largest_ratio)} "
@@ -63,11 +58,11 @@ def figures(summary: Summary) -> list[str]:
     if summary.diagnosed:
         right = _share(summary.diagnosis_right, summary.diagnosed)
         wrong = _share(summary.diagnosis_wrong, summary.diagnosed)
-        told.append(
+        text.append(
             f"diagnosis     of {summary.diagnosed} faults of ports: true cause named {right}, "
             f"a wrong one {wrong}, none for the rest"
         )
-    return told
+    return text
 
 
 def complaint(row: Row) -> str:
@@ -77,9 +72,9 @@ def complaint(row: Row) -> str:
         worst = "" if row.excess is None else f"; largest ratio {_number(row.excess)} of the limit"
         return f"missed: {subject} must show at {', '.join(row.expected)}{worst}"
     if row.verdict == FALSE_ALARM:
-        told = ", ".join(row.expected) or "nothing"
-        seen = row.first or f"told of {', '.join(row.named) or 'nothing'}"
-        return f"false alarm: {subject} must tell of {told}; {seen}"
+        expected = ", ".join(row.expected) or "nothing"
+        message = row.first or f"told of {', '.join(row.named) or 'nothing'}"
+        return f"false alarm: {subject} must tell of {expected}; {message}"
     return (
         f"wrong blame: {subject} must show at {row.expected_leg} {', '.join(row.expected)}; "
         f"blamed was {row.leg} {', '.join(row.named)}, first at {row.first}"
@@ -146,17 +141,17 @@ def _table(rows: Sequence[Row]) -> list[list[str]]:
     for area in [*areas, None]:
         chosen = [row for row in rows if area in (None, row.area)]
         total = summarise(chosen)
-        found = total.detected
+        detected = total.detected
         own = {r.fault for r in chosen if r.verdict in (DETECTED, MISSED, AUDITS)}
         table.append(
             [
                 area or "all",
                 str(len(own)),
                 str(total.faults),
-                _share(found, total.faults),
-                _share(total.leg_right, found),
-                _share(total.block_right, found),
-                _share(total.sublayer_right, found),
+                _share(detected, total.faults),
+                _share(total.leg_right, detected),
+                _share(total.block_right, detected),
+                _share(total.sublayer_right, detected),
                 _number(total.smallest_ratio),
                 str(total.harmless),
                 str(total.false_alarms),

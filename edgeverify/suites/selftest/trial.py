@@ -30,8 +30,8 @@ from edgeverify.legs.inputs import plan_case
 from edgeverify.legs.run import Run
 from edgeverify.legs.selectors import Selectors
 from edgeverify.suites.selftest import rows
-from edgeverify.suites.selftest.faults.changes import with_hf
 from edgeverify.suites.selftest.faults.fault import Fault
+from edgeverify.suites.selftest.faults.port_changes import with_hf
 from edgeverify.suites.selftest.rows import UNCHANGED, Row
 from edgeverify_models.port import Port
 
@@ -52,7 +52,7 @@ CLEAN = {
 
 @dataclass
 class Setting:
-    """A port with one case: what its reference gave, and its clean file once one is asked for."""
+    """A port with one case, what its reference returned, and its clean file once it is needed."""
 
     port: Port
     checkpoint: Checkpoint
@@ -80,7 +80,7 @@ class Setting:
 
 @dataclass
 class Bench:
-    """One port, and the settings that its faults have asked for so far."""
+    """One port, and the settings that its faults have needed so far."""
 
     port: Port
     cache: Path | None = None
@@ -111,7 +111,7 @@ class Bench:
             yield self.try_fault(fault)
 
     def try_fault(self, fault: Fault) -> Row:
-        """Runs one fault and holds what the check says against what it should say."""
+        """Runs one fault and compares what the check says with what it should say."""
         start = time.perf_counter()
         setting = self.setting(fault.hf, fault.selectors)
         try:
@@ -139,8 +139,8 @@ class Bench:
         if fault.port is None or leg.outcome != FAIL:
             return None
         baseline = setting.baselines["authoring"]
-        found = find_causes(setting.run(fault.port(setting.port)), baseline)
-        return tuple(dict.fromkeys(finding.cause for finding in found if finding.cause))
+        findings = find_causes(setting.run(fault.port(setting.port)), baseline)
+        return tuple(dict.fromkeys(finding.cause for finding in findings if finding.cause))
 
 
 def judge_port(setting: Setting, port: Port) -> LegResult:
@@ -176,7 +176,7 @@ def _judge(leg: Leg, run: Run, whole: Any, isolated: Any, baseline: Baseline) ->
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Tiny models are several times faster on one thread (see ``stages.fitting_threads``)."""
+    """Tiny models are several times faster on one thread (see ``legs.run.fitting_threads``)."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -52,7 +52,7 @@ def test_its_commands_are_parsed_by_our_own_parser(name: str) -> None:
     ours = [words for words in commands(name) if words[0] == "edgeverify"]
     assert ours
     for words in ours:
-        options = main._parser().parse_args(words[1:])
+        options = main._parser(words[1:]).parse_args(words[1:])
         assert options.command == words[1]
         if options.command == "nightly" and options.shard:
             parse_shard(options.shard)

@@ -15,8 +15,8 @@ from edgeverify.suites.selftest.resolution import (
     RUN,
     SAME,
     UNSEEN,
+    FieldResult,
     Prober,
-    Seen,
     fields_of,
     load,
     measure,
@@ -32,21 +32,21 @@ def prober() -> Prober:
 
 def test_the_measurement_on_disk_has_every_field_of_every_port() -> None:
     """A field that is added to a config is measured, or this fails."""
-    measured = {(seen.port, seen.field) for seen in load()}
+    measured = {(result.port, result.field) for result in load()}
     assert measured == {(port, field) for port in models.CATALOGUE for field in fields_of(port)}
 
 
 def test_on_disk_each_field_has_its_present_value() -> None:
-    for seen in load():
-        assert seen.value == fields_of(seen.port)[seen.field], (seen.port, seen.field)
+    for result in load():
+        assert result.value == fields_of(result.port)[result.field], (result.port, result.field)
 
 
 def test_on_disk_each_field_is_seen_or_listed_as_inert() -> None:
-    assert [seen for seen in load() if not seen.is_explained] == []
+    assert [result for result in load() if not result.is_explained] == []
 
 
 def test_nothing_is_listed_as_inert_that_is_seen() -> None:
-    known = {seen.field for seen in load() if seen.inert}
+    known = {result.field for result in load() if result.inert}
     assert set(INERT) | {field for _, field in INERT_OF_PORT} == known
 
 
@@ -58,39 +58,41 @@ def test_a_number_is_seen_at_a_thousandth_or_finer() -> None:
     """But those that only decide how many elements something has."""
     counting = {"ffn_multipliers", "qkv_multipliers", "partial_rotary_factor"}
     coarse = [
-        (seen.port, seen.field, seen.resolution)
-        for seen in load()
-        if seen.resolution is not None and seen.resolution > 1e-3 and seen.field not in counting
+        (result.port, result.field, result.resolution)
+        for result in load()
+        if result.resolution is not None
+        and result.resolution > 1e-3
+        and result.field not in counting
     ]
     assert coarse == []
 
 
 @pytest.mark.parametrize("field", ["rms_norm_eps", "query_pre_attn_scalar", "sliding_window"])
 def test_a_hyperparameter_is_seen_in_the_run(prober: Prober, field: str) -> None:
-    seen = prober.field(field, bisect=False)
-    assert seen.how == RUN
-    assert seen.told.startswith("prefill.0/blocks.0.")
+    result = prober.field(field, bisect=False)
+    assert result.how == RUN
+    assert result.message.startswith("prefill.0/blocks.0.")
 
 
 def test_a_hyperparameter_that_makes_another_shape_keeps_the_model_from_being_built(
     prober: Prober,
 ) -> None:
-    seen = prober.field("intermediate_size", bisect=False)
-    assert seen.how == REFUSED
-    assert "ff.w" in seen.told
+    result = prober.field("intermediate_size", bisect=False)
+    assert result.how == REFUSED
+    assert "ff.w" in result.message
 
 
 def test_an_inert_field_says_why(prober: Prober) -> None:
-    seen = prober.field("initializer_range", bisect=False)
-    assert (seen.how, seen.inert) == (SAME, INERT["initializer_range"])
+    result = prober.field("initializer_range", bisect=False)
+    assert (result.how, result.inert) == (SAME, INERT["initializer_range"])
 
 
 def test_a_field_that_is_neither_seen_nor_listed_is_not_explained() -> None:
-    assert not Seen("gemma2", "new", 1.0, "", UNSEEN, None, "").is_explained
-    assert not Seen("gemma2", "new", 1.0, "", SAME, None, "").is_explained
+    assert not FieldResult("gemma2", "new", 1.0, "", UNSEEN, None, "").is_explained
+    assert not FieldResult("gemma2", "new", 1.0, "", SAME, None, "").is_explained
 
 
 @pytest.mark.slow
 def test_every_field_of_every_port_is_seen_or_inert() -> None:
-    found = list(measure(list(models.CATALOGUE), bisect=False))
-    assert [seen for seen in found if not seen.is_explained] == []
+    results = list(measure(list(models.CATALOGUE), bisect=False))
+    assert [result for result in results if not result.is_explained] == []

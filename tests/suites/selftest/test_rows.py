@@ -96,7 +96,7 @@ def test_a_harmless_change_must_tell_of_what_differs() -> None:
 
 
 def test_a_refusal_must_name_what_is_wrong() -> None:
-    fault = replace(KEY, where=("refused",), told="lm_head")
+    fault = replace(KEY, where=("refused",), refusal="lm_head")
     right = of_refusal(fault, "tinyllama", "authoring", "nothing takes 'lm_head.weight'", 0.1)
     assert right.verdict == DETECTED
     assert not right.wrong
@@ -119,11 +119,15 @@ def test_the_summary_counts_and_a_miss_or_a_false_alarm_fails_it() -> None:
 
 
 def test_a_diagnosis_counts_once_there_is_one() -> None:
-    found = replace(row(KEY, FAIL), cause="rotary base 10000")
+    found = row(replace(KEY, kinds=("rope.base",)), FAIL)
     assert summarise([found]).diagnosed == 0
     named = [("rope.base",), ("norm.eps",), ("rope.base", "norm.eps"), ()]
     total = summarise([replace(found, diagnosis=kinds) for kinds in named])
     assert (total.diagnosed, total.diagnosis_right, total.diagnosis_wrong) == (4, 1, 2)
+
+
+def test_the_kinds_that_are_true_stand_in_the_catalogue_and_not_in_the_json() -> None:
+    assert "kinds" not in row(replace(KEY, kinds=("rope.base",)), FAIL).to_dict()
 
 
 def test_a_row_is_json_even_over_a_floor_of_zero() -> None:

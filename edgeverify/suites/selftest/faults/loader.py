@@ -2,268 +2,182 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from edgeverify.suites.selftest.faults.changes import State, with_config, with_names, with_state
-from edgeverify.suites.selftest.faults.fault import REFUSED, Fault
-from edgeverify.suites.selftest.faults.ports import ALL, GATED, LLAMA, UNIFORM
-from edgeverify_models.port import Port, TensorNames
-
-BIASED = (*LLAMA, "gemma1", "gemma2")  # attention_bias may be set
-
-
-def _renamed(field: str, new: str | None) -> Callable[[Port], Port]:
-    """One name of every scheme is another."""
-
-    def change(port: Port) -> Port:
-        schemes = [replace(names, **{field: new}) for names in port.naming_schemes]
-        return replace(port, tensor_names=schemes)
-
-    return change
-
-
-def _exchanged(one: str, other: str) -> Callable[[Port], Port]:
-    def change(port: Port) -> Port:
-        names: TensorNames = port.naming_schemes[0]
-        return with_names(port, **{one: getattr(names, other), other: getattr(names, one)})
-
-    return change
-
-
-def _block_names(state: State, index: int) -> list[str]:
-    prefix = f"transformer_blocks.{index}."
-    return [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
-
-
-def _layers_exchanged(state: State) -> None:
-    for name in _block_names(state, 0):
-        one, other = f"transformer_blocks.0.{name}", f"transformer_blocks.1.{name}"
-        state[one], state[other] = state[other], state[one]
-
-
-def _layer_read_twice(state: State) -> None:
-    for name in _block_names(state, 0):
-        state[f"transformer_blocks.1.{name}"] = state[f"transformer_blocks.0.{name}"]
-
-
-def _feed_forwards_exchanged(state: State) -> None:
-    for name in [n for n in _block_names(state, 0) if n.startswith("ff.w")]:
-        one, other = f"transformer_blocks.0.{name}", f"transformer_blocks.1.{name}"
-        state[one], state[other] = state[other], state[one]
-
-
-def _in_float16(state: State) -> None:
-    for name, tensor in state.items():
-        state[name] = tensor.half().float()
-
-
-def _float16_matrix(state: State) -> None:
-    name = "transformer_blocks.1.atten_func.output_projection.weight"
-    state[name] = state[name].half().float()
-
-
-def _empty_matrix(state: State) -> None:
-    name = "transformer_blocks.1.ff.w2.weight"
-    state[name] = torch.zeros_like(state[name])
-
-
-def _not_a_number(state: State) -> None:
-    name = "transformer_blocks.1.ff.w2.weight"
-    state[name] = state[name].clone()
-    state[name][0, 0] = float("nan")
-
-
-def _element(factor: float) -> Callable[[Port], Port]:
-    """One weight of block 1's attention is scaled."""
-
-    def change(state: State) -> None:
-        name = "transformer_blocks.1.atten_func.output_projection.weight"
-        state[name] = state[name].clone()
-        state[name][3, 5] *= factor
-
-    return lambda port: with_state(port, change)
-
-
-def _byte_order(state: State) -> None:
-    """Block 1's output projection is read with the bytes of each number reversed."""
-    name = "transformer_blocks.1.atten_func.output_projection.weight"
-    raw = state[name].contiguous().view(torch.uint8).reshape(-1, 4).flip(1).contiguous()
-    swapped = raw.view(torch.float32).reshape(state[name].shape)
-    state[name] = torch.nan_to_num(swapped, 0.0, 1.0, -1.0)
-
-
-FAULTS = (
-    Fault(
-        name="tensor_name_misspelt",
-        area="loader",
-        description="The name of one tensor is wrong, so that it is not found.",
-        cause="tensor name wrong",
-        ports=ALL,
-        where=(REFUSED,),
-        told="mlp_out",
-        port=_renamed("ff_down_proj", "model.layers.{}.mlp_out"),
-        source="litert-torch 8533016 → 19a168c",
-    ),
-    Fault(
-        name="norm_name_forgotten",
-        area="loader",
-        description="The final norm's name is left out, so that its weight is left over.",
-        cause="tensor name left out",
-        ports=ALL,
-        where=(REFUSED,),
-        told="nothing takes",
-        port=_renamed("final_norm", None),
-        source="litert-torch 28f44fa",
-    ),
-    Fault(
-        name="qkv_bias_left_over",
-        area="loader",
-        description="The checkpoint has biases of q, k and v; the port is built without.",
-        cause="qkv bias left out",
-        ports=BIASED,
-        where=(REFUSED,),
-        told="bias",
-        port=lambda port: with_config(port, attention_bias=False),
-        hf={"attention_bias": True},
-        source="litert-torch 19a168c",
-    ),
-    Fault(
-        name="last_layer_left_over",
-        area="loader",
-        description="The port has one layer less than the checkpoint.",
-        cause="number of layers - 1",
-        ports=UNIFORM,
-        where=(REFUSED,),
-        told="nothing takes",
-        port=lambda port: with_config(
-            port,
-            num_hidden_layers=port.hf_configs["tiny"]["num_hidden_layers"] - 1,
-        ),
-    ),
-    Fault(
-        name="gate_and_up_names_exchanged",
-        area="loader",
-        description="The names of gate and up are exchanged.",
-        cause="gate and up exchanged",
-        ports=GATED,
-        where=("blocks.*.ff.out",),
-        port=_exchanged("ff_gate_proj", "ff_up_proj"),
-        source="llama.cpp #7359",
-    ),
-    Fault(
-        name="k_and_v_names_exchanged",
-        area="loader",
-        description="The names of k and v are exchanged.",
-        cause="k and v exchanged",
-        ports=UNIFORM,
-        where=("blocks.*.attn.k",),
-        port=_exchanged("attn_key_proj", "attn_value_proj"),
-    ),
-    Fault(
-        name="norm_names_exchanged",
-        area="loader",
-        description="The names of the norms before attention and feed-forward are exchanged.",
-        cause="norm names exchanged",
-        ports=(*LLAMA, "gemma1", "openelm"),
-        where=("blocks.*.attn_norm",),
-        port=_exchanged("pre_attn_norm", "post_attn_norm"),
-    ),
-    Fault(
-        name="layers_exchanged",
-        area="loader",
-        description="Layers 0 and 1 are loaded in the other order.",
-        cause="layers in the wrong order",
-        ports=UNIFORM,
-        where=("blocks.0.attn_norm", "blocks.1.attn_norm"),
-        port=lambda port: with_state(port, _layers_exchanged),
-    ),
-    Fault(
-        name="shard_read_twice",
-        area="loader",
-        description="Layer 1 has the tensors of layer 0.",
-        cause="layer loaded twice",
-        ports=UNIFORM,
-        where=("blocks.1.attn_norm",),
-        port=lambda port: with_state(port, _layer_read_twice),
-        source="litert-torch 5492f26",
-    ),
-    Fault(
-        name="feed_forwards_exchanged",
-        area="loader",
-        description="The feed-forwards of layers 0 and 1 are exchanged.",
-        cause="layers in the wrong order",
-        ports=UNIFORM,
-        where=("blocks.0.ff.out", "blocks.1.ff.out"),
-        port=lambda port: with_state(port, _feed_forwards_exchanged),
-    ),
-    Fault(
-        name="checkpoint_in_float16",
-        area="loader",
-        description="All tensors went through float16; every part differs.",
-        cause="weights rounded to float16",
-        ports=ALL,
-        where=("embed", "blocks.*.attn_norm", "final_norm"),
-        port=lambda port: with_state(port, _in_float16),
-    ),
-    Fault(
-        name="matrix_in_float16",
-        area="loader",
-        description="Block 1's output projection went through float16.",
-        cause="output projection rounded to float16",
-        ports=ALL,
-        where=("blocks.1.attn.out",),
-        port=lambda port: with_state(port, _float16_matrix),
-    ),
-    Fault(
-        name="matrix_left_empty",
-        area="loader",
-        description="Block 1's down projection is zero: its shard was not read.",
-        cause="down projection zero",
-        ports=ALL,
-        where=("blocks.1.ff.out",),
-        port=lambda port: with_state(port, _empty_matrix),
-        source="litert-torch 5492f26",
-    ),
-    Fault(
-        name="weight_is_nan",
-        area="loader",
-        description="One weight of block 1's down projection is NaN.",
-        cause="weight NaN",
-        ports=ALL,
-        where=("blocks.1.ff.out",),
-        port=lambda port: with_state(port, _not_a_number),
-    ),
-    Fault(
-        name="byte_order_of_a_matrix",
-        area="loader",
-        description="Block 1's output projection is read in the other byte order.",
-        cause="output projection byte order",
-        ports=ALL,
-        where=("blocks.1.attn.out",),
-        port=lambda port: with_state(port, _byte_order),
-    ),
-    Fault(
-        name="weight_ten_percent_off",
-        area="loader",
-        description="One weight of block 1's output projection is 10 % off.",
-        cause="one weight off by 10 %",
-        ports=ALL,
-        where=("blocks.1.attn.out",),
-        port=_element(1.1),
-    ),
-    Fault(
-        name="weight_one_ulp_off",
-        area="loader",
-        description="One weight of block 1's output projection is off by one unit in the last "
-        "place.",
-        cause="one weight off by one ulp",
-        ports=ALL,
-        where=("blocks.1.attn.out",),
-        port=_element(1 + 2.0**-23),
-        unseen="a relative 1.2e-7 of one product in a sum of 100 and more is below what rounding "
-        "does to every row; only the exact comparison of the weights can see it",
-    ),
+from edgeverify.suites.selftest.faults.fault import Faults
+from edgeverify.suites.selftest.faults.port_changes import (
+    State,
+    tensor,
+    with_config,
+    with_names,
+    with_state,
 )
+from edgeverify.suites.selftest.faults.ports import GATED, ONE_RESIDUAL_NORM, UNIFORM
+from edgeverify_models.port import Port
+
+FAULTS = Faults("loader")
+OUTPUT_PROJECTION = tensor("transformer_blocks.1.atten_func.output_projection.weight")
+DOWN_PROJECTION = tensor("transformer_blocks.1.ff.w2.weight")
+
+
+def _with_name(port: Port, field: str, new: str | None) -> Port:
+    """One name of every scheme is another."""
+    schemes = [replace(names, **{field: new}) for names in port.naming_schemes]
+    return replace(port, tensor_names=schemes)
+
+
+def _with_names_exchanged(port: Port, one: str, other: str) -> Port:
+    names = port.naming_schemes[0]
+    return with_names(port, **{one: getattr(names, other), other: getattr(names, one)})
+
+
+def _pairs(state: State, prefix: str = "") -> list[tuple[str, str]]:
+    """The names of each tensor of block 0 and of the same tensor of block 1."""
+    first = f"transformer_blocks.0.{prefix}"
+    return [(n, n.replace("blocks.0.", "blocks.1.", 1)) for n in state if n.startswith(first)]
+
+
+_output_projection_fault = partial(FAULTS.add, via=OUTPUT_PROJECTION, where="blocks.1.attn.out")
+_down_projection_fault = partial(FAULTS.add, via=DOWN_PROJECTION, where="blocks.1.ff.out")
+_layers_fault = partial(FAULTS.add, via=with_state, ports=UNIFORM, kinds="norm.weight weight")
+
+
+@FAULTS.add("tensor name wrong", refusal="mlp_out", source="litert-torch 8533016 → 19a168c")
+def tensor_name_misspelt(port: Port) -> Port:
+    """The name of one tensor is wrong, so that it is not found."""
+    return _with_name(port, "ff_down_proj", "model.layers.{}.mlp_out")
+
+
+@FAULTS.add("tensor name left out", refusal="nothing takes", source="litert-torch 28f44fa")
+def norm_name_forgotten(port: Port) -> Port:
+    """The final norm's name is left out, so that its weight is left over."""
+    return _with_name(port, "final_norm", None)
+
+
+@FAULTS.add(
+    "qkv bias left out",
+    ports=GATED,  # their attention_bias may be set
+    refusal="bias",
+    kinds="bias",
+    hf={"attention_bias": True},
+    source="litert-torch 19a168c",
+)
+def qkv_bias_left_over(port: Port) -> Port:
+    """The checkpoint has biases of q, k and v; the port is built without."""
+    return with_config(port, attention_bias=False)
+
+
+@FAULTS.add("number of layers - 1", ports=UNIFORM, refusal="nothing takes")
+def last_layer_left_over(port: Port) -> Port:
+    """The port has one layer less than the checkpoint."""
+    layers = port.hf_configs["tiny"]["num_hidden_layers"]
+    return with_config(port, num_hidden_layers=layers - 1)
+
+
+@FAULTS.add(
+    "gate and up exchanged",
+    ports=GATED,
+    where="blocks.*.ff.out",
+    kinds="ff.gate weight",
+    source="llama.cpp #7359",
+)
+def gate_and_up_names_exchanged(port: Port) -> Port:
+    """The names of gate and up are exchanged."""
+    return _with_names_exchanged(port, "ff_gate_proj", "ff_up_proj")
+
+
+@FAULTS.add("k and v exchanged", ports=UNIFORM, where="blocks.*.attn.k", kinds="weight")
+def k_and_v_names_exchanged(port: Port) -> Port:
+    """The names of k and v are exchanged."""
+    return _with_names_exchanged(port, "attn_key_proj", "attn_value_proj")
+
+
+@FAULTS.add(
+    "norm names exchanged",
+    ports=ONE_RESIDUAL_NORM,
+    where="blocks.*.attn_norm",
+    kinds="norm.weight",
+)
+def norm_names_exchanged(port: Port) -> Port:
+    """The names of the norms before attention and feed-forward are exchanged."""
+    return _with_names_exchanged(port, "pre_attn_norm", "post_attn_norm")
+
+
+@_layers_fault("layers in the wrong order", where="blocks.0.attn_norm blocks.1.attn_norm")
+def layers_exchanged(state: State) -> None:
+    """Layers 0 and 1 are loaded in the other order."""
+    for one, other in _pairs(state):
+        state[one], state[other] = state[other], state[one]
+
+
+@_layers_fault("layer loaded twice", where="blocks.1.attn_norm", source="litert-torch 5492f26")
+def shard_read_twice(state: State) -> None:
+    """Layer 1 has the tensors of layer 0."""
+    for one, other in _pairs(state):
+        state[other] = state[one]
+
+
+@_layers_fault("layers in the wrong order", where="blocks.0.ff.out blocks.1.ff.out")
+def feed_forwards_exchanged(state: State) -> None:
+    """The feed-forwards of layers 0 and 1 are exchanged."""
+    for one, other in _pairs(state, "ff.w"):
+        state[one], state[other] = state[other], state[one]
+
+
+@FAULTS.add(
+    "weights rounded to float16",
+    via=tensor(""),
+    where="embed blocks.*.attn_norm final_norm",
+    kinds="embedding.table head.weight norm.weight weight",
+)
+def checkpoint_in_float16(weight: torch.Tensor) -> torch.Tensor:
+    """All tensors went through float16; every part differs."""
+    return weight.half().float()
+
+
+@_output_projection_fault("output projection rounded to float16", kinds="weight")
+def matrix_in_float16(weight: torch.Tensor) -> torch.Tensor:
+    """Block 1's output projection went through float16."""
+    return weight.half().float()
+
+
+@_down_projection_fault("down projection zero", kinds="weight", source="litert-torch 5492f26")
+def matrix_left_empty(weight: torch.Tensor) -> torch.Tensor:
+    """Block 1's down projection is zero: its shard was not read."""
+    return torch.zeros_like(weight)
+
+
+@_down_projection_fault("weight NaN")
+def weight_is_nan(weight: torch.Tensor) -> torch.Tensor:
+    """One weight of block 1's down projection is NaN."""
+    weight[0, 0] = float("nan")
+    return weight
+
+
+@_output_projection_fault("output projection byte order")
+def byte_order_of_a_matrix(weight: torch.Tensor) -> torch.Tensor:
+    """Block 1's output projection is read in the other byte order."""
+    raw = weight.contiguous().view(torch.uint8).reshape(-1, 4).flip(1).contiguous()
+    swapped = raw.view(torch.float32).reshape(weight.shape)
+    return torch.nan_to_num(swapped, 0.0, 1.0, -1.0)
+
+
+@_output_projection_fault("one weight off by 10 %", kinds="weight")
+def weight_ten_percent_off(weight: torch.Tensor) -> torch.Tensor:
+    """One weight of block 1's output projection is 10 % off."""
+    weight[3, 5] *= 1.1
+    return weight
+
+
+@_output_projection_fault(
+    "one weight off by one ulp",
+    unseen="a relative 1.2e-7 of one product in a sum of 100 and more is below what rounding "
+    "does to every row; only the exact comparison of the weights can see it",
+)
+def weight_one_ulp_off(weight: torch.Tensor) -> torch.Tensor:
+    """One weight of block 1's output projection is off by one unit in the last place."""
+    weight[3, 5] *= 1 + 2.0**-23
+    return weight

@@ -7,3 +7,4 @@ RMS = (*GATED, "openelm")
 UNIFORM = (*GATED, "phi2")  # every layer has the same shapes
 ONE_RESIDUAL_NORM = (*LLAMA, "gemma1", "openelm")  # a norm before each sublayer and none behind
 ALL = (*GATED, "phi2", "openelm")
+ALL_BUT_GEMMA2 = tuple(name for name in ALL if name != "gemma2")  # neither softcap nor window

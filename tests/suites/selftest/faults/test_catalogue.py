@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import edgeverify_models as models
@@ -9,8 +11,8 @@ from edgeverify.core import taps
 from edgeverify.core.errors import UsageError
 from edgeverify.suites.selftest.faults import catalogue
 from edgeverify.suites.selftest.faults.catalogue import FAULTS
-from edgeverify.suites.selftest.faults.fault import AREAS, REFUSED, Fault
-from edgeverify.suites.selftest.faults.kinds import TRUE_OF
+from edgeverify.suites.selftest.faults.fault import AREAS, REFUSED, Fault, Faults
+from edgeverify_models.port import Port
 
 TRUE = [fault for fault in FAULTS if not fault.harmless]
 HARMLESS = [fault for fault in FAULTS if fault.harmless]
@@ -38,7 +40,7 @@ def test_a_fault_says_what_it_is_and_what_must_be_said_of_it(fault: Fault) -> No
     assert bool(fault.cause) != bool(fault.harmless)
     if not fault.harmless:
         assert fault.where
-    assert (fault.where == (REFUSED,)) == bool(fault.told)
+    assert (fault.where == (REFUSED,)) == bool(fault.refusal)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -66,6 +68,52 @@ def test_a_fault_that_none_of_the_ports_has_is_refused() -> None:
         catalogue.choose(["head_bias_dropped"], ["tinyllama"])
 
 
-def test_what_a_diagnosis_may_name_is_said_of_causes_that_there_are() -> None:
-    causes = {fault.cause for fault in FAULTS if fault.port is not None and not fault.harmless}
-    assert {cause for true_of in TRUE_OF.values() for cause in true_of} <= causes
+def test_only_a_fault_of_a_port_has_kinds_of_cause() -> None:
+    assert [fault.name for fault in FAULTS if fault.kinds and (fault.file or fault.harmless)] == []
+    assert len([fault for fault in TRUE if fault.kinds]) > 100
+
+
+def test_a_fault_is_made_of_the_function_below_its_row() -> None:
+    faults = Faults("rope", where="embed")
+
+    @faults.add("a cause", via=lambda port, change: (port, change(2)), kinds="rope.base rope.turn")
+    def doubled(value: int) -> int:
+        """It is
+        doubled.
+
+        A reason.
+        """
+        return 2 * value
+
+    @faults.add("another", ports="gemma1 phi2", refusal="lm_head", area="head")
+    def returned(port: Port) -> Port:
+        """It is returned."""
+        return port
+
+    assert list(faults) == [doubled, returned]
+    assert (doubled.name, doubled.area, doubled.description) == (
+        "doubled",
+        "rope",
+        "It is doubled.",
+    )
+    assert (doubled.where, doubled.kinds) == (("embed",), ("rope.base", "rope.turn"))
+    assert set(doubled.ports) == set(models.CATALOGUE)
+    assert doubled.port is not None
+    assert doubled.port("a port") == ("a port", 4)  # type: ignore[arg-type, comparison-overlap]
+    assert (returned.area, returned.ports) == ("head", ("gemma1", "phi2"))
+    assert returned.where == (REFUSED,)
+
+
+def test_a_row_may_change_a_file(tmp_path: Path) -> None:
+    faults = Faults("converter", changes="file")
+
+    @faults.add("a cause", via=lambda source, target, change: change(source, target))
+    def copied(source: Path, target: Path) -> None:
+        """It is copied."""
+        target.write_bytes(source.read_bytes())
+
+    assert (copied.leg, copied.port) == ("conversion", None)
+    assert copied.file is not None
+    (tmp_path / "source").write_bytes(b"bytes")
+    copied.file(tmp_path / "source", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == b"bytes"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -91,7 +92,7 @@ def with_blocks(port: Port, change: Callable[[Any], None], blocks: Blocks = None
 
 
 def with_state(port: Port, change: Callable[[State], None]) -> Port:
-    """The re-authored tensors are changed as they are loaded; the checkpoint's are left alone."""
+    """The re-authored tensors are changed as they are loaded; the checkpoint's stay."""
 
     class Changed(port.model_class):  # type: ignore[misc, name-defined]
         def load_state_dict(self, state: State, *args: Any, **kwargs: Any) -> Any:
@@ -102,7 +103,7 @@ def with_state(port: Port, change: Callable[[State], None]) -> Port:
     return replace(port, model_class=Changed)
 
 
-def with_tensor(port: Port, suffix: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Port:
+def with_tensor(port: Port, change: Callable[[torch.Tensor], torch.Tensor], suffix: str) -> Port:
     """Every re-authored tensor whose name ends in ``suffix`` is changed as it is loaded."""
 
     def change_all(state: State) -> None:
@@ -114,8 +115,13 @@ def with_tensor(port: Port, suffix: str, change: Callable[[torch.Tensor], torch.
     return with_state(port, change_all)
 
 
+def tensor(suffix: str) -> Function:
+    """``with_tensor`` of one suffix, for ``Faults.add(via=...)``."""
+    return partial(with_tensor, suffix=suffix)
+
+
 def with_names(port: Port, **names: str | None) -> Port:
-    """Its first naming scheme has other names, and there is no other scheme."""
+    """Its first naming scheme has other names, and no other scheme is left."""
     return replace(port, tensor_names=replace(port.naming_schemes[0], **names))
 
 
@@ -150,7 +156,17 @@ def with_output(port: Port, change: Callable[[dict[str, Any], dict[str, Any]], N
     return with_model(port, rewrap)
 
 
-def with_attention(port: Port, change: Callable[[list[Any]], None], blocks: Blocks = None) -> Port:
+def with_logits(port: Port, change: Callable[[torch.Tensor], torch.Tensor]) -> Port:
+    """The logits that its model's forward returns, (B, T, V), are changed."""
+
+    def change_logits(output: dict[str, Any], call: dict[str, Any]) -> None:
+        if "logits" in output:
+            output["logits"] = change(output["logits"])
+
+    return with_output(port, change_logits)
+
+
+def with_attention(port: Port, change: Callable[[list[Any]], None]) -> Port:
     """What enters the attention is changed: ``[x, (cos, sin), mask, input_pos, cache, ...]``."""
 
     def rewrap(block: Any) -> None:
@@ -163,40 +179,37 @@ def with_attention(port: Port, change: Callable[[list[Any]], None], blocks: Bloc
 
         block.atten_func.forward = forward
 
-    return with_blocks(port, rewrap, blocks)
+    return with_blocks(port, rewrap)
 
 
-def patch_attention(
-    block: Any, owner: Any, name: str, make: Callable[[Function], Function]
-) -> None:
-    """While the attention of ``block`` runs, ``owner.name`` is ``make(owner.name)``."""
+def patch_attention(block: Any, change: Function, owner: Any, name: str) -> None:
+    """While the attention of ``block`` runs, ``change(f, ...)`` replaces ``f = owner.name``."""
     attend = block.atten_func.forward
 
     def forward(*args: Any) -> Any:
-        with mock.patch.object(owner, name, make(getattr(owner, name))):
+        changed = partial(change, getattr(owner, name))
+        with mock.patch.object(owner, name, changed):
             return attend(*args)
 
     block.atten_func.forward = forward
 
 
 def with_function(
-    port: Port,
-    owner: Any,
-    name: str,
-    make: Callable[[Function], Function],
-    blocks: Blocks = None,
+    port: Port, change: Function, owner: Any, name: str, blocks: Blocks = None
 ) -> Port:
     """``patch_attention`` in ``blocks``."""
-    return with_blocks(port, lambda block: patch_attention(block, owner, name, make), blocks)
+    return with_blocks(port, lambda block: patch_attention(block, change, owner, name), blocks)
 
 
-def with_rope(port: Port, make: Callable[[Function], Function]) -> Port:
-    """Its cos and sin come from ``make(build)``; ``build`` takes (input_pos, elements, base)."""
+def with_rope(port: Port, change: Function) -> Port:
+    """Its cos and sin come from ``change(build, input_pos, elements, base)``."""
 
-    def change(config: cfg.ModelConfig) -> None:
-        config.build_rope = make(config.build_rope)
+    def change_config(config: cfg.ModelConfig) -> None:
+        build = config.build_rope
+        # A partial function would have an address in the digest of the config.
+        config.build_rope = lambda *args: change(build, *args)
 
-    return with_model_config(port, change)
+    return with_model_config(port, change_config)
 
 
 def with_mask(port: Port, change: Callable[[torch.Tensor], torch.Tensor]) -> Port:
@@ -209,6 +222,29 @@ def with_mask(port: Port, change: Callable[[torch.Tensor], torch.Tensor]) -> Por
             model.mask_cache = change(model.mask_cache)
 
     return with_model(port, change_all)
+
+
+def attention_config(port: Port, index: int) -> cfg.AttentionConfig:
+    """The attention's config of one block, tiny size."""
+    return port.model_config(port.hf_configs["tiny"]).block_config(index).attn_config
+
+
+def split_qkv(port: Port, index: int, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Q, K and V of a fused matrix, (rows, C), or bias, (rows,), as they lie in blocks."""
+    attention = attention_config(port, index)
+    dim, groups = attention.head_dim, attention.num_query_groups
+    return weight.split((attention.num_heads * dim, groups * dim, groups * dim))
+
+
+def with_qkv(port: Port, change: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]) -> Port:
+    """Every fused qkv tensor becomes the concatenation of ``change(q, k, v)``."""
+
+    def change_all(state: State) -> None:
+        for name in [n for n in state if ".qkv_projection." in n]:
+            parts = split_qkv(port, int(name.split(".")[1]), state[name])
+            state[name] = torch.cat(tuple(change(*parts)))
+
+    return with_state(port, change_all)
 
 
 def linear_layers(module: nn.Module) -> list[nn.Linear]:

@@ -1,6 +1,6 @@
 """The ways a converted file is changed: a constant's values, or the table's links.
 
-Every edit writes a copy; the file that it starts from is left alone.
+Every edit writes a copy; the file that it starts from stays as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from edgeverify.litert.flatbuffer import Graph, ModelFile, locate_taps
 from edgeverify.litert.flatbuffer.graph import Op, Signature
 from edgeverify.litert.flatbuffer.instrument import write
 
-Edit = Callable[[Path, Path], None]
 Values = Callable[[np.ndarray], np.ndarray]
 
 
@@ -75,38 +74,34 @@ def places(file: ModelFile) -> list[Place]:
     ]
 
 
-def changed_constant(find: Callable[[Place], int], change: Values) -> Edit:
-    """The constant that ``find`` gives, in all signatures (they share its buffer), is changed.
+def change_constant(
+    source: Path, target: Path, change: Values, find: Callable[[Place], int]
+) -> None:
+    """The constant that ``find`` returns is changed, in all signatures: they share its buffer.
 
-    ``change`` takes and gives a float32 array of the constant's shape.
+    ``change`` takes and returns a float32 array of the constant's shape.
     """
-
-    def edit(source: Path, target: Path) -> None:
-        file = ModelFile(source)
-        shutil.copyfile(source, target)
-        place = places(file)[-1]
-        tensor = find(place)
-        span = file.buffer_span(place.graph.raw.tensors[tensor].buffer)
-        assert span is not None, "the constant has no data"
-        shape = place.graph.shape(tensor)
-        values = np.memmap(target, np.float32, "r+", offset=span[0], shape=(span[1] // 4,))
-        values[:] = np.asarray(change(np.array(values).reshape(shape)), np.float32).ravel()
-        values.flush()
-
-    return edit
+    file = ModelFile(source)
+    shutil.copyfile(source, target)
+    place = places(file)[-1]
+    tensor = find(place)
+    span = file.buffer_span(place.graph.raw.tensors[tensor].buffer)
+    assert span is not None, "the constant has no data"
+    shape = place.graph.shape(tensor)
+    values = np.memmap(target, np.float32, "r+", offset=span[0], shape=(span[1] // 4,))
+    values[:] = np.asarray(change(np.array(values).reshape(shape)), np.float32).ravel()
+    values.flush()
 
 
-def rewired(change: Callable[[Place], None], only: str | None = None) -> Edit:
+def rewire(
+    source: Path, target: Path, change: Callable[[Place], None], only: str | None = None
+) -> None:
     """The object tree is changed in all signatures, or in one."""
-
-    def edit(source: Path, target: Path) -> None:
-        file = ModelFile(source)
-        for place in places(file):
-            if only is None or place.signature.name == only:
-                change(place)
-        write(file, target)
-
-    return edit
+    file = ModelFile(source)
+    for place in places(file):
+        if only is None or place.signature.name == only:
+            change(place)
+    write(file, target)
 
 
 def replace_inputs(place: Place, op: Op, new: dict[int, int]) -> None:
