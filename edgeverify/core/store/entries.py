@@ -29,6 +29,7 @@ from edgeverify.core.store import leases
 from edgeverify.core.store.leases import STAGING, remove_abandoned
 from edgeverify.core.store.locks import locked
 from edgeverify.core.units import bytes_of
+from edgeverify.core.whole_file import whole_file
 
 PACKAGE_FOLDER = Path(__file__).parents[2]  # edgeverify itself
 # Packages whose version decides what a conversion, a trace or a quantization yields.
@@ -227,14 +228,10 @@ def place(source: Path, target: Path) -> None:
     Raises:
         ArtifactError: the folder cannot be written, or the disk is full.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     with full_disk_told(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole_file(target) as temporary:
             shutil.copyfile(source, temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
