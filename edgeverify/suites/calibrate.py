@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from edgeverify.core.case import KERNELS, KV_LAYOUTS
 from edgeverify.core.compare import MIN_ROWS_FOR_RMS
 from edgeverify.core.leg import QUANTIZATION, Leg
 from edgeverify.core.results import PASS, LegResult
-from edgeverify.core.store.entries import versions
+from edgeverify.core.store.entries import environment
 from edgeverify.litert.recipes import NAMED
 from edgeverify.report.tables import piped
 from edgeverify_models import CATALOGUE
@@ -287,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     limits = derive(rows)
     document = {
         "command": f"python -m edgeverify.suites.calibrate --seeds {options.seeds}",
-        "environment": {**versions(), "machine": platform.machine()},
+        "environment": environment(),
         "thresholds": limits,
         "runs": [asdict(row) for row in rows],
     }

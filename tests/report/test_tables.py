@@ -39,7 +39,7 @@ def test_foreign_text_stays_in_its_cell() -> None:
 
 def test_help_does_not_wait_for_what_draws_tables() -> None:
     program = (
-        "import sys; from edgeverify.cli.main import _parser; _parser();"
+        "import sys; from edgeverify.cli.main import _parser; _parser([]);"
         "sys.exit(bool({'rich', 'jinja2'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
