@@ -1,7 +1,7 @@
 """Language models re-authored with LiteRT-Torch's Generative API, and the catalogue of them.
 
 Importing this package imports neither torch nor LiteRT-Torch: the catalogue is plain data, and
-``load`` imports the one file that is asked for.
+``load`` imports only the requested file.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ TINY = "tiny"
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """Where a port is and what it offers; the port itself is loaded by ``load``.
+    """Where a port is and what it offers; ``load`` loads the port itself.
 
     Attributes:
         module: the module that defines the port.
         attribute: the port's name in that module.
         hub_ids: published size → hub id, ascending. ``tiny`` has none: its weights are seeded.
-        default_size: the size that is checked when none is asked for.
+        default_size: the size that is checked if no size is requested.
     """
 
     module: str
@@ -35,7 +35,7 @@ class CatalogueEntry:
 
     @property
     def sizes(self) -> tuple[str, ...]:
-        """``tiny`` first, the published ones ascending."""
+        """Returns the sizes: ``tiny`` first, then the published ones, ascending."""
         return (TINY, *self.hub_ids)
 
 
@@ -91,5 +91,5 @@ def load(name: str) -> Port:
 
 
 def is_registered(port: Port) -> bool:
-    """Whether a port is the catalogue's own, and no variant of it."""
+    """Whether a port is the catalogue's own, and not a variant of it."""
     return port.name in CATALOGUE and load(port.name) is port

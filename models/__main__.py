@@ -1,6 +1,6 @@
 """``python -m edgeverify_models NAME [--size S]``: builds a port and runs sample inputs.
 
-Exit status: 0 done, 2 bad usage, told in one line.
+Exit status: 0 done, 2 bad usage, explained in one line.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _usage("--prompt-length is at least 1, --decode-steps at least 0")
 
     from edgeverify_models.run import (
-        define_and_run,  # after the arguments are seen to be right: 4 s
+        define_and_run,  # takes 4 s, so after the check of the arguments
     )
 
     port = load(options.name)

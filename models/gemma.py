@@ -1,8 +1,8 @@
 """Gemma 1 (google/gemma-2b, google/gemma-7b).
 
 Unusual: embeddings are scaled by sqrt(hidden_size), RMSNorm multiplies by 1 + w, head_dim is set
-apart from hidden_size, the feed-forward is gated by the tanh form of GELU, and the 2B model has a
-single key/value head. The block is the Generative API's ``TransformerBlock`` as it is.
+separately from hidden_size, the feed-forward is gated by the tanh form of GELU, and the 2B model
+has a single key/value head. The block is the Generative API's ``TransformerBlock``, unchanged.
 
 Config: https://huggingface.co/google/gemma-2b/blob/main/config.json and that of gemma-7b.
 """
@@ -54,8 +54,8 @@ HF_CONFIGS: dict[str, HFConfig] = {
         "num_hidden_layers": 28,
         "num_key_value_heads": 16,
     },
-    # Two groups of two heads, so that the order of groups shows; the published sizes have either
-    # one group or no grouping. head_dim is not hidden_size / heads (24).
+    # Two groups of two heads, so a wrong order of groups is visible; the published sizes have
+    # either one group or no grouping. head_dim is not hidden_size / heads (24).
     "tiny": {
         **_COMMON,
         "head_dim": 40,
@@ -71,8 +71,8 @@ HF_CONFIGS: dict[str, HFConfig] = {
     },
 }
 
-# The Hub's safetensors, and the PyTorch checkpoints on Kaggle: q, k and v fused in blocks, the
-# embedding table under a name of its own.
+# The names in the Hub's safetensors, and those in the PyTorch checkpoints on Kaggle, which fuse q,
+# k and v in blocks and have their own name for the embedding table.
 TENSOR_NAMES = tiny_llama.TENSOR_NAMES
 TENSOR_NAMES_KAGGLE = replace(
     tiny_llama.TENSOR_NAMES,
@@ -85,9 +85,9 @@ TENSOR_NAMES_KAGGLE = replace(
 
 
 def activation(hf: HFConfig) -> cfg.ActivationConfig:
-    """The gate's activation, as transformers 5 reads it.
+    """Returns the gate's activation, as transformers 5 reads it.
 
-    ``hidden_act`` alone counts. Its "gelu" is a legacy value of the official releases that means
+    Only ``hidden_act`` counts. Its "gelu" is a legacy value of the official releases that means
     the tanh form (``GemmaConfig.__post_init__``); ``hidden_activation`` is not read.
     """
     name = hf_config.get(hf, "hidden_act", "gelu_pytorch_tanh")
@@ -95,7 +95,7 @@ def activation(hf: HFConfig) -> cfg.ActivationConfig:
 
 
 def norm_config(hf: HFConfig) -> cfg.NormalizationConfig:
-    """Gemma's RMSNorm: the checkpoint holds w, the factor is 1 + w."""
+    """Returns Gemma's RMSNorm: the checkpoint has w, the factor is 1 + w."""
     return cfg.NormalizationConfig(
         type=cfg.NormalizationType.RMS_NORM,
         epsilon=hf_config.get(hf, "rms_norm_eps", 1e-6),
@@ -104,7 +104,7 @@ def norm_config(hf: HFConfig) -> cfg.NormalizationConfig:
 
 
 def model_config(hf: HFConfig) -> cfg.ModelConfig:
-    """Maps a ``GemmaConfig``; defaults are that class's.
+    """Maps a ``GemmaConfig``; missing keys take that class's defaults.
 
     Raises:
         ValueError: a key is missing, or the Generative API cannot express its value.
@@ -123,7 +123,7 @@ def model_config(hf: HFConfig) -> cfg.ModelConfig:
             num_query_groups=heads.kv,
             rotary_base=rope.base,
             rotary_percentage=rope.share,
-            qkv_transpose_before_split=True,  # q, k and v are blocks, as HF's are once fused
+            qkv_transpose_before_split=True,  # q, k and v are blocks, as in HF's fused weight
             qkv_fused_interleaved=False,
             qkv_use_bias=attention_bias,
             output_proj_use_bias=attention_bias,
@@ -149,7 +149,7 @@ def model_config(hf: HFConfig) -> cfg.ModelConfig:
 
 
 class Gemma1(DecoderOnlyModel):
-    """The Generative API's decoder, under a name of its own in the ``.tflite``'s tensor names."""
+    """The Generative API's decoder with its own class name, for the ``.tflite``'s tensor names."""
 
 
 GEMMA1 = Port(

@@ -1,10 +1,13 @@
-"""Gemma 2 (google/gemma-2-2b): Gemma 1 with four changes that need classes of their own.
+"""Gemma 2 (google/gemma-2-2b): Gemma 1 with four changes that need their own classes.
 
-Norms follow attention and feed-forward, too; scores are scaled by query_pre_attn_scalar ** -0.5
-(the Generative API knows head_dim ** -0.5 only) and soft-capped; the logits are soft-capped; local
-layers, which see a sliding window, alternate with global ones. So there are two masks: as inputs
-they come as a dict with the keys ``global`` and ``local``, which a converted signature names
-``mask_global`` and ``mask_local``.
+- Attention and feed-forward are also followed by norms.
+- Scores are scaled by query_pre_attn_scalar ** -0.5 (the Generative API supports only
+  head_dim ** -0.5) and soft-capped.
+- The logits are soft-capped.
+- Local layers, which see a sliding window, alternate with global ones.
+
+So there are two masks. As inputs they are a dict with the keys ``global`` and ``local``; a
+converted signature names them ``mask_global`` and ``mask_local``.
 
 Config: https://huggingface.co/google/gemma-2-2b/blob/main/config.json
 """
@@ -64,7 +67,7 @@ HF_CONFIGS: dict[str, HFConfig] = {
         "num_key_value_heads": 4,
     },
     # The window is shorter than the shortest default prefill (16). Normed inputs give scores of
-    # about sqrt(head_dim / scalar) = 1.3 and more, and logits of about 1: both caps bite.
+    # about sqrt(head_dim / scalar) = 1.3 and more, and logits of about 1: both caps take effect.
     "tiny": {
         **_COMMON,
         "attn_logit_softcapping": 2.3,
@@ -97,13 +100,13 @@ LOCAL = "local"
 
 @dataclass
 class AttentionConfig(cfg.AttentionConfig):
-    """The Generative API's attention config and the scale of the scores, which it lacks."""
+    """The Generative API's attention config plus the score scale, which it lacks."""
 
     score_scale: float | None = None
 
 
 class Attention(attention.CausalSelfAttention):
-    """Causal self-attention with a score scale of its own, in both KV layouts."""
+    """Causal self-attention with its own score scale, in both KV layouts."""
 
     def forward(
         self,
@@ -147,7 +150,7 @@ class Attention(attention.CausalSelfAttention):
         input_pos: torch.Tensor,
         kv_cache: kv_utils.KVCacheEntry,
     ) -> tuple[torch.Tensor, kv_utils.KVCacheEntry]:
-        """Cache K and V (B, S, N, H). Returns (B, T, N, H)."""
+        """Attends in the default layout: cache K and V (B, S, N, H). Returns (B, T, N, H)."""
         kv_cache = kv_utils.update(kv_cache, input_pos, k, v)
         if self.enable_hlfb:
             function = sdpa.scaled_dot_product_attention_with_hlfb
@@ -173,10 +176,11 @@ class Attention(attention.CausalSelfAttention):
         input_pos: torch.Tensor,
         kv_cache: kv_utils.KVCacheEntry,
     ) -> tuple[torch.Tensor, kv_utils.KVCacheEntry]:
-        """Cache K (1, B*N, S, H), V (1, B*N, H, S). Returns (B, T, N, H).
+        """Attends in the transposed layout. Returns (B, T, N, H).
 
-        The heads of a group are laid one after another along the query's third axis, so that
-        one batched product serves the group and K and V are not repeated.
+        The cache has K (1, B*N, S, H) and V (1, B*N, H, S). The heads of a group are placed one
+        after another along the query's third axis. One batched product then serves the group, and
+        K and V are not repeated.
         """
         batch, length, heads, dim = q.shape
         groups = self.config.num_query_groups
@@ -200,7 +204,7 @@ class Attention(attention.CausalSelfAttention):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each between two norms; the residual takes the second's output.
+    """Attention and feed-forward, each between two norms; the second norm's output is added to x.
 
     The feed-forward's norms are inside ``ff``, as the Generative API builds them.
     """
@@ -222,7 +226,7 @@ class Block(nn.Module):
         input_pos: torch.Tensor,
         kv_cache: kv_utils.KVCacheEntry,
     ) -> tuple[torch.Tensor, kv_utils.KVCacheEntry]:
-        """(B, T, C) and this block's cache → the same, one step on."""
+        """Runs the block on (B, T, C) and this block's cache; returns both, updated."""
         attended, kv_cache = self.atten_func(
             self.pre_atten_norm(x), rope, mask, input_pos, kv_cache
         )
@@ -249,10 +253,10 @@ class Gemma2(nn.Module):
         self.build_mask_cache(mask_cache_size)
 
     def build_mask_cache(self, mask_cache_size: int) -> None:
-        """Builds both masks, (1, 1, N, N) each; with 0 there are none and they must be given.
+        """Builds both masks, (1, 1, N, N) each; with size 0 there are none: the caller passes them.
 
         Raises:
-            ValueError: more positions than the model has.
+            ValueError: the size exceeds the model's number of positions.
         """
         if mask_cache_size > self.config.max_seq_len:
             raise ValueError(
@@ -278,7 +282,7 @@ class Gemma2(nn.Module):
         mask: Mapping[str, torch.Tensor] | None = None,
         export_config: ExportConfig | None = None,
     ) -> dict[str, torch.Tensor | kv_utils.KVCache]:
-        """One step.
+        """Runs one step.
 
         Args:
             tokens: (B, T) ids.
@@ -290,7 +294,7 @@ class Gemma2(nn.Module):
                 computes no logits.
 
         Returns:
-            ``kv_cache``, and ``logits`` (B, T, V) unless left out.
+            ``kv_cache``, and ``logits`` (B, T, V) if they are computed.
 
         Raises:
             ValueError: the step, the cache and the masks do not fit each other.
@@ -306,7 +310,7 @@ class Gemma2(nn.Module):
                 f"{len(self.transformer_blocks)} blocks"
             )
         masks = self._cached_masks(input_pos, kv_cache) if mask is None else _given_masks(mask)
-        # All layers rotate alike, so the first block's config serves them all.
+        # All layers use the same rotation, so the first block's config serves them all.
         attn_config = self._attn_config(0)
         rotated = int(attn_config.rotary_percentage * attn_config.head_dim)
         rope = self.config.build_rope(input_pos, rotated, attn_config.rotary_base)
@@ -334,7 +338,7 @@ class Gemma2(nn.Module):
     def _cached_masks(
         self, input_pos: torch.Tensor, kv_cache: kv_utils.KVCache
     ) -> dict[str, torch.Tensor]:
-        """The rows of this step's positions, cut to the cache's length: (1, 1, T, S) each."""
+        """Returns the rows of this step's positions, cut to the cache length: (1, 1, T, S) each."""
         if self.mask_cache is None:
             raise ValueError("mask_cache_size is 0, so the masks must be given")
         rows = kv_cache.get_max_seq_len()
@@ -355,7 +359,7 @@ def _kind(config: cfg.AttentionConfig) -> str:
 
 
 def _given_masks(mask: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Refuses a single mask: serving all layers, it would drop the window of the local ones."""
+    """Refuses a single mask: for all layers, it would drop the window of the local ones."""
     if not isinstance(mask, Mapping) or set(mask) != {GLOBAL, LOCAL}:
         given = sorted(mask) if isinstance(mask, Mapping) else type(mask).__name__
         raise ValueError(f"mask is {given}; expected a dict of {GLOBAL!r} and {LOCAL!r}")
@@ -363,10 +367,10 @@ def _given_masks(mask: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]
 
 
 def layer_kinds(hf: HFConfig) -> list[cfg.AttentionType]:
-    """One attention type per layer; without ``layer_types`` even layers slide, as in HF.
+    """Returns one attention type per layer; without ``layer_types`` even layers slide, as in HF.
 
     Raises:
-        ValueError: another count than num_hidden_layers, or an unknown kind.
+        ValueError: the count is not num_hidden_layers, or a kind is unknown.
     """
     known = {
         "sliding_attention": cfg.AttentionType.LOCAL_SLIDING,
@@ -381,7 +385,7 @@ def layer_kinds(hf: HFConfig) -> list[cfg.AttentionType]:
 
 
 def model_config(hf: HFConfig) -> cfg.ModelConfig:
-    """Maps a ``Gemma2Config``; defaults are that class's, and a null soft-cap means none.
+    """Maps a ``Gemma2Config``; missing keys take that class's defaults, a null soft-cap means none.
 
     Raises:
         ValueError: a key is missing, or the re-authored model cannot express its value.
@@ -406,7 +410,7 @@ def model_config(hf: HFConfig) -> cfg.ModelConfig:
                 num_query_groups=heads.kv,
                 rotary_base=rope.base,
                 rotary_percentage=rope.share,
-                qkv_transpose_before_split=True,  # q, k and v are blocks, as HF's are once fused
+                qkv_transpose_before_split=True,  # q, k and v are blocks, as in HF's fused weight
                 qkv_fused_interleaved=False,
                 qkv_use_bias=attention_bias,
                 output_proj_use_bias=attention_bias,

@@ -1,9 +1,8 @@
-"""Reading a Hugging Face ``config.json`` without overlooking anything.
+"""Reads a Hugging Face ``config.json`` without overlooking anything.
 
-A key that influences the numbers is either taken over into the re-authored model or refused with
-a ``ValueError`` that says what, where and what was expected. A key that is absent, or null, has
-the default that the family's config class in transformers gives it, because published configs
-leave such keys out.
+A key that influences the numbers is either adopted by the re-authored model or refused with a
+``ValueError`` that says what, where and what was expected. A key that is absent or null has the
+default of the family's config class in transformers, because published configs omit such keys.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from litert_torch.generative.layers import model_config as cfg
 
 HFConfig = Mapping[str, Any]
 
-# transformers' ACT2FN names → the Generative API's activations. `gelu` is the exact, erf one.
+# transformers' ACT2FN names → the Generative API's activations. `gelu` is the exact erf form.
 # `gelu_new`, `gelu_fast` and `gelu_pytorch_tanh` are the same tanh formula, written differently.
 _ACTIVATIONS = {
     "silu": cfg.ActivationType.SILU,
@@ -31,13 +30,13 @@ _ACTIVATIONS = {
 
 
 def get(hf: HFConfig, key: str, default: Any) -> Any:
-    """``hf[key]``, or the default where the key is absent or null."""
+    """Returns ``hf[key]``, or the default if the key is absent or null."""
     value = hf.get(key)
     return default if value is None else value
 
 
 def require(hf: HFConfig, key: str) -> Any:
-    """``hf[key]``.
+    """Returns ``hf[key]``.
 
     Raises:
         ValueError: the key is absent or null.
@@ -49,7 +48,7 @@ def require(hf: HFConfig, key: str) -> Any:
 
 
 def refuse(key: str, value: Any, expected: str) -> ValueError:
-    """The error for a value that the re-authored model cannot express."""
+    """Returns the error for a value that the re-authored model cannot express."""
     return ValueError(
         f"HF config: {key}={value!r} cannot be expressed by the re-authored model; "
         f"expected {expected}"
@@ -57,7 +56,7 @@ def refuse(key: str, value: Any, expected: str) -> ValueError:
 
 
 def expect(hf: HFConfig, key: str, allowed: Any) -> None:
-    """Refuses any value of ``key`` but ``allowed``; an absent or null key passes.
+    """Refuses any value of ``key`` except ``allowed``; an absent or null key passes.
 
     Raises:
         ValueError: the config has another value.
@@ -68,10 +67,10 @@ def expect(hf: HFConfig, key: str, allowed: Any) -> None:
 
 
 def activation(name: str, key: str) -> cfg.ActivationConfig:
-    """The Generative API's activation for a name of transformers' ``ACT2FN``.
+    """Returns the Generative API's activation for a name of transformers' ``ACT2FN``.
 
     Raises:
-        ValueError: it has none that computes the same.
+        ValueError: the API has no activation that computes the same.
     """
     if name not in _ACTIVATIONS:
         raise refuse(key, name, "one of " + ", ".join(sorted(_ACTIVATIONS)))
@@ -92,8 +91,8 @@ def heads(hf: HFConfig, *, default_kv: int | None = None, default_dim: int | Non
 
     Args:
         hf: the config.
-        default_kv: num_key_value_heads where the config has none; None means one per head.
-        default_dim: head_dim where the config has none; None means hidden_size over heads.
+        default_kv: num_key_value_heads if the config has none; None means one per head.
+        default_dim: head_dim if the config has none; None means hidden_size over heads.
 
     Raises:
         ValueError: the numbers do not divide.
@@ -124,15 +123,15 @@ def rope(hf: HFConfig, head_dim: int, *, partial: bool = False, default_share: f
 
     transformers 5 writes ``rope_parameters: {rope_type, rope_theta, partial_rotary_factor}``;
     published configs have ``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor`` at the
-    top. As in transformers (``convert_rope_params_to_dict``), ``rope_scaling`` replaces
-    ``rope_parameters`` if it is given, and values inside it win over those at the top.
+    top level. As in transformers (``convert_rope_params_to_dict``), ``rope_scaling`` replaces
+    ``rope_parameters`` if it is present, and its values override those at the top level.
 
     Args:
         hf: the config.
         head_dim: elements per head.
-        partial: whether the family reads ``partial_rotary_factor``; if not, it is ignored, as
-            transformers does.
-        default_share: ``partial_rotary_factor`` where the config has none.
+        partial: whether the family reads ``partial_rotary_factor``; if not, it is ignored, as in
+            transformers.
+        default_share: ``partial_rotary_factor`` if the config has none.
 
     Raises:
         ValueError: scaled RoPE, per-layer RoPE, or an odd number of rotated elements.
@@ -152,8 +151,8 @@ def rope(hf: HFConfig, head_dim: int, *, partial: bool = False, default_share: f
         share = float(
             get(inner, "partial_rotary_factor", get(hf, "partial_rotary_factor", default_share))
         )
-    # Both transformers and DecoderOnlyModel truncate this very product; the factor is passed on
-    # as it is, because a share recomputed from the count could truncate to one less.
+    # Both transformers and DecoderOnlyModel truncate exactly this product. The factor is passed on
+    # unchanged, because a share recomputed from the count could truncate to one less.
     rotated = int(share * head_dim)
     if rotated % 2 or not 0 < rotated <= head_dim:
         raise refuse(
@@ -168,7 +167,7 @@ def check_model_type(hf: HFConfig, model_type: str) -> None:
     """Refuses the config of another architecture.
 
     Raises:
-        ValueError: ``model_type`` is given and is not this family's.
+        ValueError: the config has a ``model_type`` that is not this family's.
     """
     given = hf.get("model_type")
     if given is not None and given != model_type:

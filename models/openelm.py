@@ -1,15 +1,15 @@
 """OpenELM (apple/OpenELM-270M, -450M, -1_1B, -3B).
 
 Unusual: query heads, key/value heads and feed-forward width grow from layer to layer; q and k are
-normed per head before they are rotated; q, k and v are one matrix in blocks, gate and up are one
-matrix (gate first); the LM head is tied. The Generative API's ``TransformerBlock`` does all of it,
-with a config per layer. No implementation is in transformers: Apple's is remote code, and the
-reference here is ``edgeverify.hf.openelm``.
+normed per head before the rotation; q, k and v are one matrix in blocks, gate and up are one matrix
+(gate first); the LM head is tied. The Generative API's ``TransformerBlock`` does all of this, with
+a config per layer. transformers has no implementation: Apple's is remote code, and the reference
+here is ``edgeverify.hf.openelm``.
 
 Configs: https://huggingface.co/apple/OpenELM-270M/blob/main/config.json and its siblings. Sizing
 rule: arXiv 2404.14619, section 2, and Apple's ``configuration_openelm.py`` of the same repository.
-Apple's code fixes RMSNorm's epsilon at 1e-6; the key ``rms_norm_eps`` is an addition (mlx-lm
-reads it, too), so that ``tiny`` can have another one.
+Apple's code fixes RMSNorm's epsilon at 1e-6. The key ``rms_norm_eps`` is an addition (mlx-lm
+reads it, too) that lets ``tiny`` have another epsilon.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ HF_CONFIGS: dict[str, HFConfig] = {
         ],
         "num_transformer_layers": 36,
     },
-    # By the sizing rule, as the published ones; layer 0's feed-forward (0.49 * 96 = 47.04) takes
-    # the 0.9 branch of it: 32 would be too little, so 64. q, k and v of layers 1 to 3 have more
-    # than one group of four heads.
+    # Follows the sizing rule, as the published sizes do. Layer 0's feed-forward (0.49 * 96 = 47.04)
+    # takes the rule's 0.9 branch: 32 would be too little, so 64. q, k and v of layers 1 to 3 have
+    # more than one group of four heads.
     "tiny": {
         **_COMMON,
         "ffn_dim_divisor": 32,
@@ -131,7 +131,7 @@ HF_CONFIGS: dict[str, HFConfig] = {
 }
 # fmt: on
 
-# `ff_up_proj` is proj_1, gate and up in one. Without normalize_qk_projections there are no norms.
+# `ff_up_proj` is proj_1: gate and up in one. Without normalize_qk_projections there are no norms.
 TENSOR_NAMES = ModelLoader.TensorNames(
     attn_fused_qkv_proj="transformer.layers.{}.attn.qkv_proj",
     attn_query_norm="transformer.layers.{}.attn.q_norm",
@@ -149,18 +149,18 @@ TENSOR_NAMES_WITHOUT_QK_NORM = replace(TENSOR_NAMES, attn_query_norm=None, attn_
 
 
 def make_divisible(value: float, divisor: int) -> int:
-    """The multiple of ``divisor`` nearest to ``value``, at least one and never 10 % below it."""
+    """Returns the multiple of ``divisor`` nearest to ``value``; at least one, never 10 % below."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
 def per_layer(hf: HFConfig, key: str) -> list[float]:
-    """One multiplier per layer from a number, a first and a last one, or a full list.
+    """Returns one multiplier per layer from a number, a first and a last one, or a full list.
 
     Values in between are linear and rounded to two decimals (``configuration_openelm.py``).
 
     Raises:
-        ValueError: a list of another length.
+        ValueError: a list has another length than the layers.
     """
     layers = hf_config.require(hf, "num_transformer_layers")
     given = hf_config.require(hf, key)
@@ -175,14 +175,14 @@ def per_layer(hf: HFConfig, key: str) -> list[float]:
 
 
 def heads(hf: HFConfig) -> tuple[list[int], list[int]]:
-    """Query and key/value heads per layer.
+    """Returns the query heads and key/value heads per layer.
 
     They are taken from ``num_query_heads`` and ``num_kv_heads``, or follow from
     ``qkv_multipliers`` and ``num_gqa_groups``.
 
     Raises:
         ValueError: the lists do not fit the layers or each other, or contradict the multipliers
-            that Apple's code computes them from.
+            from which Apple's code computes them.
     """
     layers = hf_config.require(hf, "num_transformer_layers")
     query: Any = hf.get("num_query_heads")
@@ -190,7 +190,7 @@ def heads(hf: HFConfig) -> tuple[list[int], list[int]]:
     if hf.get("qkv_multipliers") is not None:
         head_dim = hf_config.require(hf, "head_dim")
         per_kv = hf_config.get(hf, "num_gqa_groups", 1)
-        # Without grouping Apple rounds to two heads.
+        # Without grouping, Apple's code rounds to two heads.
         divisor = head_dim * hf_config.get(hf, "num_gqa_groups", 2)
         width = hf_config.require(hf, "model_dim")
         multipliers = per_layer(hf, "qkv_multipliers")
@@ -208,7 +208,7 @@ def heads(hf: HFConfig) -> tuple[list[int], list[int]]:
 
 
 def model_config(hf: HFConfig) -> cfg.ModelConfig:
-    """Maps an OpenELM config; defaults are those of Apple's ``OpenELMConfig``.
+    """Maps an OpenELM config; missing keys take the defaults of Apple's ``OpenELMConfig``.
 
     Raises:
         ValueError: a key is missing, or the Generative API cannot express its value.
@@ -239,7 +239,7 @@ def model_config(hf: HFConfig) -> cfg.ModelConfig:
                 num_query_groups=kv,
                 rotary_base=float(hf_config.get(hf, "rope_freq_constant", 10000)),
                 rotary_percentage=1.0,
-                qkv_transpose_before_split=True,  # qkv_proj holds q, k and v as blocks
+                qkv_transpose_before_split=True,  # qkv_proj has q, k and v as blocks
                 qkv_fused_interleaved=False,
                 query_norm_config=qk_norm or cfg.NormalizationConfig(),
                 key_norm_config=qk_norm or cfg.NormalizationConfig(),
@@ -272,7 +272,7 @@ def model_config(hf: HFConfig) -> cfg.ModelConfig:
 
 
 class OpenELM(DecoderOnlyModel):
-    """The Generative API's decoder, under a name of its own in the ``.tflite``'s tensor names."""
+    """The Generative API's decoder with its own class name, for the ``.tflite``'s tensor names."""
 
 
 OPENELM = Port(

@@ -1,8 +1,8 @@
 """Phi-2 (microsoft/phi-2).
 
-Unusual: attention and feed-forward run side by side on one LayerNorm's output and are added to
-the residual together; every linear layer has a bias, the LM head too; only the first 0.4 of each
-head's elements are rotated. The Generative API's ``TransformerBlock`` does all of it.
+Unusual: attention and feed-forward run in parallel on one LayerNorm's output and are added to the
+residual together; every linear layer has a bias, including the LM head; only the first 0.4 of each
+head's elements are rotated. The Generative API's ``TransformerBlock`` does all of this.
 
 Config: https://huggingface.co/microsoft/phi-2/blob/main/config.json
 """
@@ -45,7 +45,7 @@ _COMMON: HFConfig = {
 HF_CONFIGS: dict[str, HFConfig] = {
     "2.7b": _COMMON,
     # 0.45 of 24 elements truncates to 10 (it would round to 11). Two groups of two heads: the
-    # architecture has grouping, though Phi-2 does not use it.
+    # architecture supports grouping, though Phi-2 does not use it.
     "tiny": {
         **_COMMON,
         "bos_token_id": 1,
@@ -78,7 +78,7 @@ TENSOR_NAMES = ModelLoader.TensorNames(
 
 
 def model_config(hf: HFConfig) -> cfg.ModelConfig:
-    """Maps a ``PhiConfig``; defaults are that class's (0.5 of each head is rotated).
+    """Maps a ``PhiConfig``; missing keys take that class's defaults (0.5 of each head is rotated).
 
     Raises:
         ValueError: a key is missing, or the Generative API cannot express its value.
@@ -97,7 +97,7 @@ def model_config(hf: HFConfig) -> cfg.ModelConfig:
             num_query_groups=heads.kv,
             rotary_base=rope.base,
             rotary_percentage=rope.share,
-            qkv_transpose_before_split=True,  # q, k and v are blocks, as HF's are once fused
+            qkv_transpose_before_split=True,  # q, k and v are blocks, as in HF's fused weight
             qkv_fused_interleaved=False,
             qkv_use_bias=True,
             output_proj_use_bias=True,
@@ -126,7 +126,7 @@ def model_config(hf: HFConfig) -> cfg.ModelConfig:
 
 
 class Phi2(DecoderOnlyModel):
-    """The Generative API's decoder, under a name of its own in the ``.tflite``'s tensor names."""
+    """The Generative API's decoder with its own class name, for the ``.tflite``'s tensor names."""
 
 
 PHI2 = Port(

@@ -1,7 +1,7 @@
-"""A Port: what is needed to re-author one model family, and how its weights are loaded.
+"""A Port: what is needed to re-author one model family, and the loading of its weights.
 
-This package stands on LiteRT-Torch alone: it knows nothing of the verifier or of transformers, so
-that a port can be taken from here into an application as it is.
+This package depends only on LiteRT-Torch. It does not import the verifier or transformers, so an
+application can use a port from here unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HFConfig: TypeAlias = Mapping[str, Any]
 
 
 class LoadError(ValueError):
-    """A state dict that does not map, one to one, onto the re-authored model."""
+    """Raised for a state dict that does not map one to one onto the re-authored model."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Port:
     Attributes:
         name: the registered name, e.g. ``"tinyllama"``.
         hf_configs: size → Hugging Face ``config.json`` as a dict, always with ``"tiny"``.
-        default_size: the size that is checked when none is asked for.
+        default_size: the size that is checked if no size is requested.
         hub_ids: size → hub id of the published checkpoint.
         model_config: HF config → the Generative API's ``ModelConfig``.
         model_class: built as ``model_class(config, mask_cache_size=N)``; its forward takes
             ``tokens, input_pos, kv_cache, mask=None, export_config=None`` and its blocks are in
             ``transformer_blocks``.
         tensor_names: one or several naming schemes of checkpoints, tried in order.
-        mask_kinds: for ``mask_as_input``: the names of the masks the forward takes, in order; one
-            name means a single tensor, several mean a dict keyed by them. The names are
+        mask_kinds: for ``mask_as_input``: the names of the masks that the forward takes, in order.
+            One name means a single tensor, several mean a dict keyed by them. The names are
             ``"global"`` and ``"local"``.
     """
 
@@ -56,7 +56,7 @@ class Port:
 
     @property
     def naming_schemes(self) -> tuple[TensorNames, ...]:
-        """All schemes of ``tensor_names``, as a tuple."""
+        """Returns all schemes of ``tensor_names``, as a tuple."""
         if isinstance(self.tensor_names, ModelLoader.TensorNames):
             return (self.tensor_names,)
         return tuple(self.tensor_names)
@@ -70,7 +70,7 @@ class _StateCollector:
         self.state: dict[str, torch.Tensor] = {}
 
     def load_state_dict(self, state: dict[str, torch.Tensor], strict: bool = True) -> None:
-        del strict  # judged by map_state, which knows both sides
+        del strict  # map_state checks strictness, because it knows both sides
         self.state = state
 
 
@@ -80,18 +80,18 @@ def map_state(
     """Renames and fuses a checkpoint's tensors into the re-authored model's names.
 
     Args:
-        port: whose naming schemes are tried, in order.
+        port: the port whose naming schemes are tried, in order.
         config: the re-authored config (number of layers, heads and groups, biases, tied head).
-        state: the checkpoint, HF names → tensors. Left as it is. Where the config ties the LM
-            head to the embedding table, the checkpoint may carry the head or leave it out.
+        state: the checkpoint, HF names → tensors; not modified. If the config ties the LM head to
+            the embedding table, the checkpoint may contain the head or not.
 
     Returns:
-        The mapped state, and for each scheme that was tried before the one that fitted, by its
-        position, the reasons why it did not.
+        The mapped state; and for each scheme that was tried before the one that fits, by its
+        position, the reasons why it does not fit.
 
     Raises:
         LoadError: no scheme takes every tensor of the checkpoint exactly once, or a tied head
-            has other values than the embedding table; the message names the tensors that are
+            has other values than the embedding table. The message names the tensors that are
             missing or left over under each scheme.
     """
     tied = bool(config.lm_head_share_weight_with_embedding)
@@ -130,16 +130,16 @@ def build_model(
 ) -> nn.Module:
     """Builds the re-authored model and loads a checkpoint into it, strictly.
 
-    Every tensor of the checkpoint is used exactly once and every parameter of the model is
-    set by one. A checkpoint that carries an LM head although the model ties it to the embedding
-    table must carry the very same values.
+    Every tensor of the checkpoint is used exactly once, and every parameter of the model is set
+    from the checkpoint. If the model ties the LM head to the embedding table, a checkpoint that
+    still contains an LM head must have exactly the table's values in it.
 
     Args:
         port: the family.
         hf_config: the Hugging Face config that the model is built from.
         state: the checkpoint, HF names → float32 tensors. Unfused tensors are shared with
             the model, not copied.
-        mask_cache_size: length of the mask that is built inside; 0 when masks are inputs.
+        mask_cache_size: length of the mask that is built inside; 0 if masks are inputs.
 
     Returns:
         The model in eval mode.
@@ -164,7 +164,7 @@ def build_model(
 class _NoInit(TorchFunctionMode):
     """Leaves parameters uninitialised: they are replaced, and drawing billions takes minutes.
 
-    ``torch.nn.init`` dispatches its functions as torch's own, so they can be left out here.
+    ``torch.nn.init`` dispatches its functions like torch's own, so this mode can skip them.
     """
 
     def __torch_function__(
@@ -177,10 +177,10 @@ class _NoInit(TorchFunctionMode):
 
 
 def construct_empty(port: Port, config: ModelConfig, mask_cache_size: int) -> nn.Module:
-    """Builds the module with its parameters on meta and all else, as masks, on the CPU.
+    """Builds the module with its parameters on meta and everything else, such as masks, on the CPU.
 
-    Parameters are moved to the meta device as they are made, so that only the weights that are
-    assigned later, ``load_state_dict(..., assign=True)``, are ever resident.
+    Parameters are moved to the meta device as they are created. Only the weights that
+    ``load_state_dict(..., assign=True)`` assigns later are therefore ever in memory.
     """
     original = nn.Module.register_parameter
 
@@ -198,7 +198,7 @@ def construct_empty(port: Port, config: ModelConfig, mask_cache_size: int) -> nn
 
 
 def _take_tied_head(embedding: str, head: str, remaining: dict[str, torch.Tensor]) -> None:
-    """Removes a tied LM head from ``remaining`` once it is seen to be the embedding table."""
+    """Removes a tied LM head from ``remaining`` after checking that it is the embedding table."""
     if head not in remaining or embedding not in remaining:
         return
     mine, table = remaining[head], remaining[embedding]

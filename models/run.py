@@ -1,4 +1,4 @@
-"""Defines a re-authored model with random weights and runs it, by torch and LiteRT-Torch alone."""
+"""Builds a re-authored model with random weights and runs it; needs only torch and LiteRT-Torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KV_LAYOUTS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One call: its name, the tokens it took, and the logits of its last position, (V,)."""
+    """One call: its name, its input tokens, and the logits of its last position, (V,)."""
 
     name: str
     tokens: tuple[int, ...]
@@ -28,12 +28,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Run:
-    """What ``define_and_run`` did.
+    """The record of one ``define_and_run``.
 
     Attributes:
-        name: the port's name.
-        size: the size that was built.
-        parameters: parameters of the model, a tied head counted once.
+        parameters: number of the model's parameters; a tied head is counted once.
         kv_shapes: the shapes of each block's K and V cache.
         steps: the calls, in order.
         build_seconds: wall time of building the model and drawing its weights.
@@ -71,13 +69,14 @@ def build_random_model(
 ) -> nn.Module:
     """Builds the re-authored model with seeded random weights, float32.
 
-    Matrices are drawn at 1/sqrt(fan-in), biases at 0.1, norm factors at 0.1 about 1 or -1, so that
-    activations keep their scale. The signs keep a tied head from echoing its input.
+    Matrices are drawn with a scale of 1/sqrt(fan-in), biases with 0.1, and norm factors with 0.1
+    around 1 or -1, so activations keep their scale. The signs prevent a tied head from echoing its
+    input.
 
     Args:
         port: the family.
         hf_config: the Hugging Face config that the model is built from.
-        mask_cache_size: length of the mask that is built inside; 0 when masks are inputs.
+        mask_cache_size: length of the mask that is built inside; 0 if masks are inputs.
         seed: equal seeds give equal weights.
 
     Returns:
@@ -121,13 +120,13 @@ def define_and_run(
     Args:
         port: the family.
         size: one of its sizes; None takes the default size.
-        prompt_length: tokens of the prefill.
-        decode_steps: greedy steps after it.
+        prompt_length: number of prefill tokens.
+        decode_steps: number of greedy steps after the prefill.
         kv_layout: ``default`` or ``transposed``.
-        seed: of weights and prompt.
+        seed: seed of the weights and the prompt.
 
     Raises:
-        KeyError: an unknown size or KV layout.
+        KeyError: the size or KV layout is unknown.
     """
     size = size or port.default_size
     hf_config = port.hf_configs[size]

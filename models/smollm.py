@@ -1,6 +1,6 @@
 """SmolLM and SmolLM2 (HuggingFaceTB): the Llama architecture with the LM head tied.
 
-The two generations differ in the base of the rotary positions and in the context length only.
+The two generations differ only in the base of the rotary positions and in the context length.
 The 135M and 360M sizes group three query heads per key/value head; 1.7B does not group.
 
 Configs: https://huggingface.co/HuggingFaceTB/SmolLM-135M/blob/main/config.json and its siblings.
@@ -94,11 +94,11 @@ HF_CONFIGS_SMOLLM2["1.7b"] = {**HF_CONFIGS_SMOLLM2["1.7b"], "rope_theta": 130000
 
 
 class SmolLM(DecoderOnlyModel):
-    """The Generative API's decoder, under a name of its own in the ``.tflite``'s tensor names."""
+    """The Generative API's decoder with its own class name, for the ``.tflite``'s tensor names."""
 
 
 class SmolLM2(DecoderOnlyModel):
-    """As ``SmolLM``."""
+    """Like ``SmolLM``, for SmolLM2."""
 
 
 SMOLLM = Port(

@@ -1,7 +1,7 @@
 """TinyLlama 1.1B (TinyLlama/TinyLlama-1.1B-Chat-v1.0): the Llama architecture, unchanged.
 
 Grouped-query attention, SwiGLU, RMSNorm before attention and feed-forward, rotary positions, no
-biases, an LM head of its own. The block is the Generative API's ``TransformerBlock`` as it is.
+biases, an untied LM head. The block is the Generative API's ``TransformerBlock``, unchanged.
 
 Config: https://huggingface.co/TinyLlama/TinyLlama-1.1B-Chat-v1.0/blob/main/config.json
 """
@@ -39,7 +39,7 @@ HF_CONFIGS: dict[str, HFConfig] = {
         "use_cache": True,
         "vocab_size": 32000,
     },
-    # No value here is any library's default, and head_dim is not hidden_size / heads (24).
+    # No value here is a default of any library, and head_dim is not hidden_size / heads (24).
     "tiny": {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
@@ -79,7 +79,7 @@ TENSOR_NAMES = ModelLoader.TensorNames(
 
 
 def model_config(hf: HFConfig) -> cfg.ModelConfig:
-    """Maps the config of any model of the Llama architecture; defaults are ``LlamaConfig``'s.
+    """Maps the config of any Llama-type model; missing keys take ``LlamaConfig``'s defaults.
 
     Raises:
         ValueError: a key is missing, or the Generative API cannot express its value.
@@ -98,7 +98,7 @@ def model_config(hf: HFConfig) -> cfg.ModelConfig:
             num_query_groups=heads.kv,
             rotary_base=rope.base,
             rotary_percentage=rope.share,
-            qkv_transpose_before_split=True,  # q, k and v are blocks, as HF's are once fused
+            qkv_transpose_before_split=True,  # q, k and v are blocks, as in HF's fused weight
             qkv_fused_interleaved=False,
             qkv_use_bias=attention_bias,
             output_proj_use_bias=attention_bias,
@@ -124,7 +124,7 @@ def model_config(hf: HFConfig) -> cfg.ModelConfig:
 
 
 class TinyLlama(DecoderOnlyModel):
-    """The Generative API's decoder, under a name of its own in the ``.tflite``'s tensor names."""
+    """The Generative API's decoder with its own class name, for the ``.tflite``'s tensor names."""
 
 
 TINYLLAMA = Port(

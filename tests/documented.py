@@ -53,13 +53,19 @@ def commands(page: Path) -> list[Command]:
         Command(name, part, True)
         for _, language, block in FENCE.findall(text)
         if language in ("", "sh", "console")
-        for line in block.replace("\\\n", " ").splitlines()
+        for line in _input(block.replace("\\\n", " ").splitlines())
         for part in _parts(line)
     ]
     for span in SPAN.findall(FENCE.sub("", text)):
         if " " in span and not re.search(r"[…]", span):
             shown += [Command(name, part, False) for part in _parts(span)]
     return list(dict.fromkeys(shown))
+
+
+def _input(lines: list[str]) -> list[str]:
+    """What a user types of a block: with prompts those lines, of a report nothing, else all."""
+    prompted = [line for line in lines if line.startswith("$ ")]
+    return prompted or ([] if lines[0].startswith(("PASS", "FAIL", "UNCHECKED")) else lines)
 
 
 def _parts(line: str) -> list[str]:
@@ -69,7 +75,7 @@ def _parts(line: str) -> list[str]:
     return [
         part
         for part in parts
-        if re.match(r"(?:\S*/)?(?:edgeverify |pytest|python -m (?!venv)|python \w+/)", part)
+        if re.match(r"(?:\S*/)?(?:edgeverify |pytest|python -m (?!venv|build)|python \w+/)", part)
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import glob
 import importlib
 import io
 import os
@@ -46,9 +47,9 @@ RUN = {
         "edgeverify check tinyllama --recipe dynamic_int8 --recipe fp16"
     ),
     "edgeverify convert MODEL --recipe all --output out": (
-        "edgeverify convert tinyllama --recipe dynamic_int8 --output out"
+        "edgeverify convert tinyllama --prefill 8 --recipe dynamic_int8 --output out"
     ),
-    "edgeverify inspect FILE.tflite": "edgeverify inspect out/tinyllama_tiny_dynamic_int8.tflite",
+    "edgeverify inspect FILE.tflite": "edgeverify inspect out/*.tflite",
     "edgeverify diff A.json B.json": "edgeverify diff reports/b.json reports/b.json",
     "edgeverify history DIR [--html FILE]": "edgeverify history reports --html series.html",
     "python -m edgeverify_models tinyllama": "python -m edgeverify_models tinyllama",
@@ -182,7 +183,7 @@ def test_every_page_is_reached_from_the_index() -> None:
 def refused(command: Command) -> str:
     """Why the parser, or the options' own judgement, refuses a command of ``edgeverify``."""
     try:
-        options = cli._parser().parse_args(command.words[1:])
+        options = cli._parser(command.words[1:]).parse_args(command.words[1:])
         if all(hasattr(options, f"edgeverify_{flag}") for flag in ("kernel", "prefill")):
             parse(options)
     except UsageError as error:
@@ -279,7 +280,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         (folder / name).write_text(text)
 
     def one(text: str) -> tuple[int, str]:
-        words = Command("", text, True).words
+        words = [w for word in Command("", text, True).words for w in glob.glob(word) or [word]]
         with contextlib.redirect_stdout(io.StringIO()) as out:
             if words[0] == "edgeverify":
                 return cli.main(words[1:]), out.getvalue()
@@ -288,7 +289,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(terminal, "PIPED_WIDTH", 120)
+        patch.setattr(terminal, "PIPED_WIDTH", 100)
         yield one
 
 

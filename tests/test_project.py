@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
+import shlex
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -12,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+import tasks
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,3 +92,55 @@ def test_ci_runs_the_documented_test_command() -> None:
     command = "-c constraints.txt -e '.[test,oracle,gguf,litert-lm]'"
     assert command in script
     assert command in (ROOT / "CONTRIBUTING.md").read_text()
+    for task in ("all", "lint"):
+        assert f".venv/bin/python -m tasks {task}" in script
+
+
+def tasks_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tasks", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_each_task_runs_a_command_that_exists() -> None:
+    listed = tasks_command("--list")
+    assert listed.returncode == 0, listed.stderr
+    commands = re.findall(r"\$ python (.*)", listed.stdout)
+    assert len(commands) == sum(len(task.commands) for task in tasks.TASKS.values())
+    verbs = subprocess.run(
+        [sys.executable, "-m", "edgeverify.cli.main", "--help"], capture_output=True, text=True
+    ).stdout
+    for command in commands:
+        option, module, *rest = shlex.split(command)
+        assert option == "-m"
+        assert importlib.util.find_spec(module) is not None, command
+        if module == "edgeverify.cli.main":
+            assert re.search(rf"^    {rest[0]} ", verbs, re.MULTILINE), command
+
+
+def test_the_quick_task_leaves_out_every_marker_but_the_parity_run_s() -> None:
+    left_out = set(re.findall(r"not (\w+)", tasks.QUICK))
+    conftest = (ROOT / "conftest.py").read_text()
+    markers = re.search(r"^MARKERS = \{(.*?)^\}", conftest, re.MULTILINE | re.DOTALL)
+    assert markers is not None
+    assert left_out == set(re.findall(r'^    "(\w+)":', markers[1], re.MULTILINE))
+    assert tasks.QUICK in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_a_task_runs_all_its_commands_and_gives_the_first_failure() -> None:
+    code = "import sys; print('{0}', flush=True); sys.exit({0})"
+    commands = tuple(("-c", code.format(status)) for status in (0, 3, 4))
+    # In a process of its own: what the commands print goes to its standard output.
+    script = f"import tasks, sys; sys.exit(tasks.run(tasks.Task('', {commands!r}), ['more']))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["0", "3", "4"]
+    shown = [line for line in done.stdout.splitlines() if line.startswith("$")]
+    assert [line.endswith(" more") for line in shown] == [False, False, True]
+
+
+def test_an_unknown_task_is_refused() -> None:
+    done = tasks_command("nope")
+    assert done.returncode == 2
+    assert "'nope'" in done.stderr
+    assert "quick" in done.stderr

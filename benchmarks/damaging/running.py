@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify.backends import tflite
+from edgeverify.backends.interpreter import open_file
 from edgeverify.core.errors import ArtifactError
 from edgeverify.litert.bundle.reader import model_of
 
@@ -31,7 +31,7 @@ def run_signatures(file: Path, kernel: str) -> dict[str, bool]:
 
 
 def _run(file: Path, kernel: str) -> dict[str, bool]:
-    interpreter = tflite.open_file(file, kernel=kernel, num_threads=os.cpu_count() or 1)
+    interpreter = open_file(file, kernel=kernel, num_threads=os.cpu_count() or 1)
     try:
         return {name: _call(interpreter, name) for name in interpreter.get_signature_list()}
     except (ValueError, RuntimeError, TypeError, KeyError) as error:

@@ -1,6 +1,6 @@
-"""Audits: what can be told of a port and its file without running them, and told exactly.
+"""Audits: exact checks of a port and its file that need no run.
 
-``config`` holds what the HF config says against the re-authored model and the file, ``weights``
-every tensor of the checkpoint against both, ``signatures`` the file's inputs and outputs against
-the case. Nothing here knows a tolerance.
+``config`` compares the HF config with the re-authored model and the file, ``weights`` compares
+every tensor of the checkpoint with both, and ``signatures`` compares the file's inputs and outputs
+with the case. No audit has a tolerance.
 """

@@ -1,8 +1,8 @@
-"""What the composites of every signature say: norms and attentions.
+"""Checks the attributes of the composites (norms and attentions) in every signature.
 
-LiteRT's CPU kernels compute the body of a norm and do not read its composite's epsilon; a backend
-with a kernel of its own does. So no run on this machine shows it, in a signature or in a quantized
-file that the audit of the config did not read. Only what differs is told.
+LiteRT's CPU kernels compute the body of a norm and do not read its composite's epsilon, but a
+backend with its own kernel reads it. So no run on this machine shows a wrong epsilon in a signature
+or a quantized file that the audit of the config did not read. Only differences are reported.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from edgeverify.litert.flatbuffer.weights import Weights
 def odd_attributes(
     declared: Readings, found: Mapping[str, Weights], signatures: Iterable[str], family: str
 ) -> tuple[Check, ...]:
-    """What the composites of some signatures say otherwise than the HF config.
+    """Returns the attributes of some signatures' composites that differ from the HF config.
 
     Args:
-        declared: of the HF config.
+        declared: readings of the HF config.
         found: signature → its weights.
-        signatures: which of them are read.
+        signatures: the signatures to read.
         family: the config's ``model_type``.
     """
     checks: list[Check] = []

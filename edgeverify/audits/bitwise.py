@@ -1,4 +1,4 @@
-"""Bitwise comparison of float32 arrays, at about the speed of memory."""
+"""Compares float32 arrays bitwise, at about the speed of memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from edgeverify.core.store.mapped import forget
 
-# Elements compared at a time: what is compared, and the mask of what differs, stays in the cache.
+# Elements compared at a time: they and the mask of differences stay in the CPU cache.
 _CHUNK = 1 << 18
 _THREADS = 2
 
@@ -22,11 +22,11 @@ class Difference:
     """How two arrays of one shape differ.
 
     Attributes:
-        count: elements that differ in their bits.
+        count: elements whose bits differ.
         size: all elements.
-        index: of the first that differs.
-        expected: its value on the one side.
-        found: its value on the other.
+        index: index of the first element that differs.
+        expected: that element's value in the first array.
+        found: that element's value in the second array.
     """
 
     count: int
@@ -44,20 +44,20 @@ class Difference:
 
     @property
     def ulps(self) -> int:
-        """Float32 values between the two, counted."""
+        """Counts the float32 values between the two values."""
         return abs(_ordinal(self.expected) - _ordinal(self.found))
 
     @property
     def slight(self) -> bool:
-        """Whether most values are right: a changed tensor, not another one."""
+        """Whether most values are right: the tensor was changed, not exchanged for another one."""
         return self.count * 2 < self.size
 
 
 def difference(expected: np.ndarray, found: np.ndarray) -> Difference | None:
-    """Compares two float32 arrays of one shape, bit by bit: -0.0 is not 0.0, a NaN is itself.
+    """Compares two float32 arrays of one shape, bit by bit: -0.0 is not 0.0, a NaN equals itself.
 
     Returns:
-        None where all bits agree.
+        None if all bits agree.
     """
     left, right = _bits(expected).reshape(-1), _bits(found).reshape(-1)
     count, first = 0, -1
@@ -76,15 +76,15 @@ def difference(expected: np.ndarray, found: np.ndarray) -> Difference | None:
 def checksums(
     state: Mapping[str, torch.Tensor], before: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-    """The CRC-32 of each tensor's bytes: it tells every change within one element.
+    """Computes the CRC-32 of each tensor's bytes, which shows every change within one element.
 
-    It runs at 1.9 GB/s and core here, a cryptographic digest at a fifth of that. What it must see
-    is a port's code that writes into the tensors that it was given, not an attack.
+    It runs at 1.9 GB/s per core here, a cryptographic digest at a fifth of that. It has to detect
+    a port's code that writes into the tensors it receives, not an attack.
 
     Args:
-        state: the tensors. Those that are mapped are given back, one by one.
-        before: earlier checksums. What has been written to since is not given back: it would be
-            lost.
+        state: the tensors. The pages of mapped tensors are released, one tensor at a time.
+        before: earlier checksums. Tensors written to since then are not released, because the
+            written values would be lost.
     """
 
     def sum_of(name: str) -> int:
@@ -94,7 +94,7 @@ def checksums(
             forget(tensor)
         return total
 
-    with ThreadPoolExecutor(_THREADS) as pool:  # zlib lets go of the interpreter lock
+    with ThreadPoolExecutor(_THREADS) as pool:  # zlib releases the interpreter lock
         sums = pool.map(sum_of, state)
         return dict(zip(state, sums, strict=True))
 
@@ -104,6 +104,6 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 def _ordinal(value: float) -> int:
-    """Neighbouring float32 values have neighbouring ordinals; both zeros have 0."""
+    """Returns an ordinal; neighbouring float32 values have neighbouring ordinals, both zeros 0."""
     bits = int(np.float32(value).view(np.int32))
     return bits if bits >= 0 else -(bits & 0x7FFFFFFF)

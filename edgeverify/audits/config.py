@@ -1,10 +1,10 @@
-"""The audit of the config: HF's config against what was re-authored and what was converted.
+"""Audits the config: compares HF's config with the re-authored model and the converted file.
 
 Values are compared exactly. Two fields come from a formula, ``query scale`` and ``embedding scale``
-(an inverse root and a root): ``d ** -0.5`` and ``1 / sqrt(d)`` are both right and one unit in the
-last place of a float64 apart (d = 40), so those may differ by one such unit. A ``.tflite`` holds
-float32: what is read from it is compared with the expected value rounded to float32, where the two
-fields may again differ by one unit.
+(an inverse root and a root). ``d ** -0.5`` and ``1 / sqrt(d)`` are both correct and differ by one
+unit in the last place of a float64 (d = 40), so these two fields may differ by one such unit. A
+``.tflite`` stores float32, so its values are compared with the expected value rounded to float32;
+there the two fields may again differ by one unit.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ _Verdict = tuple[str, str, str, str]  # outcome, expected, found, reason
 def audit_config(
     declared: Readings, found: Sequence[Readings], *, family: str, rows: int | None = None
 ) -> AuditResult:
-    """Compares what the HF config declares with every reading of the other side.
+    """Compares the values that the HF config declares with every other reading.
 
     Args:
-        declared: of the HF config.
-        found: of the ``ModelConfig``, the module, the file.
+        declared: readings of the HF config.
+        found: readings of the ``ModelConfig``, the module and the file.
         family: the config's ``model_type``.
-        rows: rows of the masks that were read: a window at least as long cannot be seen in them.
+        rows: rows of the masks that were read; a window of at least that length is not visible in
+            them.
     """
     checks: list[Check] = []
     for field, keys in _fields(declared).items():
@@ -62,10 +63,10 @@ def audit_config(
 
 
 def audit_mask_inputs(declared: Readings, kinds: Sequence[str]) -> AuditResult:
-    """Where masks are inputs: whether layers with a window and layers without are told apart.
+    """Checks, if masks are inputs, that layers with a window get another mask than the others.
 
     Args:
-        declared: of the HF config.
+        declared: readings of the HF config.
         kinds: the port's ``mask_kinds``.
     """
     windows = [value for key, value in declared.values.items() if key.endswith(".window")]
@@ -82,8 +83,10 @@ def audit_mask_inputs(declared: Readings, kinds: Sequence[str]) -> AuditResult:
 
 
 def _fields(declared: Readings) -> dict[str, list[str]]:
-    """Field → its key, or its keys block by block. Blocks beyond the declared ones are left to the
-    field ``layers``."""
+    """Returns field → its key, or its keys block by block.
+
+    Blocks beyond the declared ones are left to the field ``layers``.
+    """
     fields: dict[str, list[str]] = {}
     for key in [*declared.values, *declared.unread]:
         match = _BLOCK.match(key)
@@ -100,7 +103,7 @@ def _verdict(
     family: str,
     rows: int | None,
 ) -> _Verdict | None:
-    """One key of one reading; None where that place has no such thing to say."""
+    """Judges one key of one reading; returns None if that place has no value to compare."""
     if key in reading.unread and key not in reading.values:
         if elsewhere:
             return None
@@ -112,7 +115,7 @@ def _verdict(
         return UNCHECKED, "", _text(found), declared.unread[key]
     expected = declared.values[key]
     if field == "window" and reading.where in BUILT and rows is not None:
-        # Only what the masks' rows can show is held against them.
+        # The expectation is limited to what the masks' rows can show.
         expected = NONE if expected == NONE or expected >= rows else expected
     if _equal(field, expected, found, reading.where == FILE):
         outcome = NOT_APPLICABLE if expected == NONE else PASS
@@ -138,7 +141,7 @@ def _equal(field: str, expected: Any, found: Any, single: bool) -> bool:
 def _grouped(
     field: str, where: str, groups: dict[_Verdict, list[str]], total: int
 ) -> Iterator[Check]:
-    """One check for each verdict, with its blocks where not all of them have it."""
+    """Yields one check for each verdict, with its blocks if only some blocks have it."""
     for (outcome, expected, found, reason), keys in groups.items():
         numbers = [match.group(1) for key in keys if (match := _BLOCK.match(key))]
         place = where
@@ -149,5 +152,5 @@ def _grouped(
 
 
 def _text(value: Any) -> str:
-    """A float in full: 1e-05 and 1.1e-05 must not look alike."""
+    """Prints a float in full, because 1e-05 and 1.1e-05 must not look alike."""
     return repr(float(value)) if isinstance(value, (float, np.floating)) else str(value)

@@ -1,8 +1,8 @@
-"""What the audits read from one converted file, and its way to the cache and back.
+"""Reads from one converted file what the audits need, and stores the reading in the cache.
 
-Parsing a file and walking its graphs takes as long as running it. The same file, held against the
-same checkpoint for the same case, says the same; whoever remembers it must say what "the same" is
-(see ``stages.audit_file``).
+Parsing a file and walking its graphs takes as long as running it. The same file, compared with the
+same checkpoint for the same case, gives the same reading. Code that caches a reading must define
+what "the same" is (see ``legs.conversion.audit_file``).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ DECODE = "decode"
 
 @dataclass(frozen=True)
 class FileReading:
-    """What was read.
+    """The results of reading one file.
 
     Attributes:
-        signatures: their audit.
+        signatures: the audit of the signatures.
         engine_refusal: why LiteRT-LM would refuse the file, or "".
-        readings: of the config; None where the file could not be read.
-        attributes: what is odd about composites' attributes.
+        readings: the config values; None if the file could not be read.
+        attributes: attributes of composites that differ from the HF config.
         constants: the audit of the weights.
-        fault: what was raised where the file could not be read, or "".
-        whole: whether every part could be made; else an audit raised.
+        fault: the exception's text if the file could not be read, or "".
+        whole: whether every part could be made; False if an audit raised.
     """
 
     signatures: AuditResult
@@ -51,7 +51,7 @@ class FileReading:
     whole: bool = True
 
     def to_json(self) -> str:
-        """As text, or "" where text cannot hold all of it."""
+        """Returns the reading as JSON, or "" if JSON cannot represent all of it."""
         told = asdict(self)
         try:
             text = json.dumps(told)
@@ -62,7 +62,7 @@ class FileReading:
 
     @classmethod
     def from_json(cls, text: str) -> FileReading:
-        """What ``to_json`` wrote."""
+        """Returns the reading that ``to_json`` wrote."""
         return _read_back(text)
 
 
@@ -80,11 +80,11 @@ def _read_back(text: str) -> FileReading:
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that a file is to be.
+    """The model that a file should contain.
 
     Attributes:
         hf_config: the HF config.
-        declared: what Hugging Face's model of this config is like.
+        declared: readings of Hugging Face's model of this config.
         config: the re-authored ``ModelConfig``.
         state: the checkpoint, HF names → float32 tensors.
     """
@@ -96,13 +96,13 @@ class Subject:
 
 
 def read_file(path: Path, case: Case, subject: Subject, *, for_engine: bool) -> FileReading:
-    """Reads a file; an audit that raises is ``unchecked`` in what is returned.
+    """Reads a file; an audit that raises becomes ``unchecked`` in the result.
 
     Args:
         path: the .tflite.
-        case: what it is to be.
-        subject: whose file it is to be.
-        for_engine: it is to run in LiteRT-LM.
+        case: the case that the file should fit.
+        subject: the model that the file should contain.
+        for_engine: whether the file has to run in LiteRT-LM.
     """
     declared = subject.declared
     file = ModelFile(path)
@@ -133,5 +133,5 @@ def read_file(path: Path, case: Case, subject: Subject, *, for_engine: bool) -> 
 
 
 def not_made(name: str, where: str, error: Exception) -> AuditResult:
-    """An audit that raised."""
+    """Returns the ``unchecked`` result of an audit that raised."""
     return unchecked(name, where, f"cannot be read: {type(error).__name__}: {error}")

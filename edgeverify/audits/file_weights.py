@@ -1,9 +1,9 @@
-"""The audit of a converted file's weights: every constant, bit by bit, and those that are none.
+"""Audits a converted file's weights: compares every constant bit by bit, and lists the rest.
 
-A float32 file holds the checkpoint's own bits, and so does a quantized one in what it leaves in
-float32, with two exceptions that are made in float32 and so can be made again: where the norm
-multiplies by ``1 + weight`` the file has the sum, and where the logits are soft-capped the LM head
-holds the division by the cap.
+A float32 file contains the checkpoint's own bits, and so does a quantized file in the tensors that
+it leaves in float32. There are two exceptions. Both are computed in float32, so the audit can
+compute them again: where the norm multiplies by ``1 + weight`` the file contains the sum, and where
+the logits are soft-capped the LM head contains the weights divided by the cap.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from edgeverify.litert.flatbuffer import ModelFile
 from edgeverify.litert.flatbuffer.quantization import Quantized, read
 from edgeverify.litert.flatbuffer.weights import Weights
 
-# Blocks that hold q, k and v as three constants.
+# Blocks that store q, k and v as three constants.
 _APART = re.compile(r"^transformer_blocks\.(\d+)\.atten_func\.[qkv]_projection\.")
 
 
@@ -49,15 +49,15 @@ def audit_file(
     promises: Promises | None = None,
     title: str = WEIGHTS,
 ) -> AuditResult:
-    """Holds the constants of a .tflite against the checkpoint.
+    """Compares the constants of a .tflite with the checkpoint.
 
     Args:
         file: the .tflite.
         found: signature → its weights.
         config: the re-authored ``ModelConfig``.
         state: the checkpoint, HF names → float32 tensors.
-        declared: of the HF config: which norms add 1, which factor embeddings have.
-        promises: of the recipe that the file was quantized by, if it is known.
+        declared: readings of the HF config: which norms add 1, which factor embeddings have.
+        promises: promises of the recipe that the file was quantized with, if it is known.
         title: the audit's name.
     """
     names = {name for weights in found.values() for name in weights.tensors}
@@ -102,7 +102,7 @@ def _check(
     declared: Readings,
     promises: Promises | None,
 ) -> None:
-    """Adds what is found of one constant."""
+    """Adds the checks of one constant."""
     tensor = weights.tensors[name]
     fold, note = fold_of(name, weights, declared)
     quantized = read(file, weights.graph, tensor)
@@ -122,7 +122,7 @@ def _check(
 
 
 def _parameters(quantized: Quantized | None) -> tuple[object, ...]:
-    """What else than its bytes decides what a constant stands for: each signature has its own."""
+    """Returns what decides a constant's meaning besides its bytes; signatures differ in it."""
     if quantized is None:
         return ()
     tables = quantized.scales.tobytes(), quantized.zero_points.tobytes()
@@ -137,7 +137,7 @@ def _weight(
     state: State,
     fold: Fold | None,
 ) -> Weight:
-    """A quantized weight with what belongs there."""
+    """Returns a quantized weight together with the values that belong there."""
     pieces, parts, row = [], [], 0
     for span in spans:
         source = state[span.tensor].numpy()
@@ -158,7 +158,7 @@ def _weight(
 
 
 def fold_of(name: str, weights: Weights, declared: Readings) -> tuple[Fold | None, str]:
-    """What the converter has done to a weight, and how that is said."""
+    """Returns what the converter did to a weight, and the words for it."""
     one = np.float32(1.0)
     if "norm" in name and name.endswith(".weight"):
         block = block_of(name)
@@ -175,7 +175,10 @@ def fold_of(name: str, weights: Weights, declared: Readings) -> tuple[Fold | Non
 
 
 def _missing(planned: Mapping[str, Any], found: Mapping[str, Weights]) -> list[Check]:
-    """Weights that a signature has no constant for. One that returns no logits needs less."""
+    """Returns weights for which a signature has no constant.
+
+    A signature that returns no logits needs fewer weights and is not checked.
+    """
     checks = []
     for name, spans in planned.items():
         lacking = [s for s, w in found.items() if "logits" in w.signature.outputs
@@ -191,7 +194,7 @@ def _missing(planned: Mapping[str, Any], found: Mapping[str, Weights]) -> list[C
 
 
 def _lost(name: str, weights: Weights) -> str:
-    """Why a weight's constant may be there and not have been found; "" if it cannot."""
+    """Returns why a weight's constant may exist without being found; "" if it cannot exist."""
     if weights.located.missing:
         return next(iter(weights.located.missing.values()))
     untold = block_of(name) in weights.untold
@@ -201,7 +204,7 @@ def _lost(name: str, weights: Weights) -> str:
 def _others(
     file: ModelFile, found: Iterable[Weights], claimed: set[int], audit: Audit
 ) -> Counter[str]:
-    """Names what kind each other float constant is; what is none of them is a leftover."""
+    """Counts the kinds of all other float constants; one of no known kind is a leftover."""
     kinds: Counter[str] = Counter()
     seen = set(claimed)
     for weights in found:
@@ -223,7 +226,7 @@ def _others(
 
 
 def _kept_as(file: ModelFile, found: Mapping[str, Weights]) -> str:
-    """How many weights are kept in which way: ``21 int8 by channel, 17 float32``."""
+    """Returns how many weights are stored in which way: ``21 int8 by channel, 17 float32``."""
     kept: dict[int, str] = {}
     for weights in found.values():
         for tensor in weights.tensors.values():

@@ -10,15 +10,15 @@ NONE = "none"
 
 
 def window_of(mask: np.ndarray) -> Any:
-    """The window of a causal mask.
+    """Reads the window of a causal mask.
 
     Args:
         mask: (N, N), added to the scores: 0 where query i sees key j, -inf (or another value below
             -1e30, which softmax turns into the same zero) elsewhere.
 
     Returns:
-        ``"none"`` where every query sees all keys up to itself, the number of keys where it sees
-        only the latest of them, or what the mask is instead, as text.
+        ``"none"`` if every query sees all keys up to itself, the number of keys if it sees only
+        the latest ones, or a text that describes any other mask.
     """
     visible = mask == 0
     if not ((mask < -1e30) | visible).all():

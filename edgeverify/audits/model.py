@@ -1,4 +1,4 @@
-"""What an audit found, as plain data."""
+"""The values that an audit reads, as plain data."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 class Readings:
     """Values that were read from one place, by field name.
 
-    A field of a block is named ``blocks.{i}.{field}``. ``unread`` says why a field that the place
-    has could not be read; a field in neither is one that the place cannot express.
+    A field of a block is named ``blocks.{i}.{field}``. ``unread`` gives the reason why a field that
+    the place has could not be read. The place cannot express a field that is in neither dict.
     """
 
     where: str

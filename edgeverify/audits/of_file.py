@@ -1,4 +1,4 @@
-"""What a .tflite says of the config: shapes, composites' attributes, tables of masks and RoPE."""
+"""Reads config values from a .tflite: shapes, composites' attributes, tables of masks and RoPE."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ATTENTION = "scaled_dot_product_attention"
 _NORM_KINDS = {"odml.rms_norm": "RMSNorm", "odml.group_norm": "LayerNorm"}
 _MASK_OPS = LAYOUT_OPS | {"GATHER_ND", "SELECT_V2", "SELECT"}
 # The frequencies are base ** -(2 i / n) in float32. Measured against float64: LiteRT-Torch's
-# formula is 5 units in the last place off (bases 6100 and 7100, 40 elements).
+# formula is off by 5 units in the last place (bases 6100 and 7100, 40 elements).
 _ROPE_ULPS = 16
 
 
@@ -32,9 +32,9 @@ def of_file(file: ModelFile, weights: Weights, base: float | None) -> Readings:
 
     Args:
         file: the .tflite.
-        weights: of its signature ``decode``, which computes everything.
-        base: the rotary base that is expected; it is what was read where the file's frequencies
-            are its own, rounded.
+        weights: weights of the file's signature ``decode``, which computes everything.
+        base: the expected rotary base. The reading has this very value if the file's frequencies
+            are those of this base, rounded.
     """
     out = Readings("file")
     graph, signature = weights.graph, weights.signature
@@ -46,7 +46,7 @@ def of_file(file: ModelFile, weights: Weights, base: float | None) -> Readings:
     cap = _final_softcap(weights)
     out.values["final softcap"] = cap
     scale = _embedding_scale(weights)
-    if scale is not None:  # else there is none, or it is in the table, whose bits are compared
+    if scale is not None:  # else there is no scale, or it is in the table, whose bits are compared
         out.values["embedding scale"] = scale
     _rotary(out, file, weights, base)
     transposed = file.kv_layout() == "transposed"
@@ -59,12 +59,12 @@ def of_file(file: ModelFile, weights: Weights, base: float | None) -> Readings:
 
 
 def of_composites(weights: Weights) -> Readings:
-    """Reads what the norms and attentions of one signature say, of those that are composites."""
+    """Reads the attributes of one signature's norms and attentions that are composites."""
     out = Readings("file")
     _norms(out, weights)
     _attention(out, weights)
-    # A norm that was not found may be written out, or not be needed: this signature may return no
-    # logits.
+    # A norm that was not found may be written out as single ops, or not be needed, because this
+    # signature may return no logits.
     out.values = {k: v for k, v in out.values.items() if v != NONE or k.endswith("softcap")}
     return out
 
@@ -95,18 +95,18 @@ def _block(out: Readings, weights: Weights, block: int, transposed: bool) -> Non
 
 
 def weights_length(weights: Weights) -> int:
-    """Tokens that the signature takes."""
+    """Returns the number of tokens that the signature takes."""
     return math.prod(weights.graph.shape(weights.signature.inputs["tokens"]))
 
 
 def attributes(graph: Graph, op: Op) -> dict[str, Any]:
-    """A composite's attributes."""
+    """Returns a composite's attributes."""
     stored = graph.raw.operators[op.index].builtinOptions2.compositeAttributes
     return dict(flexbuffers.Loads(bytes(bytearray(stored)))) if stored is not None else {}
 
 
 def _norms(out: Readings, weights: Weights) -> None:
-    """Norms are composites; where they are written out instead, nothing is read."""
+    """Reads norms that are composites; reads nothing from norms written out as single ops."""
     known = {n: op for n, op in weights.norms.items() if op.name in _NORM_KINDS}
     if not known:
         return
@@ -139,7 +139,7 @@ def _norm(out: Readings, field: str, graph: Graph, op: Op | None) -> None:
 
 
 def _attention(out: Readings, weights: Weights) -> None:
-    """Scale and softcap, where the attention is a composite (the default layout)."""
+    """Reads scale and softcap if the attention is a composite (the default layout)."""
     for op in weights.graph.ops:
         if _ATTENTION not in op.name:
             continue
@@ -151,7 +151,7 @@ def _attention(out: Readings, weights: Weights) -> None:
 
 
 def _scalars(graph: Graph, op: Op) -> Iterator[tuple[int, float]]:
-    """The scalar constants that an op takes, each with the other operand."""
+    """Yields the scalar constants that an op takes, each with the other operand."""
     for scalar, other in (op.inputs, op.inputs[::-1]):
         if graph.is_constant(scalar) and math.prod(graph.shape(scalar)) == 1:
             value = graph.constant(scalar, "<f4")
@@ -173,9 +173,9 @@ def _final_softcap(weights: Weights) -> Any:
 
 
 def cap_is_folded(weights: Weights) -> bool:
-    """Whether the LM head's constants hold the division by the final softcap.
+    """Whether the LM head's constants are already divided by the final softcap.
 
-    The converter multiplies them by the cap's inverse and leaves the division out.
+    The converter multiplies them by the cap's inverse and removes the division.
     """
     graph = weights.graph
     tensor = weights.signature.outputs[taps.LOGITS]
@@ -197,7 +197,7 @@ def _embedding_scale(weights: Weights) -> float | None:
 
 
 def values(file: ModelFile, graph: Graph, tensor: int) -> np.ndarray | None:
-    """A float32 constant of any size, mapped; None if it is none, or has no bytes of its own."""
+    """Returns a float32 constant of any size, mapped; None if it is not one or has no own bytes."""
     raw = graph.raw.tensors[tensor]
     span = None if tensor in graph.producer else file.buffer_span(raw.buffer)
     if span is None or raw.type != schema.TensorType.FLOAT32:
@@ -217,13 +217,13 @@ def _rotary(out: Readings, file: ModelFile, weights: Weights, base: float | None
 
 
 def is_rope(table: np.ndarray) -> bool:
-    """Whether a table holds frequencies: 1 for the first pair, falling from pair to pair."""
+    """Whether a table contains frequencies: 1 for the first pair, falling from pair to pair."""
     flat = table.reshape(-1)
     return bool(flat.size > 1 and flat[0] == 1 and (np.diff(flat) < 0).all() and flat[-1] > 0)
 
 
 def _base(table: np.ndarray, expected: float | None) -> float:
-    """The base of a table of frequencies: the one expected if it gives this table, else a fit."""
+    """Returns a frequency table's base: the expected one if it gives this table, else a fit."""
     exponents = np.arange(table.size) / table.size
     if expected is not None:
         right = (float(expected) ** -exponents).astype(np.float32)
@@ -233,7 +233,7 @@ def _base(table: np.ndarray, expected: float | None) -> float:
 
 
 def _windows(out: Readings, file: ModelFile, weights: Weights) -> None:
-    """Which mask each block's attention takes, and what it lets through."""
+    """Reads which mask each block's attention takes, and which keys the mask lets through."""
     graph = weights.graph
     for tensor in weights.unknown:
         table = values(file, graph, tensor)

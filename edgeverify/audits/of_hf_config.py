@@ -1,4 +1,4 @@
-"""What the HF config says, as transformers reads it: its config class and the modules it builds.
+"""Reads the HF config as transformers does: its config class and the modules it builds.
 
 Nothing is taken from the ports' own reading of configs. Fields of a block are named
 ``blocks.{i}.{field}``; widths are in elements, windows in tokens.
@@ -16,10 +16,10 @@ from edgeverify.audits.model import Readings
 from edgeverify.audits.probe import first
 from edgeverify.hf.config import meta_model
 
-# Families whose forward pass was read: what their config class and modules do not mention, their
-# forward does not do. For others a difference in such a field is ``unchecked``.
+# Families whose forward pass we have read: it does nothing that their config class and modules do
+# not mention. For other families a difference in such a field is ``unchecked``.
 KNOWN_FAMILIES = frozenset({"llama", "gemma", "gemma2", "phi", "openelm"})
-# Fields that other families' forward passes may set without a word in config or modules.
+# Fields that other families' forward passes may set without mentioning them in config or modules.
 UNSPOKEN = frozenset({"embedding scale", "final softcap", "attention softcap", "window"})
 NORMS = ("attention norm", "attention output norm", "feed-forward norm", "feed-forward output norm")
 HEAD_NORMS = ("query norm", "key norm")
@@ -33,7 +33,7 @@ def declared(hf_config: Mapping[str, Any]) -> Readings:
         hf_config: the ``config.json`` dict; defaults are those of transformers' config class.
 
     Raises:
-        Exception: whatever transformers raises for a config that makes no model.
+        Exception: any exception that transformers raises for a config that makes no model.
     """
     model: Any = meta_model(hf_config)
     base = getattr(model, model.base_model_prefix)
@@ -59,19 +59,19 @@ def declared(hf_config: Mapping[str, Any]) -> Readings:
 
 
 def _scale(value: Any) -> Any:
-    """A factor of 1 changes nothing, which is what a model without a factor does."""
+    """Returns a factor; a factor of 1 changes nothing and counts as no factor."""
     return NONE if value is None or float(value) == 1.0 else float(value)
 
 
 def read_norm(out: Readings, field: str, norm: Any) -> None:
-    """Reads what a norm is, its epsilon and its factor; ``none`` where there is no module."""
+    """Reads a norm's kind, epsilon and factor; ``none`` if there is no module."""
     if not isinstance(norm, nn.Module):
         out.values[field] = NONE
         return
     try:
         out.values[field] = probe.norm_kind(norm)
         out.values[f"{field} factor"] = "1 + weight" if probe.norm_adds_one(norm) else "weight"
-    except Exception as error:  # e.g. it has no weights (OLMo)
+    except Exception as error:  # e.g. the norm has no weights (OLMo)
         out.unread[field] = (
             f"{type(norm).__name__} cannot be tried: {type(error).__name__}: {error}"
         )
@@ -93,7 +93,7 @@ def _rotary(out: Readings, config: Any, layer: Any) -> None:
     out.values["rotary scaling"] = rope.get("rope_type", "default")
     share = rope.get("partial_rotary_factor", 1.0)
     rotated = first(attention, "rotary_ndims", "rotary_dim")
-    # A share is what transformers' config has; elements are what it does: int(share * head_dim).
+    # transformers' config has a share; its code computes the elements: int(share * head_dim).
     out.values["rotary elements"] = int(share * attention.head_dim if rotated is None else rotated)
 
 
@@ -136,7 +136,7 @@ def _layer(out: Readings, at: str, layer: Any, index: int, config: Any) -> None:
 
 
 def _linears(owner: Any, *choices: tuple[str, ...]) -> list[Any]:
-    """The first group of linear layers that is there in full."""
+    """Returns the first group of linear layers that is complete."""
     for names in choices:
         found = [getattr(owner, name, None) for name in names]
         if all(isinstance(linear, nn.Module) for linear in found):
@@ -145,7 +145,10 @@ def _linears(owner: Any, *choices: tuple[str, ...]) -> list[Any]:
 
 
 def _layer_norms(out: Readings, at: str, layer: Any, attention: Any) -> None:
-    """``post_attention_layernorm`` is the attention's where the feed-forward has its own norms."""
+    """Reads the norms of a layer.
+
+    ``post_attention_layernorm`` is the attention's if the feed-forward has its own norms.
+    """
     before_ff = first(layer, "pre_feedforward_layernorm")
     after_ff = first(layer, "post_feedforward_layernorm")
     after = first(layer, "post_attention_layernorm")
@@ -160,15 +163,15 @@ def _layer_norms(out: Readings, at: str, layer: Any, attention: Any) -> None:
     }
     for role, norm in roles.items():
         read_norm(out, f"{at}{role}", norm)
-    # One norm for both: attention and feed-forward stand side by side.
+    # One norm serves both: attention and feed-forward run in parallel.
     shared = roles["feed-forward norm"] is None and after_ff is None
     out.values[f"{at}parallel residual"] = "yes" if shared else "no"
 
 
 def _window(attention: Any, index: int, config: Any) -> Any:
-    """Tokens that a query sees, itself included; ``none`` where it sees all before it.
+    """Returns how many tokens a query sees, itself included; ``none`` if it sees all before it.
 
-    Without ``layer_types`` the config's window, if there is one, is every layer's (Mistral).
+    Without ``layer_types``, the config's window applies to every layer, if there is one (Mistral).
     """
     kinds = first(config, "layer_types")
     if kinds is not None and kinds[index] != "sliding_attention":

@@ -1,7 +1,7 @@
-"""What the re-authored side says: its ``ModelConfig``, and the module that was built from it.
+"""Reads the re-authored side: its ``ModelConfig``, and the module that was built from it.
 
-The two are read apart, because a class may ignore its config. The module's widths come from its
-parameters, its epsilons from its norms, its windows from the masks that it holds.
+The two are read separately, because a class may ignore its config. The module's widths come from
+its parameters, its epsilons from its norms, its windows from the masks that it stores.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NORMS = {
     cfg.NormalizationType.LAYER_NORM: "LayerNorm",
     cfg.NormalizationType.GROUP_NORM: "GroupNorm",
 }
-# The Generative API's attention config has no scale of the scores; a port's own may.
+# The Generative API's attention config has no score scale; a port's own config may have one.
 _SCALES = ("score_scale", "query_scale", "attention_scale", "scale")
 
 
@@ -95,14 +95,14 @@ def _block_config(out: Readings, at: str, block: cfg.TransformerBlockConfig) -> 
     scale = first(attention, *_SCALES)
     if scale is not None:
         out.values[f"{at}query scale"] = float(scale)
-    # A norm before the feed-forward of its own makes the one before it the attention's.
+    # If the feed-forward has its own pre-norm, the norm before that belongs to the attention.
     own = feed_forward.pre_ff_norm_config
     separate = own is not None and own.type != cfg.NormalizationType.NONE
     after = block.post_attention_norm_config
     for role, norm in {
         "attention norm": block.pre_attention_norm_config,
         "attention output norm": after if separate else None,
-        # Side by side, the feed-forward takes the attention's normed input.
+        # In parallel with the attention, the feed-forward takes the attention's normed input.
         "feed-forward norm": own if separate else None if block.parallel_residual else after,
         "feed-forward output norm": feed_forward.post_ff_norm_config,
         "query norm": attention.query_norm_config,
@@ -153,7 +153,7 @@ def of_module(model: Any) -> Readings:
 
 
 def _attempt(out: Readings, at: str, fields: Sequence[str], read: Callable[[], None]) -> None:
-    """A class of the user's own may have none of the Generative API's names."""
+    """Runs ``read``; a class of the user's own may lack any of the Generative API's names."""
     try:
         read()
     except Exception as error:

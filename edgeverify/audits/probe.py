@@ -1,4 +1,4 @@
-"""What a small module or function *is*, told by what it computes or by its plain attributes."""
+"""Identifies a small module or function by what it computes or by its plain attributes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.func import functional_call
 from torch.nn import functional
 
 ANOTHER = "another function"
-# Formulas of one function differ by 3e-7 on this grid (transformers' gelu_new against torch's tanh
-# form), the two nearest functions, GELU's erf and tanh forms, by 4.7e-4.
+# On this grid, formulas of one function differ by 3e-7 (transformers' gelu_new against torch's tanh
+# form). The two nearest functions, GELU's erf and tanh forms, differ by 4.7e-4.
 _GRID = torch.linspace(-4.0, 4.0, 65)
 _SAME = 1e-5
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -27,13 +27,13 @@ _EPS_NAMES = ("eps", "variance_epsilon", "epsilon")
 
 
 def activation(function: Callable[[torch.Tensor], torch.Tensor]) -> tuple[str, bool]:
-    """An activation's name, and whether it halves its input: ``act(first half) * second half``.
+    """Identifies an activation, and whether it is gated: ``act(first half) * second half``.
 
     Returns:
-        The name, or ``ANOTHER``.
+        The name, or ``ANOTHER``, and whether it halves its input.
 
     Raises:
-        Exception: whatever the function raises on a (130,) or (1, 65) tensor.
+        Exception: any exception that the function raises on a (130,) or (1, 65) tensor.
     """
     with torch.no_grad():
         halves = bool(function(_GRID.repeat(2)).numel() == _GRID.numel())
@@ -46,10 +46,10 @@ def activation(function: Callable[[torch.Tensor], torch.Tensor]) -> tuple[str, b
 
 
 def norm_kind(norm: nn.Module) -> str:
-    """``LayerNorm`` or ``RMSNorm``: whether a constant added to its input is taken off again.
+    """Returns ``LayerNorm`` if a constant added to the input is subtracted again, else ``RMSNorm``.
 
     Raises:
-        Exception: the norm has no weights, or whatever it raises on a (1, width) tensor.
+        Exception: the norm has no weights, or any exception that it raises on a (1, width) tensor.
     """
     ramp = _ramp(norm)
     weights = {name: torch.ones_like(p, device="cpu") for name, p in norm.named_parameters()}
@@ -60,14 +60,14 @@ def norm_kind(norm: nn.Module) -> str:
 
 
 def norm_adds_one(norm: nn.Module) -> bool:
-    """Whether the norm's factor is ``1 + weight``, so that its input passes a weight of 0."""
+    """Whether the norm's factor is ``1 + weight``, so that a weight of 0 lets the input through."""
     zeros = {name: torch.zeros_like(p, device="cpu") for name, p in norm.named_parameters()}
     with torch.no_grad():
         return bool(functional_call(norm, zeros, (_ramp(norm),)).any())
 
 
 def norm_eps(norm: nn.Module) -> float | None:
-    """The norm's epsilon by the attribute that holds it, or None."""
+    """Returns the norm's epsilon from the attribute that stores it, or None."""
     for name in _EPS_NAMES:
         value = getattr(norm, name, None)
         if isinstance(value, (int, float)):
@@ -83,7 +83,7 @@ def _ramp(norm: nn.Module) -> torch.Tensor:
 
 
 def first(owner: Any, *names: str) -> Any:
-    """The first attribute of those names that is there and not None, or None."""
+    """Returns the first attribute of those names that exists and is not None, or None."""
     for name in names:
         value = getattr(owner, name, None)
         if value is not None:
@@ -92,7 +92,7 @@ def first(owner: Any, *names: str) -> Any:
 
 
 def has_bias(*linears: Any) -> str:
-    """``yes``, ``no`` or ``some``: whether the linear layers have biases."""
+    """Returns ``yes``, ``no`` or ``some``: whether the linear layers have biases."""
     found = {getattr(linear, "bias", None) is not None for linear in linears}
     if len(found) == 2:
         return "some"

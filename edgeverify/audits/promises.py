@@ -1,7 +1,7 @@
-"""What a recipe promises for each operator of a file, and rules that say nothing to any.
+"""Resolves what a recipe promises for each operator of a file, and finds rules that match none.
 
-The rules are resolved as ai-edge-quantizer resolves them: by its own recipe manager, on an
-operator's kind and its scope, which is the names of its outputs.
+The rules are resolved as ai-edge-quantizer resolves them: by its own recipe manager, from an
+operator's kind and its scope. The scope is the names of the operator's outputs.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ MIN_MAX = "min_max_uniform_quantize"
 
 @dataclass(frozen=True)
 class Promise:
-    """How a recipe has a weight kept.
+    """How a weight is stored according to a recipe.
 
     Attributes:
-        dtype: ``int8``, ``int4``, … ``float16``; ``float32`` where it is to be left alone.
+        dtype: ``int8``, ``int4``, … ``float16``; ``float32`` if the weight is not to be quantized.
         granularity: ``tensor``, ``channel`` or ``block``.
         block_size: elements of a block, or None.
-        symmetric: whether integers are to stand around zero.
-        in_integers: whether the operator is to take the integers as they are stored, and not what
-            a DEQUANTIZE makes of them.
-        algorithm: ai-edge-quantizer's name of how scales are chosen.
-        said: whether a rule says so; False where none fits and the weight is left alone.
+        symmetric: whether the integers are to be symmetric around zero.
+        in_integers: whether the operator is to take the integers as they are stored, and not the
+            output of a DEQUANTIZE.
+        algorithm: ai-edge-quantizer's name of the algorithm that chooses scales.
+        said: whether a rule says so; False if no rule matches and the weight stays float.
     """
 
     dtype: str = "float32"
@@ -51,7 +51,7 @@ class Promise:
 
 
 class Promises:
-    """A recipe, asked operator by operator.
+    """The promises of a recipe, operator by operator.
 
     Raises:
         RecipeError: ai-edge-quantizer refuses a rule.
@@ -73,14 +73,14 @@ class Promises:
             ) from error
 
     def of(self, graph: Graph, op: Op) -> Promise:
-        """What is promised for an operator's weight."""
+        """Returns what the recipe promises for an operator's weight."""
         algorithm, config = self._manager.get_quantization_configs(op.name, scope(graph, op))
         name = str(getattr(algorithm, "value", algorithm))
         if name == _UNTOUCHED:
             return Promise(said=self._says_no(graph, op))
         weight = config.weight_tensor_config
         kind = "float" if _value(weight.dtype) == "FLOAT" else "int"
-        # The quantizer has the limit for linear layers alone (_are_weights_too_small).
+        # The quantizer applies the limit only to linear layers (_are_weights_too_small).
         limit = config.min_weight_elements if kind == "int" and op.name == "FULLY_CONNECTED" else 0
         if limit and math.prod(graph.shape(op.inputs[1])) < limit:
             return Promise(said=True)
@@ -96,7 +96,7 @@ class Promises:
         )
 
     def _says_no(self, graph: Graph, op: Op) -> bool:
-        """Whether a rule leaves the operator alone on purpose."""
+        """Whether a rule deliberately excludes the operator."""
         return any(
             rule.get("algorithm_key") == _UNTOUCHED
             and rule["operation"] in ("*", op.name)
@@ -105,7 +105,7 @@ class Promises:
         )
 
     def idle(self, graphs: Iterable[Graph]) -> Iterator[str]:
-        """The rules with a regular expression of their own that fits none of their operators."""
+        """Yields rules whose own regular expression matches none of the operators they are for."""
         scopes = [(op.name, scope(graph, op)) for graph in graphs for op in graph.ops]
         for index, rule in enumerate(self._recipe.rules):
             regex, kind = rule["regex"], rule["operation"]
@@ -115,7 +115,7 @@ class Promises:
 
 
 def scope(graph: Graph, op: Op) -> str:
-    """What the regular expressions of a recipe are matched with: the outputs' names, joined."""
+    """Returns the text that a recipe's regular expressions match: the outputs' names, joined."""
     from ai_edge_quantizer.utils.tfl_flatbuffer_utils import get_op_scope
 
     return str(get_op_scope(graph.raw.operators[op.index], graph.raw.tensors))

@@ -1,8 +1,8 @@
-"""One quantized weight of a file against the checkpoint's: exact, value by value.
+"""Compares one quantized weight of a file with the checkpoint's: exactly, value by value.
 
-Rounding to the nearest step moves a weight by half a step at most. That holds in each block and
-channel of a right file, whatever the recipe, so a wrong scale, an exchanged pair of nibbles or
-another checkpoint's weight is seen without a tolerance of taste.
+Rounding to the nearest step moves a weight by half a step at most. This is true in each block and
+channel of a correct file, for any recipe. A wrong scale, an exchanged pair of nibbles or another
+checkpoint's weight is therefore visible without an arbitrary tolerance.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from edgeverify.litert.flatbuffer import ModelFile
 from edgeverify.litert.flatbuffer.graph import Graph
 from edgeverify.litert.flatbuffer.quantization import BITS, BLOCK, Quantized, pieces, values
 
-# The quantizer divides in float32: at most 127 steps, each quotient off by 2^-24 of itself, and
-# the converter's factor that some weights hold is rounded once more. Largest seen in right files:
-# docs/quantization.md.
+# The quantizer divides in float32: there are at most 127 steps, and each quotient has a relative
+# error of 2^-24. The converter's factor in some weights is rounded once more. For the largest error
+# seen in correct files see docs/quantization.md.
 SLACK = 2.0**-15  # of a step
-# A scale is the largest magnitude over the largest integer, in float32; of blocks it is rounded
-# to bfloat16's eight bits (ai-edge-quantizer, uniform_quantize_tensor.py).
+# A scale is the largest magnitude over the largest integer, in float32. Scales of blocks are
+# rounded to bfloat16's eight bits (ai-edge-quantizer, uniform_quantize_tensor.py).
 SCALE_SLACK = {BLOCK: 2.0**-8}
 FLOAT_SCALE_SLACK = 2.0**-20
-SMALLEST_BOUND = 1e-9  # below which the quantizer takes no magnitude for a block's largest
+SMALLEST_BOUND = 1e-9  # the quantizer takes no smaller magnitude as a block's largest
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight as the file has it, and what it should stand for.
+    """A weight as the file stores it, and the values that it should represent.
 
     Attributes:
         tensors: HF names, joined.
-        where: of a check.
+        where: place that a check names.
         tensor: the constant's number in the graph.
-        quantized: how it is kept.
+        quantized: how the weight is stored.
         expected: float32, the checkpoint's values as the converter has them.
-        parts: of a weight that several tensors are joined in: name, first row and end of each.
+        parts: if the weight joins several tensors: name, first row and end of each.
     """
 
     tensors: str
@@ -50,7 +50,7 @@ class Weight:
     parts: tuple[tuple[str, int, int], ...] = ()
 
     def row(self, index: int) -> str:
-        """A row by the tensor that it is of."""
+        """Names a row, with the tensor that it belongs to."""
         for name, first, end in self.parts:
             if first <= index < end and len(self.parts) > 1:
                 return f"row {index} (of {name})"
@@ -60,12 +60,12 @@ class Weight:
 def check_weight(
     file: ModelFile, graph: Graph, weight: Weight, promise: Promise | None
 ) -> list[Check]:
-    """Checks how a weight is kept, its scales, and each of its values.
+    """Checks how a weight is stored, its scales, and each of its values.
 
     Args:
-        file, graph: where it is.
-        weight: what is checked.
-        promise: of the recipe; None where the recipe is not known.
+        file, graph: where the weight is.
+        weight: the weight to check.
+        promise: promise of the recipe; None if the recipe is not known.
     """
     kept = describe(weight.quantized)
     if promise is not None and kept != str(promise):
@@ -91,12 +91,12 @@ def check_weight(
 
 
 def describe(quantized: Quantized) -> str:
-    """``int4 in blocks of 32``, as a promise says it."""
+    """Returns, e.g., ``int4 in blocks of 32``, in the words of a promise."""
     return str(Promise(quantized.dtype, quantized.granularity, quantized.block_size))
 
 
 def _cast(weight: Weight, held: np.ndarray) -> Check:
-    """A float16 weight is the checkpoint's, rounded to the nearest, bit by bit."""
+    """Checks that a float16 weight is the checkpoint's, rounded to nearest, bit by bit."""
     with np.errstate(over="ignore"):
         right = weight.expected.astype(np.float16).astype(np.float64)
     if weight.quantized.dtype != "float16":
@@ -115,7 +115,7 @@ def _cast(weight: Weight, held: np.ndarray) -> Check:
 
 
 def _rows(weight: Weight) -> np.ndarray:
-    """The expected values with one row for each scale."""
+    """Returns the expected values with one row for each scale."""
     quantized, expected = weight.quantized, weight.expected
     if quantized.granularity == BLOCK:
         return expected.reshape(quantized.scales.size, -1)
@@ -125,7 +125,7 @@ def _rows(weight: Weight) -> np.ndarray:
 
 
 def _unusable(weight: Weight, promise: Promise | None) -> str:
-    """Scales and zero points that no weight can have, or nothing."""
+    """Reports scales and zero points that no weight can have, or returns ""."""
     scales, points = weight.quantized.scales.reshape(-1), weight.quantized.zero_points.reshape(-1)
     bad = ~(np.isfinite(scales) & (scales > 0))
     if bad.any():
@@ -143,7 +143,7 @@ def _unusable(weight: Weight, promise: Promise | None) -> str:
 
 
 def _odd_scales(weight: Weight, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Scales as the weights' range gives them, and which of the file's are others."""
+    """Returns the scales that the weights' range gives, and which of the file's scales differ."""
     quantized, rows = weight.quantized, _rows(weight)
     if symmetric:
         reach = np.abs(rows).max(1).astype(np.float64)
@@ -151,13 +151,13 @@ def _odd_scales(weight: Weight, symmetric: bool) -> tuple[np.ndarray, np.ndarray
         reach = rows.max(1).clip(0).astype(np.float64) - rows.min(1).clip(max=0)
     right = np.maximum(reach, SMALLEST_BOUND) / _integers(quantized, symmetric)
     slack = SCALE_SLACK.get(quantized.granularity, FLOAT_SCALE_SLACK)
-    # Where blocks hold nearly nothing, their scale is a subnormal float16, in steps of 2^-24.
+    # If a block's values are nearly 0, its scale is a subnormal float16, in steps of 2^-24.
     allowed = slack * right + (2.0**-25 if quantized.granularity == BLOCK else 0)
     return right, np.abs(quantized.scales.reshape(-1) - right) > allowed
 
 
 def _integers(quantized: Quantized, symmetric: bool) -> int:
-    """How many steps the reach of a scale is divided into."""
+    """Returns into how many steps the range of a scale is divided."""
     bits = BITS[quantized.dtype]
     return _highest(bits) if symmetric else 2**bits - 1
 
@@ -167,7 +167,7 @@ def _symmetric(weight: Weight, promise: Promise | None) -> bool:
 
 
 def _scales(weight: Weight, symmetric: bool) -> str:
-    """Which scales are not those of the weights' range, or nothing."""
+    """Reports the scales that do not fit the weights' range, or returns ""."""
     right, odd = _odd_scales(weight, symmetric)
     if not odd.any():
         return ""
@@ -184,9 +184,9 @@ def _scales(weight: Weight, symmetric: bool) -> str:
 
 
 def _chosen_otherwise(weight: Weight, promise: Promise | None) -> bool:
-    """Whether scales are not meant to reach the largest weight: OCTAV and MSE cut some off.
+    """Whether scales deliberately do not reach the largest weight: OCTAV and MSE clip some.
 
-    Without a recipe, it is taken for so where most of the scales are others.
+    Without a recipe, this is assumed if most of the scales do not fit the weights' range.
     """
     if promise is not None:
         return promise.algorithm != MIN_MAX
@@ -194,11 +194,11 @@ def _chosen_otherwise(weight: Weight, promise: Promise | None) -> bool:
 
 
 def _within(quantized: Quantized, expected: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """What is expected, brought to the nearest that the integers reach."""
+    """Clips the expected values to the range of the integers."""
     bits, points = BITS[quantized.dtype], quantized.zero_points
     if points.any():
-        return expected  # algorithms that cut off are symmetric
-    # Of 8 bits and more the quantizer leaves the lowest integer out (uniform_quantize).
+        return expected  # algorithms that clip are symmetric
+    # With 8 bits and more the quantizer does not use the lowest integer (uniform_quantize).
     lowest = -_highest(bits) - (bits < 8)
     return expected.clip(lowest * steps, _highest(bits) * steps)
 
@@ -208,9 +208,9 @@ def _highest(bits: int) -> int:
 
 
 def _values(weight: Weight, held: Callable[[slice], np.ndarray], *, cut_off: bool) -> str:
-    """Which values are further off than half a step, or nothing.
+    """Reports the values that are off by more than half a step, or returns "".
 
-    With ``cut_off``, what lies beyond the reach of the integers is to be at its end.
+    With ``cut_off``, values beyond the range of the integers must be at its end.
     """
     shape, odd, furthest, first = weight.expected.shape, 0, 0.0, ""
     for rows in pieces(shape):
@@ -238,7 +238,7 @@ def _values(weight: Weight, held: Callable[[slice], np.ndarray], *, cut_off: boo
 
 
 def _steps(quantized: Quantized, shape: tuple[int, ...], rows: slice) -> np.ndarray:
-    """The scale of each value of some rows, as far as they differ."""
+    """Returns the scale of each value of some rows, without repeating equal scales."""
     if quantized.granularity == BLOCK:
         scales = quantized.scales.reshape(shape[0], -1)[rows]
         steps: np.ndarray = np.repeat(scales, quantized.block_size or 1, axis=1)
@@ -251,7 +251,7 @@ def _steps(quantized: Quantized, shape: tuple[int, ...], rows: slice) -> np.ndar
 
 
 def _named(weight: Weight, scale: int, told: str) -> str:
-    """A scale, told by what it is for."""
+    """Puts before a scale's text the row and block that it is for."""
     quantized = weight.quantized
     if quantized.granularity == BLOCK:
         row, block = divmod(scale, quantized.scales.shape[1])

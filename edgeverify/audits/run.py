@@ -1,4 +1,4 @@
-"""The three audits of a check: of the port before it runs, of the file once it is converted."""
+"""Runs the three audits of a check: on the port before it runs, on the file after conversion."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from edgeverify.hf.remembered import described
 class Auditor:
     """The audits of one port, checkpoint and case.
 
-    A class of the user's own may lack what an audit reads, in any way. Then the audit is
-    ``unchecked`` with what was raised; the check itself goes on.
+    A class of the user's own may lack anything that an audit reads. Then the audit is
+    ``unchecked`` with the exception's text, and the check itself continues.
 
     Attributes:
         hf_config: the HF config.
-        case: what the file is to be.
-        for_engine: the file is to run in LiteRT-LM; that it would be refused is a failure then.
+        case: the case that the file should fit.
+        for_engine: whether the file has to run in LiteRT-LM; then a refusal is a failure.
         results: the audits so far, by name.
         engine_refusal: why LiteRT-LM would refuse the file, or "".
-        cache: another cache than the default one.
+        cache: a cache folder other than the default one.
     """
 
     hf_config: Mapping[str, Any]
@@ -55,7 +55,7 @@ class Auditor:
     _of_module: AuditResult | None = None
 
     def port(self, model: nn.Module, state: State) -> None:
-        """Audits the config and the loaded module; nothing is run.
+        """Audits the config and the loaded module; runs nothing.
 
         Args:
             model: the re-authored model, loaded.
@@ -75,7 +75,7 @@ class Auditor:
         self.results[WEIGHTS] = self._of_module
 
     def config_alone(self, config: Any) -> None:
-        """Audits a ``ModelConfig`` of which no module could be built or loaded."""
+        """Audits a ``ModelConfig`` from which no module could be built or loaded."""
         try:
             self._declared = self._read_config()
             self._read = [of_config(config)]
@@ -85,7 +85,7 @@ class Auditor:
 
     @property
     def failures(self) -> list[str]:
-        """What failed so far, one line each."""
+        """Returns the failures so far, one line each."""
         found = (check for audit in self.results.values() for check in audit.odd)
         return [str(check) for check in found if check.outcome == FAIL]
 
@@ -102,7 +102,7 @@ class Auditor:
             path: the .tflite.
             model: as for ``port``.
             state: as for ``port``.
-            remember: gives what was read from this file before, or has it read.
+            remember: returns an earlier reading of this file, or calls the function that reads it.
         """
         declared = self._declared
         if declared is None or self._of_module is None:

@@ -1,4 +1,4 @@
-"""The audit of the signatures: names, shapes and dtypes of a file against the case."""
+"""Audits the signatures: compares a file's names, shapes and dtypes with the case."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def audit_signatures(
     declared: Readings,
     for_engine: bool = False,
 ) -> AuditResult:
-    """Holds a file's signatures against what the case asked for.
+    """Compares a file's signatures with those that the case requests.
 
     Args:
         file: the .tflite.
         case: the prefill lengths, the cache's length and layout, masks, prefill logits.
-        declared: of the HF config: heads, head_dim, vocabulary.
-        for_engine: the file is to run in LiteRT-LM: that it would be refused is a failure then,
-            and a fact to know otherwise.
+        declared: readings of the HF config: heads, head_dim, vocabulary.
+        for_engine: whether the file has to run in LiteRT-LM. If so, a refusal is a failure;
+            otherwise it is only reported.
     """
     checks = [
         _check("file", name, "signature", "signature" if name in file.signatures else "")
@@ -68,7 +68,7 @@ def _check(where: str, item: str, expected: str, found: str) -> Check:
 def _wanted(
     case: Case, declared: Readings, name: str, length: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Inputs and outputs of a signature: name → dtype and shape."""
+    """Returns the expected inputs and outputs of a signature: name → dtype and shape."""
     batch = case.decode_batch if name == "decode" else 1
     inputs: dict[str, Tensor] = {
         "tokens": ("int32", (batch, length)),
@@ -112,9 +112,9 @@ def _side(
 
 
 def needed_masks(declared: Readings, case: Case, signature: str) -> set[str]:
-    """The masks, of several, that some layer of a signature must read.
+    """Returns the masks, of several, that some layer of a signature must read.
 
-    Where a prefill returns no logits, nothing needs what the last layer attends to.
+    If a prefill returns no logits, nothing needs the output of the last layer's attention.
     """
     layers = declared.values["layers"]
     if signature != "decode" and not case.prefill_logits:

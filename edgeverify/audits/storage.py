@@ -1,4 +1,4 @@
-"""How the weights of a file are kept, seen together: left in float, and tied tables."""
+"""Checks which weights stayed float32 and whether tied tables have equal values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BLOCK = re.compile(r"^transformer_blocks\.\d+\.")
 
 
 def users(weights: Weights, tensor: int) -> Iterator[Op]:
-    """The operators that compute with a constant, behind its DEQUANTIZE if there is one."""
+    """Yields the operators that compute with a constant, behind its DEQUANTIZE if there is one."""
     for op in weights.graph.consumers.get(tensor, ()):
         if op.name == "DEQUANTIZE":
             yield from users(weights, op.outputs[0])
@@ -32,9 +32,9 @@ def users(weights: Weights, tensor: int) -> Iterator[Op]:
 
 
 def promise_of(weights: Weights, tensor: int, promises: Promises | None) -> Promise | None:
-    """What a recipe promises for a constant; None without a recipe.
+    """Returns what a recipe promises for a constant; None without a recipe.
 
-    Operators that share a constant must be promised the same; the quantizer refuses others.
+    Operators that share a constant must have the same promise; the quantizer refuses others.
     """
     if promises is None:
         return None
@@ -43,7 +43,7 @@ def promise_of(weights: Weights, tensor: int, promises: Promises | None) -> Prom
 
 
 def idle_rules(file: ModelFile, promises: Promises) -> Iterator[Check]:
-    """Rules of the recipe that name no operator of the file."""
+    """Yields a failure for each rule of the recipe that matches no operator of the file."""
     reason = "its regular expression fits the name of no operator, so it changes nothing"
     for rule in promises.idle(file.graph(name) for name in file.signatures):
         yield Check(rule, "recipe", FAIL, reason=reason)
@@ -52,10 +52,11 @@ def idle_rules(file: ModelFile, promises: Promises) -> Iterator[Check]:
 def kept_in_float(
     file: ModelFile, found: Mapping[str, Weights], promises: Promises | None
 ) -> Iterator[Check]:
-    """Weights of a quantized file that stand in float32, unless that was meant.
+    """Reports weights of a quantized file that are float32, unless this is intended.
 
-    It was meant where a rule of the recipe says so, and where the same weight of every block is
-    left alone. Where a few blocks' are, and no rule names them, a regular expression missed them.
+    It is intended if a rule of the recipe says so, or if the same weight of every block stays
+    float32. If only a few blocks' weights do, and no rule names them, a regular expression missed
+    them.
     """
     for signature, weights in found.items():
         kept = {
@@ -85,7 +86,7 @@ def kept_in_float(
 def _untouched(
     weights: Weights, kept: Mapping[str, str], signature: str, promises: Promises
 ) -> Iterator[Check]:
-    """A recipe that has quantized nothing, unless its rules say so of every weight."""
+    """Reports a recipe that quantized nothing, unless its rules say so for every weight."""
     asked = [promise_of(weights, weights.tensors[name], promises) for name in kept]
     if all(p is not None and p.said and p.dtype == FLOAT32 for p in asked):
         return
@@ -96,9 +97,9 @@ def _untouched(
 def taken_otherwise(
     file: ModelFile, found: Mapping[str, Weights], promises: Promises
 ) -> Iterator[Check]:
-    """Operators that compute with the integers where the recipe has them widened, or the reverse.
+    """Reports operators that take the integers where the recipe dequantizes, or the reverse.
 
-    The same weights make a dynamic file and a weight-only one: what differs is the DEQUANTIZE
+    A dynamic file and a weight-only file have the same weights. They differ in the DEQUANTIZE
     between the weight and its operator, which decides whether activations are rounded, too.
     """
     for signature, weights in found.items():
@@ -131,10 +132,10 @@ def _role(name: str) -> str:
 
 
 def tied_alike(file: ModelFile, found: Mapping[str, Weights], planned: Places) -> Iterator[Check]:
-    """A table that is both embedding and head must be the same numbers in both places.
+    """Checks that a table used both as embedding and as head has the same numbers in both places.
 
-    Where the two are kept in different ways, as a recipe may have it, or the head holds a factor
-    as well, each is checked for itself alone.
+    If the two are stored in different ways, as a recipe may request, or the head also contains a
+    factor, each is only checked separately.
     """
     if HEAD not in planned or planned[HEAD] != planned.get(EMBEDDING):
         return

@@ -1,8 +1,8 @@
-"""Where each tensor of a checkpoint belongs in the re-authored model, told by both sides' names.
+"""Maps each tensor of a checkpoint to its place in the re-authored model, by both sides' names.
 
-Neither the ports' tensor names nor the loader's bookkeeping is used: HF's names are known here, and
-the Generative API's parameters have theirs. The order of q, k and v within the fused projection is
-what the attention's forward splits it by.
+Neither the ports' tensor names nor the loader's bookkeeping is used: this module knows HF's names
+and the names of the Generative API's parameters. The order of q, k and v within the fused
+projection is the one by which the attention's forward splits it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _HEAD = re.compile(r"^lm_head\.(weight|bias)$")
 
 @dataclass(frozen=True)
 class Span:
-    """Rows of a checkpoint's tensor that stand in rows of a parameter.
+    """Rows of a checkpoint's tensor that are placed in rows of a parameter.
 
     Attributes:
         tensor: HF's name.
@@ -68,7 +68,7 @@ Places = dict[str, tuple[Span, ...]]
 
 
 def block_of(name: str) -> int | None:
-    """The block that a tensor or parameter belongs to, by the number in its name."""
+    """Returns the block that a tensor or parameter belongs to, from the number in its name."""
     match = _BLOCK.search(name)
     return int(match.group(1)) if match else None
 
@@ -76,13 +76,13 @@ def block_of(name: str) -> int | None:
 def places(
     shapes: Mapping[str, tuple[int, ...]], config: Any, apart: Collection[int] = ()
 ) -> Places:
-    """Parameter of the Generative API → what it holds, in order.
+    """Returns parameter of the Generative API → the spans that it consists of, in order.
 
     Args:
-        shapes: of the checkpoint's tensors, HF names. Names that are not known here are left out.
+        shapes: shapes of the checkpoint's tensors, HF names. Unknown names are left out.
         config: the re-authored ``ModelConfig``: how q, k and v are split, whether gate and up are
             one matrix, whether the head is tied.
-        apart: the blocks that hold q, k and v as three matrices instead of one.
+        apart: the blocks that store q, k and v as three matrices instead of one.
     """
     found: Places = {}
     layers: dict[int, dict[tuple[str, str], str]] = {}
@@ -141,7 +141,7 @@ def _block(
 
 
 def _apart(given: Mapping[str, str], attention: Any) -> dict[str, Span]:
-    """q, k and v as matrices of their own."""
+    """Returns the spans of q, k and v as separate matrices."""
     if "qkv" not in given:
         return {part: Span(given[part]) for part in "qkv" if part in given}
     heads, groups, dim = attention.num_heads, attention.num_query_groups, attention.head_dim
@@ -152,9 +152,9 @@ def _apart(given: Mapping[str, str], attention: Any) -> dict[str, Span]:
 def _qkv(
     given: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], attention: Any
 ) -> tuple[Span, ...]:
-    """q, k and v within one matrix: one after another, or group by group."""
+    """Returns the spans of q, k and v within one matrix: one after another, or group by group."""
     heads, groups, dim = attention.num_heads, attention.num_query_groups, attention.head_dim
-    if "qkv" in given:  # HF's are blocks
+    if "qkv" in given:  # in HF's matrix they are blocks
         starts = {"q": 0, "k": heads * dim, "v": (heads + groups) * dim}
         names = dict.fromkeys("qkv", given["qkv"])
         if attention.qkv_transpose_before_split:
@@ -181,7 +181,7 @@ def _qkv(
 def _inner(
     given: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], feed_forward: Any
 ) -> dict[str, tuple[Span, ...]]:
-    """Gate and up: ``w1`` and ``w3``, or one after the other in ``w1``."""
+    """Returns the spans of gate and up: ``w1`` and ``w3``, or one after the other in ``w1``."""
     separate = feed_forward.type.name == "GATED"
     if {"gate", "up"} <= given.keys():
         if separate:
@@ -205,11 +205,11 @@ def _inner(
 
 
 def uncovered(spans: Iterable[Span], rows: Mapping[str, int]) -> dict[str, str]:
-    """Tensors whose rows are not each in exactly one span, and in which way.
+    """Returns tensors with rows that are not in exactly one span, and what is wrong with them.
 
     Args:
-        spans: of all parameters, a tied head's left out.
-        rows: of every tensor.
+        spans: spans of all parameters, except a tied head's.
+        rows: number of rows of every tensor.
     """
     taken: dict[str, list[tuple[int, int]]] = {name: [] for name in rows}
     for span in spans:

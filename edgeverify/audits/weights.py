@@ -1,8 +1,8 @@
-"""The audit of the weights: every tensor of the checkpoint, exactly once, bit by bit.
+"""Audits the weights: every tensor of the checkpoint, exactly once, bit by bit.
 
-A tensor is held against the rows of the parameter, or of the file's constant, where it belongs (see
-``places``). Where those hold something else, it is said what: values that differ, or another
-tensor. What has no known place is looked for by its bytes.
+A tensor is compared with the rows of the parameter, or of the file's constant, where it belongs
+(see ``places``). If those rows differ, the audit says whether single values differ or another
+tensor is there. A tensor without a known place is searched for by its bytes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Fold = Callable[[np.ndarray], np.ndarray]
 
 
 def audit_module(model: nn.Module, state: State) -> AuditResult:
-    """Holds a loaded module against the checkpoint.
+    """Compares a loaded module with the checkpoint.
 
     Args:
         model: the re-authored model; ``config`` is its ``ModelConfig``.
-        state: the checkpoint, HF names → float32 tensors; a tied head is left out.
+        state: the checkpoint, HF names → float32 tensors; without a tied head.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     planned = places({name: tuple(t.shape) for name, t in state.items()}, model.config)
@@ -51,12 +51,12 @@ def _tied(name: str, planned: Places) -> bool:
 
 @dataclass
 class Audit:
-    """Checks of one place, as they are made.
+    """Collects the checks of one place.
 
     Attributes:
         state: the checkpoint.
         where: ``module`` or ``file``.
-        checks: what was found so far.
+        checks: the checks so far.
     """
 
     state: State
@@ -71,14 +71,14 @@ class Audit:
         fold: Fold | None = None,
         note: str = "",
     ) -> None:
-        """Compares a parameter or constant with the tensors that belong into it.
+        """Compares a parameter or constant with the tensors that belong in it.
 
         Args:
-            name: of the parameter.
-            holder: what was loaded or converted.
-            spans: what belongs there, in order.
-            fold: what is declared to be done to the values, if anything is.
-            note: said of a pass.
+            name: the parameter's name.
+            holder: the loaded parameter or converted constant.
+            spans: the rows that belong there, in order.
+            fold: the declared change of the values, if there is one.
+            note: text for a check that passes.
         """
         where = f"{self.where}, {name}"
         shape = tuple(holder.shape)
@@ -126,7 +126,7 @@ class Audit:
         self.checks.append(check)
 
     def _name_of(self, held: np.ndarray, expected: np.ndarray, fold: Fold | None) -> str | None:
-        """Which tensor of the checkpoint stands here instead."""
+        """Returns the tensor of the checkpoint that is here instead."""
         for name, tensor in self.state.items():
             if tuple(tensor.shape) == held.shape:
                 values = tensor.numpy() if fold is None else fold(tensor.numpy())
@@ -137,11 +137,11 @@ class Audit:
         return "its transpose" if same else None
 
     def search(self, homeless: Mapping[str, str], spare: Mapping[str, torch.Tensor]) -> None:
-        """Looks for tensors without a known place among parameters without a known content.
+        """Searches for tensors without a known place among parameters without known content.
 
         Args:
-            homeless: HF name → in which way its place is not known.
-            spare: the parameters that are left; what none of the tensors fills is a leftover.
+            homeless: HF name → why its place is not known.
+            spare: the remaining parameters; one that no tensor fills is a leftover.
         """
         filled: dict[str, int] = dict.fromkeys(spare, 0)
         for name, reason in homeless.items():
@@ -175,7 +175,7 @@ def _length(span: Span, state: State) -> int:
 
 
 def _row_of(tensor: torch.Tensor, held: torch.Tensor) -> int | None:
-    """The row of ``held`` at which all of ``tensor`` stands, bit by bit."""
+    """Returns the row of ``held`` at which all of ``tensor`` begins, bit by bit."""
     if tensor.shape[1:] != held.shape[1:] or len(tensor) > len(held) or held.dtype != tensor.dtype:
         return None
     bits, inside = tensor.detach().view(torch.int32), held.detach().view(torch.int32)

@@ -1,9 +1,12 @@
-"""LiteRT's newer runtime, ``CompiledModel``, with those methods of an interpreter that are called.
+"""Opens a .tflite in LiteRT's newer runtime, ``CompiledModel``, behind an interpreter's methods.
 
-It takes what the interpreter's Python class does not: a file for the weights that XNNPACK packs.
-They are then packed once for all signatures, written there and mapped, so that no copy of the
-weights needs to be in memory. The file of SmolLM2-135M (541 MB, three signatures) so takes 0.2 GB
-of memory of its own beside the mapped file, instead of 1.7 GB, and gives the same bits.
+Only the interpreter methods that edgeverify calls are provided.
+
+``CompiledModel`` accepts an option that the interpreter's Python class lacks: a file for the
+weights that XNNPACK packs. The weights are then packed once for all signatures, written to that
+file and mapped, so no copy of them needs to be in memory. The file of SmolLM2-135M (541 MB, three
+signatures) then takes 0.2 GB of memory beside the mapped file, instead of 1.7 GB, and returns the
+same bits.
 """
 
 from __future__ import annotations
@@ -29,17 +32,17 @@ KERNEL_MODES = {"xnnpack": "DELEGATE", "builtin": "BUILTIN", "reference": "REFER
 def open_file(
     path: Path, *, kernel: str, num_threads: int, packed_on_disk: bool = False
 ) -> CompiledFile:
-    """The file in ``CompiledModel``, on the CPU.
+    """Opens the file in ``CompiledModel``, on the CPU.
 
     Args:
         path: the .tflite.
         kernel: ``xnnpack``, ``builtin`` or ``reference``.
-        num_threads: of the runtime.
-        packed_on_disk: XNNPACK packs the weights into a file beside ``path``, which has no name
-            from here on and is gone when the model is.
+        num_threads: threads of the runtime.
+        packed_on_disk: XNNPACK packs the weights into a file beside ``path``. That file has no
+            name after opening and disappears with the model.
 
     Raises:
-        ArtifactError: it cannot be opened.
+        ArtifactError: the file cannot be opened.
     """
     from ai_edge_litert.compiled_model import CompiledModel
     from ai_edge_litert.cpu_kernel_mode import CpuKernelMode
@@ -48,13 +51,13 @@ def open_file(
 
     _hush_at_exit()
     mode = CpuKernelMode[KERNEL_MODES[kernel]]
-    # Without need, nothing is written beside the file: its folder may be somebody else's.
+    # Nothing is written beside the file without need: its folder may belong to somebody else.
     place: AbstractContextManager[Path | None] = nullcontext()
     if packed_on_disk:
         place = entries.working_folder(path.parent)
     try:
         with place as folder, quiet(show=False):
-            # ai-edge-litert 2.3 says "directory", and takes a file.
+            # ai-edge-litert 2.3 names the option "directory", but it takes a file.
             packed = "" if folder is None else str(folder / "packed")
             cpu = CpuOptions(num_threads, mode, xnnpack_weight_cache_path=packed)
             options = Options(HardwareAccelerator.CPU, cpu)
@@ -69,20 +72,20 @@ def open_file(
 
 
 class CompiledFile:
-    """A ``CompiledModel`` with the two methods of an interpreter that ``tflite.run`` calls."""
+    """A ``CompiledModel`` with the two interpreter methods that ``tflite.run`` calls."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
 
     def get_signature_list(self) -> dict[str, Any]:
-        """The signatures, by name."""
+        """Returns the signatures, by name."""
         return dict(self._model.get_signature_list())
 
     def get_signature_runner(self, signature: str) -> CompiledRunner:
-        """What calls a signature.
+        """Returns a callable that runs one signature.
 
         Raises:
-            ValueError: the file has none of that name.
+            ValueError: the file has no signature of that name.
         """
         if signature not in self.get_signature_list():
             raise ValueError(f"no signature {signature!r}")
@@ -90,7 +93,7 @@ class CompiledFile:
 
 
 class CompiledRunner:
-    """Calls one signature of a ``CompiledModel``. Its buffers are made once."""
+    """Calls one signature of a ``CompiledModel``. The buffers are created once."""
 
     def __init__(self, model: Any, signature: str) -> None:
         self._model, self._signature = model, signature
@@ -100,11 +103,11 @@ class CompiledRunner:
         self._made = {n: model.create_output_buffer_by_name(signature, n) for n in self._outputs}
 
     def get_input_details(self) -> dict[str, Any]:
-        """Input name → its ``shape`` and ``dtype``."""
+        """Returns input name → its ``shape`` and ``dtype``."""
         return dict(self._inputs)
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """The outputs by name, for inputs of the signature's names and shapes."""
+        """Returns the outputs by name, for inputs with the signature's names and shapes."""
         for name, value in inputs.items():
             self._given[name].write(value)
         self._model.run_by_name(self._signature, self._given, self._made)
@@ -118,10 +121,10 @@ class CompiledRunner:
 
 @cache
 def _hush_at_exit() -> None:
-    """Keeps what CompiledModel's library writes while the process ends off the terminal.
+    """Silences what CompiledModel's library writes to the terminal while the process ends.
 
-    It tells of each accelerator that it lets go of, from a destructor that runs after Python's
-    own end, and has no switch for it.
+    The library reports each accelerator that it releases. It does so in a destructor that runs
+    after Python itself has ended, and no switch turns it off.
     """
 
     def hush() -> None:

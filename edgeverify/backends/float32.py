@@ -1,14 +1,14 @@
-"""Runs an existing float32 PyTorch model as a right, but other, float32 implementation would.
+"""Runs a float32 PyTorch model as another correct float32 implementation would.
 
-Two things that any float32 implementation is free to do otherwise decide how far it is from the
+Any float32 implementation is free to choose two things, and they decide how far it is from the
 oracle:
 
-- *the order of summation.* PyTorch's matrix products sum in blocks; LiteRT's kernels (XNNPACK's
-  f32-gemm among them) add one product after another. Measured on random data, in units of 2^-24:
+- *the order of summation.* PyTorch's matrix products sum in blocks; LiteRT's kernels (including
+  XNNPACK's f32-gemm) add one product after another. Measured on random data, in units of 2^-24:
   4.2 to 4.5 in blocks at every width; one after another 7.2 at 576, 13.6 at 2048, 22.5 at 5632.
-- *the rounding of RoPE's angles.* Position times frequency is rounded to float32, and so was the
-  frequency; at position 70 that is up to 4e-6 of an angle, far more than all else in that
-  row. Which positions come out well is luck, another one for each formula.
+- *the rounding of RoPE's angles.* Position times frequency is rounded to float32, and the
+  frequency was rounded before. At position 70 this moves an angle by up to 4e-6, far more than all
+  other errors in that row. Which positions round well is chance, and differs between formulas.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ HALF_ULP = 2.0**-24
 
 
 class SequentialSums(TorchFunctionMode):
-    """Adds one product, or one element, after another, in float32, in every layer that sums.
+    """Sums in float32 one product, or one element, after another, in every layer that sums.
 
-    Replaced are linear layers, matrix products, means over one axis and LayerNorm.
+    It replaces linear layers, matrix products, means over one axis and LayerNorm.
 
     Args:
         linear: whether linear layers are replaced, which takes nearly all of the time.
@@ -113,14 +113,14 @@ _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
 
 @contextmanager
 def angles_rounded_otherwise(model: nn.Module) -> Iterator[None]:
-    """Replaces the output of RoPE modules: each exact angle moved by half an ulp, up or down.
+    """Replaces the output of RoPE modules: moves each exact angle by half an ulp, up or down.
 
-    Half an ulp, relative to the angle, is what rounding it once costs. The signs are drawn with a
-    fixed seed, so every row gets a typical error instead of a lucky or an unlucky one.
+    Rounding an angle once costs half an ulp, relative to the angle. The signs are drawn with a
+    fixed seed, so every row gets a typical error instead of an unusually small or large one.
 
     Args:
         model: a Hugging Face model; its RoPE modules have ``inv_freq`` and are called with
-            (hidden states, position ids). Other kinds of RoPE than the default are left alone.
+            (hidden states, position ids). RoPE types other than the default are not changed.
     """
     handles = []
 

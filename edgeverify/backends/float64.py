@@ -1,9 +1,10 @@
-"""Runs an existing float32 PyTorch model in float64 throughout: the oracle.
+"""Runs a float32 PyTorch model in float64 throughout: the oracle.
 
-``model.double()`` is not enough: modules cast to float32 on their own (RMSNorm's ``x.float()``,
-softmax's ``dtype=torch.float32``, RoPE's ``torch.arange(..., dtype=torch.float32)``). Here every
-dtype argument below float64 is turned into float64 as it is dispatched, and an operation that
-still yields a narrower float is an error, so an oracle that is not one cannot be taken for one.
+``model.double()`` is not enough, because modules cast to float32 on their own: RMSNorm's
+``x.float()``, softmax's ``dtype=torch.float32``, RoPE's ``torch.arange(..., dtype=torch.float32)``.
+Here every dtype argument below float64 becomes float64 when the operation is dispatched. An
+operation that still returns a narrower float raises an error, so a run that is not fully float64
+cannot pass as an oracle.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _TORCH_FIELDS = ("_parameters", "_buffers", "_modules")
 class Float64Mode(TorchDispatchMode):
     """Turns narrower float dtype arguments into float64 and refuses narrower float results.
 
-    While it is on, the default dtype is float64, too, for tensors that are made without one.
+    While it is active, the default dtype is float64 as well, for tensors created without a dtype.
     """
 
     def __enter__(self) -> Float64Mode:
@@ -62,10 +63,10 @@ def _is_narrow(value: Any) -> bool:
 
 @contextmanager
 def widened(module: nn.Module) -> Iterator[None]:
-    """Holds the module's float parameters, buffers and plain tensor attributes as float64.
+    """Keeps the module's float parameters, buffers and plain tensor attributes in float64.
 
-    Attributes may hold the tensors in dicts, lists and tuples. The narrower tensors are put back
-    afterwards, not rounded again, so storage that is shared with a checkpoint stays shared.
+    Attributes may contain the tensors in dicts, lists and tuples. On exit the original narrower
+    tensors are restored, not rounded again, so storage shared with a checkpoint stays shared.
     """
     wide: dict[int, torch.Tensor] = {}
 
@@ -99,13 +100,13 @@ def widened(module: nn.Module) -> Iterator[None]:
 
 
 def rope_type(module: Any) -> str:
-    """The kind of RoPE of a Hugging Face rotary module, ``default`` if its config names none."""
+    """Returns the RoPE type of a Hugging Face rotary module; ``default`` if its config has none."""
     parameters = getattr(module.config, "rope_parameters", None) or {}
     return str(parameters.get("rope_type", "default"))
 
 
 def exact_frequencies(module: Any) -> torch.Tensor:
-    """The inverse frequencies of a Hugging Face rotary module, computed in float64 from its config.
+    """Computes the inverse frequencies of a Hugging Face rotary module in float64 from its config.
 
     Returns:
         (D/2,) float64.

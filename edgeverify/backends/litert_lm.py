@@ -1,8 +1,8 @@
-"""LiteRT-LM, the engine that phones run, on the CPU: what it makes of a ``.litertlm``.
+"""Runs a ``.litertlm`` in LiteRT-LM, the engine that phones use, on the CPU.
 
-The engine runs in a process of its own: a file that it cannot take may end the process, and what
-it writes to the terminal says why. This module is that process's program, too (``python -m``), and
-then imports the engine alone.
+The engine runs in its own process, because a file that it rejects may end the process, and the
+reason is only in what it writes to the terminal. This module is also that process's program
+(``python -m``), and then imports only the engine.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from typing import Any
 
 from edgeverify.core.errors import ArtifactError
 
-# A file of 2 GB is loaded, packed and asked in less than a minute.
+# A file of 2 GB is loaded, packed and queried in less than a minute.
 TIMEOUT = 600.0
-# The value by which the engine keeps no packed weights beside the file.
+# With this value the engine does not store packed weights beside the file.
 NO_CACHE = ":nocache"
 _LOGGED = re.compile(r"^E\d+ [^\]]*\] (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What the engine is asked.
+    """The questions for the engine.
 
     Attributes:
-        texts: to be tokenized.
-        prompt: to be continued greedily; no template is applied.
+        texts: texts to tokenize.
+        prompt: text to continue greedily; no template is applied.
         steps: tokens of the continuation.
-        target: to be scored after the prompt.
-        message: a user's message, to be put into the chat template; None asks for no template.
+        target: text to score after the prompt.
+        message: a user's message to put into the chat template; None requests no template.
     """
 
     texts: tuple[str, ...]
@@ -48,18 +48,18 @@ class Questions:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the engine says.
+    """The engine's answers.
 
     Attributes:
         ids: the token ids of each text; without special tokens that the text does not name.
-        start: the token that it puts before every prompt, or None.
+        start: the token that the engine puts before every prompt, or None.
         stops: sequences of ids that end an answer.
-        rows: tokens that it takes in all, by the file's metadata.
+        rows: the total number of tokens that it accepts, according to the file's metadata.
         fed: how many tokens it fed for the prompt.
         text: the continuation.
         scores: the log-probability of each token of the target.
-        rendered: the message in the chat template, or None where the template cannot be applied.
-        log: what it wrote of errors.
+        rendered: the message in the chat template, or None if the template cannot be applied.
+        log: the error messages that the engine wrote.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -76,17 +76,17 @@ class Answers:
 def ask(
     path: Path, questions: Questions, *, num_threads: int = 1, timeout: float = TIMEOUT
 ) -> Answers:
-    """Loads a ``.litertlm`` in the engine and asks it, in a child process.
+    """Loads a ``.litertlm`` in the engine, in a child process, and asks the questions.
 
     Args:
         path: the file.
         questions: what to ask.
-        num_threads: of the engine.
+        num_threads: threads of the engine.
         timeout: seconds.
 
     Raises:
-        ArtifactError: the engine refuses the file or a step, ends its process, or hangs; with the
-            step and the engine's own words.
+        ArtifactError: the engine refuses the file or a step, ends its process, or hangs. The
+            error gives the step and the engine's own words.
     """
     with TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
@@ -116,14 +116,14 @@ def ask(
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with this very package on the path."""
+    """Returns this process's environment, with this very package on the path."""
     own = str(Path(__file__).parents[2])
     before = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([own, before] if before else [own])}
 
 
 def _told(log: str) -> str:
-    """The first error that the engine logged, without time and place."""
+    """Returns the first error that the engine logged, without time and location."""
     found = _LOGGED.search(log)
     return " ".join(found.group(1).split()) if found else ""
 
@@ -152,7 +152,7 @@ def _answers(found: dict[str, Any], log: str) -> Answers:
 
 
 class _Engine:
-    """The engine in this process, asked step by step; what it said is on disk after each."""
+    """The engine in this process, queried step by step; its answers are on disk after each step."""
 
     def __init__(self, asked: dict[str, Any], answer: Path) -> None:
         import litert_lm
@@ -169,7 +169,7 @@ class _Engine:
             self._asked["path"],
             self._litert_lm.Backend.CPU(thread_count=self._asked["num_threads"]),
             cache_dir=NO_CACHE,
-            # It counts the tokens that were fed.
+            # The benchmark counts the tokens that were fed.
             enable_benchmark=True,
         )
         self._found["start"], self._found["stops"] = engine.bos_token_id, engine.eos_token_ids
@@ -186,7 +186,7 @@ class _Engine:
         if self._asked["message"] is None:
             return None
         with engine.create_conversation() as conversation:
-            # Where the template cannot be applied, the engine gives an empty text.
+            # If the template cannot be applied, the engine returns an empty text.
             return conversation.render_message_to_string(self._asked["message"]) or None
 
     def _continue(self, engine: Any) -> None:
@@ -216,12 +216,12 @@ class _Engine:
         self.write()
 
     def write(self, error: str = "") -> None:
-        """Puts on disk what is known so far."""
+        """Writes to disk the answers collected so far."""
         self._answer.write_text(json.dumps({**self._found, "error": error}))
 
 
 def main(request: str, answer: str) -> int:
-    """The child process: asks the engine what ``request`` holds, and writes to ``answer``."""
+    """Runs the child process: asks the engine the questions in ``request``, writes ``answer``."""
     engine = _Engine(json.loads(Path(request).read_text()), Path(answer))
     try:
         engine.run()

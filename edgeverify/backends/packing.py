@@ -1,11 +1,12 @@
-"""Where XNNPACK keeps the weights that it packs: in memory, or in a file that is mapped.
+"""Chooses where XNNPACK keeps the weights that it packs: in memory, or in a mapped file.
 
-XNNPACK repacks the weights of all signatures when a file is opened, in memory each signature for
-itself: 154 MB for a file of 77 MB with two signatures, 13 GB for one of 4.4 GB with three. The file
-that they are read from is mapped meanwhile, and counts as memory, too (6.9 of 23.1 GB measured with
-SmolLM 1.7B), although the system can take its pages back. In a file they are packed once, and need
-no memory but what is being packed. That is also faster: in a check, all runs of TinyLlama 1.1B's
-file took 24 s instead of 88 s, those of SmolLM 135M's 8.3 s instead of 10.0 s.
+XNNPACK repacks the weights of all signatures when a file is opened. In memory it packs them
+separately for each signature: 154 MB for a file of 77 MB with two signatures, 13 GB for one of
+4.4 GB with three. The file that they are read from is mapped at that time and counts as memory, too
+(6.9 of 23.1 GB measured with SmolLM 1.7B), although the system can reclaim its pages. In a file the
+weights are packed once, and need memory only for what is being packed. This is also faster: in a
+check, all runs of TinyLlama 1.1B's file took 24 s instead of 88 s, those of SmolLM 135M's 8.3 s
+instead of 10.0 s.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from edgeverify.core.memory import available_memory, resident_memory
 from edgeverify.core.units import shown
 from edgeverify.litert.flatbuffer import ModelFile
 
-# What a run takes beside its weights: activations of a signature, caches, what it returns.
+# What a run needs besides its weights: the activations of a signature, caches and outputs.
 ACTIVATIONS = 2**28
-# Files that are packed faster on the disk; smaller ones take no time in either place.
+# Files of this size or more are packed faster on disk; smaller ones take no time in either place.
 LARGE = 2**28
 
 
 @dataclass(frozen=True)
 class Packing:
-    """What XNNPACK's packed weights take of a file, in bytes.
+    """The bytes that XNNPACK's packed weights of a file take in memory and on disk.
 
     Attributes:
-        memory: all signatures' in memory.
-        disk: the same in a file.
-        file: of the file itself, which is mapped while they are packed.
-        largest: the largest weight, which is packed in memory wherever it goes.
-        room: what may be taken; None where it is not known, and all is taken.
-        disk_room: what is free where the file would be.
-        prefer_disk: whether they go there, too, if they fit both places.
+        memory: bytes in memory, for all signatures.
+        disk: bytes in a file, for all signatures.
+        file: bytes of the .tflite itself, which is mapped during packing.
+        largest: bytes of the largest weight, which is packed in memory in either case.
+        room: bytes of memory that may be used; None if unknown, and then without a limit.
+        disk_room: free bytes on the disk where the file would be.
+        prefer_disk: whether the weights go to the disk even if they fit in both places.
     """
 
     memory: int
@@ -49,12 +50,12 @@ class Packing:
 
     @property
     def in_memory(self) -> bool:
-        """Whether they are kept in memory."""
+        """Whether the packed weights are kept in memory."""
         return self.fits_memory and not (self.prefer_disk and self.fits_disk)
 
     @property
     def fits(self) -> bool:
-        """Whether they fit in one of the two places."""
+        """Whether the packed weights fit in one of the two places."""
         return self.fits_memory or self.fits_disk
 
     @property
@@ -81,12 +82,12 @@ def choose_packing(path: Path, budget: int | None = None, *, own: bool = False) 
 
     Args:
         path: a .tflite.
-        budget: what the process may take, in bytes; what is available if None.
-        own: whether its folder is our own. If not, nothing is written there without need.
+        budget: bytes that the process may use; the available memory if None.
+        own: whether the file's folder is our own. If not, nothing is written there without need.
 
     Raises:
-        ArtifactError: it is no .tflite.
-        NoRoomError: they fit neither in memory nor on the disk.
+        ArtifactError: the file is not a .tflite.
+        NoRoomError: the weights fit neither in memory nor on the disk.
     """
     chosen = _packing(path, budget)
     chosen = replace(chosen, prefer_disk=own and chosen.file >= LARGE)
@@ -121,13 +122,13 @@ def _packing(path: Path, budget: int | None) -> Packing:
 
 
 def require_memory(path: Path) -> None:
-    """Refuses a file whose packed weights do not fit the memory, for runtimes that pack there.
+    """Refuses a file whose packed weights do not fit in memory, for runtimes that pack only there.
 
     Raises:
-        NoRoomError: what would end in the out-of-memory killer.
+        NoRoomError: without the refusal, the out-of-memory killer would end the process.
     """
     chosen = _packing(path, None)
-    # The pages of the file itself are given up where the memory is short.
+    # The system reclaims the pages of the file itself when memory is short.
     if chosen.room is not None and chosen.memory > chosen.room:
         raise NoRoomError(
             f"XNNPACK packs its weights once for each signature, about {shown(chosen.memory)}",

@@ -1,7 +1,8 @@
-"""The re-authored model, run the way the converted file is: padded chunks, a KV cache as input.
+"""Runs the re-authored model as the converted file is run: padded chunks, a KV cache as input.
 
-Inner taps are read where every model built from the Generative API's blocks passes: the linear
-layers by their names, q at the attention kernels' entry, k and v where the cache is updated.
+Inner taps are read at places that every model built from the Generative API's blocks passes
+through: the linear layers by their names, q where the attention kernels are called, k and v where
+the cache is updated.
 """
 
 from __future__ import annotations
@@ -47,18 +48,18 @@ def run(
     """Runs the case, step by step, each step padded to its signature's length.
 
     Args:
-        model: the re-authored model; float32, and left so.
-        case: what to run, decode tokens known.
+        model: the re-authored model; float32, and unchanged after the run.
+        case: what to run, with known decode tokens.
         dtype: ``torch.float64`` makes the model its own oracle.
-        inject: an oracle trace; each block (and the final norm) is fed with the oracle's input
-            to it, rounded to float32, instead of what the block before it gave.
-        every_tap: with ``inject``: once a tap has been read, what goes on from there is the
-            oracle's value, so that each tap shows the error of the stretch before it alone.
+        inject: an oracle trace; each block (and the final norm) receives the oracle's input,
+            rounded to float32, instead of the output of the block before it.
+        every_tap: with ``inject``: after a tap is read, the run continues with the oracle's
+            value. Each tap then shows only the error of the stretch before it.
         tick: called after each step.
 
     Returns:
-        The trace, cut to the rows of real tokens. Taps that could not be read are in
-        ``unavailable``, with the reason.
+        The trace, cut to the rows of real tokens. ``unavailable`` lists the taps that could not
+        be read, with the reason.
 
     Raises:
         PortError: the model raises while it runs.
@@ -110,7 +111,7 @@ def run(
 
 @contextmanager
 def port_errors(where: str) -> Iterator[None]:
-    """Turns whatever a port's own code raises into a ``PortError`` that says where it ran."""
+    """Turns any exception of a port's own code into a ``PortError`` that says where it ran."""
     try:
         yield
     except Exception as error:
@@ -126,7 +127,7 @@ def port_errors(where: str) -> Iterator[None]:
 def build_masks(
     step: Step, case: Case, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """The masks a caller passes: 0 where a query sees a key, -inf elsewhere.
+    """Builds the masks that a caller passes: 0 where a query sees a key, -inf elsewhere.
 
     Returns:
         One (1, 1, T, S) tensor for a single kind, else kind → tensor.
@@ -140,7 +141,7 @@ def build_masks(
             expected="a sliding_window in the config",
             fix="take 'local' out of the port's mask_kinds",
         )
-    # Widened by numpy: under ``Float64Mode`` a float32 tensor is an error.
+    # numpy does the widening, because a float32 tensor is an error under ``Float64Mode``.
     width = np.float64 if dtype == torch.float64 else np.float32
     masks = {
         kind: torch.from_numpy(mask(kind, step, case).astype(width)) for kind in case.mask_kinds
@@ -150,7 +151,7 @@ def build_masks(
 
 @dataclass
 class _Recorder:
-    """What is seen during one step."""
+    """Records the taps of one step, and the parts that ran or received the oracle's values."""
 
     inject: list[torch.Tensor] | None = None
     onward: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -161,19 +162,19 @@ class _Recorder:
     replaced: set[str] = field(default_factory=set)
 
     def fed_with(self, tap: str) -> bool:
-        """Whether what reads the tap was given the oracle's value of it."""
+        """Whether the code that reads the tap received the oracle's value of it."""
         names = taps.EMBED, *(taps.block(part - 1, "out") for part in range(1, len(self.fed) + 1))
         return tap in self.replaced or any(names[part] == tap for part in self.fed)
 
     def feed(self, part: int) -> torch.Tensor | None:
-        """What a part is fed with: a block by its number, the final norm by that of the blocks."""
+        """Returns the oracle's input of a part: a block, or the final norm after all blocks."""
         if self.inject is None:
             return None
         self.fed.add(part)
         return self.inject[part]
 
     def was_fed(self, tap: str) -> bool:
-        """Whether what the tap shows began with the oracle's input, where there is one."""
+        """Whether the computation up to the tap began with the oracle's input, if there is one."""
         if self.inject is None or tap == taps.EMBED:
             return True
         block = taps.block_index(tap)
@@ -185,7 +186,7 @@ class _Recorder:
         return block is not None and bool(self.ran) and block not in self.ran
 
     def put(self, tap: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Records a tap and gives what goes on from there."""
+        """Records a tap and returns the value with which the run continues."""
         self.arrays.setdefault(tap, _array(tensor))
         given = self.onward.get(tap)
         if given is None or given.shape != tensor.shape:
@@ -198,7 +199,7 @@ class _Recorder:
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
-    """A copy. numpy lacks bfloat16: opaque bytes keep it from being taken for another dtype."""
+    """Returns a copy. numpy lacks bfloat16: opaque bytes prevent confusion with another dtype."""
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view("V2").copy()
@@ -208,9 +209,10 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 def _padded_inputs(
     step: Step, oracle: Trace | None, dtype: torch.dtype
 ) -> list[torch.Tensor] | None:
-    """The oracle's input to each block and to the final norm; pad rows repeat the last real row.
+    """Returns the oracle's input to each block and to the final norm.
 
-    All are rounded to float32, which is what the float32 model and its file are given.
+    Pad rows repeat the last real row. All values are rounded to float32, because the float32 model
+    and its file receive float32.
     """
     if oracle is None:
         return None
@@ -229,10 +231,10 @@ def _padded_inputs(
 
 
 def _padded_taps(step: Step, oracle: Trace) -> dict[str, torch.Tensor]:
-    """The oracle's value of each inner tap; pad rows are zero.
+    """Returns the oracle's value of each inner tap; pad rows are zero.
 
-    Copies of a real row would hide a cache row that is written beside its place: attention does
-    not ask for the order of its keys.
+    Copies of a real row would hide a cache row that is written to the wrong place, because
+    attention does not depend on the order of its keys.
     """
     keys = [(key, *taps.split(key)) for key in oracle]
     return {
@@ -275,7 +277,7 @@ def _store(
         elif tap in arrays:
             rows = arrays[tap] if tap.startswith("kv.") else arrays[tap][:, : len(step.tokens)]
             trace.add(step.name, tap, rows)
-        # Logits that a step did not return, and blocks that it did not run, are missing: a failure.
+        # Logits that a step did not return and blocks that it did not run are missing: a failure.
         elif tap != taps.LOGITS and not recorder.was_passed_over(tap):
             trace.unavailable[f"{step.name}/{tap}"] = (
                 "the port's block does not pass through the Generative API's layer that is read "
@@ -284,7 +286,7 @@ def _store(
 
 
 def _blocks_first(block: nn.Module, name: str) -> nn.Module | None:
-    """The first submodule called ``name`` (at any depth)."""
+    """Returns the first submodule called ``name`` (at any depth)."""
     for path, module in block.named_modules():
         if path.rsplit(".", 1)[-1] == name:
             return module
@@ -317,13 +319,13 @@ def _hook_block(block: nn.Module, index: int, recorder: _Recorder, stack: ExitSt
         recorder.put_block("out", output[0] if isinstance(output, tuple) else output)
         recorder.block = None
 
-    # Any part will do: a port may call its block's forward directly, past the block's own hooks.
+    # Every submodule is hooked: a port may call its block's forward directly, past its own hooks.
     for inner in block.modules():
         run = inner.register_forward_pre_hook(lambda *_: recorder.ran.add(index))
         stack.callback(run.remove)
     stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
     stack.callback(block.register_forward_hook(leave).remove)
-    # w3, too: it takes what w1 takes, and must go on with the same.
+    # w3 as well: it has the same input as w1, and must continue with the same value.
     for name, tap in (("qkv_projection", "attn_norm"), ("w1", "ff_norm"), ("w3", "ff_norm")):
         part = _blocks_first(block, name)
         if part is not None:
@@ -351,7 +353,7 @@ def _hook_head(model: nn.Module, num_blocks: int, recorder: _Recorder, stack: Ex
 
 
 def _patch_attention(recorder: _Recorder, stack: ExitStack) -> None:
-    """Reads q at the attention kernels' entry and k, v where the cache is updated."""
+    """Reads q where the attention kernels are called, and k and v where the cache is updated."""
     update, update_transposed = kv_utils.update, kv_utils.update_transposed
 
     def plain_update(cache: Any, input_pos: Any, k: Any, v: Any, *args: Any, **kw: Any) -> Any:

@@ -1,8 +1,8 @@
-"""The Hugging Face model: in float32 step by step, and in float64 as the oracle.
+"""Runs the Hugging Face model: in float32 step by step, and in float64 as the oracle.
 
-The float32 run goes the way of the case, chunk by chunk with a KV cache: its error against the
-oracle is the noise floor. The oracle needs no steps: causal attention over the whole conversation
-gives every row at once, and its own rounding is 1e-9 of the floor.
+The float32 run follows the case, chunk by chunk with a KV cache; its error against the oracle is
+the noise floor. The oracle needs no steps: causal attention over the whole conversation gives
+every row at once, and its own rounding error is 1e-9 of the floor.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def _tapped_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The family's own eager attention; q and the new rows of k and v are recorded on the way.
+    """Calls the family's own eager attention, and records q and the new rows of k and v.
 
-    q, k, v come as (B, N, T, H), k and v with the rows of earlier steps in front.
+    q, k, v have the shape (B, N, T, H); in k and v the rows of earlier steps come first.
     """
     record = _RECORD.get()
     if record is not None:
@@ -66,10 +66,10 @@ AttentionMaskInterface.register(ATTENTION, eager_mask)
 
 
 def build(hf_config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """Builds the reference in float32 around ``state``, whose storage it shares.
+    """Builds the reference in float32 around ``state`` and shares its storage.
 
     Raises:
-        CheckpointError: a tensor is missing, left over or of another shape.
+        CheckpointError: a tensor is missing, left over or has another shape.
     """
     config = reference_config(hf_config)
     with torch.device("meta"):
@@ -83,7 +83,7 @@ def build(hf_config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Pr
             attn_implementation=ATTENTION,
             output_loading_info=True,
         )
-    except RuntimeError as error:  # raised for another shape
+    except RuntimeError as error:  # raised for a tensor of another shape
         info = {"mismatched_keys": [str(error).strip().splitlines()[0]]}
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info.get(kind):
@@ -107,17 +107,17 @@ def run(
 
     Args:
         model: from ``build``.
-        case: what to run. Where it is greedy, each decode step is fed with the argmax of the
+        case: what to run. If it is greedy, each decode step is fed with the argmax of the
             logits before it.
-        inject: an oracle trace; each block (and the final norm) is then fed with the oracle's input
-            to it, rounded to float32, instead of what the block before it gave.
+        inject: an oracle trace; each block (and the final norm) then receives the oracle's
+            input, rounded to float32, instead of the output of the block before it.
         tick: called after each step.
 
     Returns:
         The trace, and the case with the decode tokens that were used.
     """
     trace = Trace(provenance={"backend": "reference", "dtype": "float32"})
-    # A cache without the config keeps every row of sliding layers, too; the mask alone decides
+    # A cache built without the config also keeps every row of sliding layers; only the mask decides
     # what they see.
     cache = DynamicCache()
     fed: list[int] = []
@@ -136,7 +136,7 @@ def run(
                 past_key_values=cache,
                 use_cache=True,
             )
-        # Of all that is recorded, the logits alone are nobody else's: no copy of them is made.
+        # The logits' memory is not used again, so of all recorded tensors only they are not copied.
         record[taps.LOGITS] = output.logits.detach().numpy()
         for index, layer in enumerate(cache.layers):
             record[taps.kv(index, "k")] = _array(layer.keys.transpose(1, 2))
@@ -152,13 +152,13 @@ def run_oracle(model: PreTrainedModel, case: Case, *, inject: Trace | None = Non
     """Runs the whole conversation at once in float64 and cuts it into the case's steps.
 
     Modules are widened one by one as they run, so the float32 model and one float64 layer are
-    resident together, not two models. Of the embedding table the rows that are looked up are
-    widened, of the LM head a piece at a time.
+    in memory together, not two models. For the embedding table, only the rows that are looked up
+    are widened; the LM head is widened one piece at a time.
 
     Args:
-        model: from ``build``; left as it was.
-        case: with its decode tokens known.
-        inject: as in ``run``: inputs rounded to float32, all else in float64.
+        model: from ``build``; unchanged after the run.
+        case: with known decode tokens.
+        inject: as in ``run``: inputs rounded to float32, everything else in float64.
 
     Returns:
         A trace of float64 arrays.
@@ -184,15 +184,15 @@ def run_otherwise(
     sequential: bool,
     linear: bool = True,
 ) -> Trace:
-    """Runs the whole conversation at once, as another right float32 implementation would.
+    """Runs the whole conversation at once, as another correct float32 implementation would.
 
     Args:
-        model: from ``build``; left as it was.
-        case: with its decode tokens known.
+        model: from ``build``; unchanged after the run.
+        case: with known decode tokens.
         inject: as in ``run``.
-        sequential: whether sums are taken one term after another, as LiteRT's kernels do; RoPE's
-            angles are rounded otherwise in both cases. See ``edgeverify.backends.float32``.
-        linear: whether those of linear layers are, too.
+        sequential: whether sums add one term after another, as LiteRT's kernels do; RoPE's
+            angles are rounded differently in both cases. See ``edgeverify.backends.float32``.
+        linear: whether the sums of linear layers are sequential as well.
     """
     with ExitStack() as stack:
         stack.enter_context(float32.angles_rounded_otherwise(model))
@@ -240,7 +240,7 @@ def _blocks(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _outside_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The parts that are not blocks: embedding, rotary table, final norm, LM head."""
+    """Returns the parts that are not blocks: embedding, rotary table, final norm, LM head."""
     parts = [child for child in _base(model).children() if not isinstance(child, nn.ModuleList)]
     head = model.get_output_embeddings()
     return parts if head is None else [*parts, head]
@@ -257,7 +257,7 @@ def _first(owner: nn.Module, *names: str) -> nn.Module:
 def _inputs_of(
     step: Step, oracle: Trace | None, dtype: type = np.float32
 ) -> list[torch.Tensor] | None:
-    """The oracle's input to each block, then to the final norm, rounded to float32."""
+    """Returns the oracle's input to each block, then to the final norm, rounded to float32."""
     if oracle is None:
         return None
     names = [taps.EMBED]
@@ -271,7 +271,7 @@ def _inputs_of(
 def _recording(
     model: PreTrainedModel, record: Record, inputs: list[torch.Tensor] | None
 ) -> Iterator[None]:
-    """Hooks every tap but the KV cache and the logits; replaces block inputs by ``inputs``."""
+    """Hooks every tap except the KV cache and the logits; replaces block inputs by ``inputs``."""
     handles = []
 
     def hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
@@ -325,12 +325,12 @@ def _recording(
 
 
 def _widen_while_running(module: nn.Module, stack: ExitStack) -> None:
-    """Holds the module in float64 from just before its forward until just after it."""
+    """Keeps the module in float64 from just before its forward until just after it."""
     open_contexts: list[ExitStack] = []
 
     def before(_: nn.Module, args: Any) -> None:
         context = ExitStack()
-        # Widening is a copy of narrow data by design; the mode would refuse to see it.
+        # Widening copies narrow data on purpose; the mode would refuse to handle it.
         with torch.utils._python_dispatch._disable_current_modes():
             context.enter_context(widened(module))
         open_contexts.append(context)
@@ -353,7 +353,7 @@ def _close_all(contexts: list[ExitStack]) -> None:
 
 @contextmanager
 def _exact_constants(model: PreTrainedModel) -> Iterator[None]:
-    """Replaces constants that transformers keeps rounded to float32 by their float64 values.
+    """Replaces constants that transformers rounds to float32 by their float64 values.
 
     These are RoPE's inverse frequencies and Gemma's embedding scale.
     """

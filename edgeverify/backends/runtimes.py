@@ -1,8 +1,8 @@
-"""Other runtimes that run a .tflite as the LiteRT interpreter does: signature by signature.
+"""Runs a .tflite in other runtimes, signature by signature, as the LiteRT interpreter does.
 
-Each is opened as something that has the interpreter's ``get_signature_runner``, so that the same
-steps, checks and errors of ``backends.tflite`` serve all of them. Nothing here imports torch, and
-TensorFlow is imported where it is asked for alone.
+Each runtime is opened as an object with the interpreter's ``get_signature_runner``. The steps,
+checks and errors of ``backends.tflite`` therefore serve all of them. Nothing here imports torch,
+and TensorFlow is imported only where it is needed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeverify.backends import compiled_model, tflite
+from edgeverify.backends.interpreter import RESOLVERS
 from edgeverify.backends.packing import choose_packing, require_memory
 from edgeverify.core.case import Case
 from edgeverify.core.errors import ArtifactError
@@ -29,18 +30,18 @@ def run(
     *,
     instrumented: Path | None = None,
 ) -> Trace:
-    """Runs every step of ``case`` in another runtime than the LiteRT interpreter.
+    """Runs every step of ``case`` in a runtime other than the LiteRT interpreter.
 
     Args:
         path: the file.
-        case: the steps, and the kernels, which each runtime has by the same names.
+        case: the steps and the kernels; each runtime has the kernels under the same names.
         runtime: ``compiled_model`` (``ai_edge_litert.compiled_model.CompiledModel``) or
             ``tf_lite`` (TensorFlow's ``tf.lite.Interpreter``).
         setup, instrumented: as for ``tflite.run``; the opener is the runtime's.
 
     Returns:
-        Logits (B, T, V) and caches (B, T, N, H) of each step; the inner taps, too, where an
-        instrumented copy is given.
+        Logits (B, T, V) and caches (B, T, N, H) of each step; also the inner taps, if there is
+        an instrumented copy.
 
     Raises:
         ArtifactError: as for ``tflite.run``.
@@ -52,10 +53,10 @@ def run(
 
 
 def open_compiled_model(path: Path, *, kernel: str, num_threads: int) -> Any:
-    """The file in ``CompiledModel``, on the CPU, its packed weights where they fit.
+    """Opens the file in ``CompiledModel``, on the CPU, with its packed weights where they fit.
 
     Raises:
-        ArtifactError: it cannot be opened, or its packed weights fit nowhere.
+        ArtifactError: the file cannot be opened, or its packed weights fit nowhere.
     """
     on_disk = kernel == "xnnpack" and not choose_packing(path).in_memory
     return compiled_model.open_file(
@@ -64,20 +65,20 @@ def open_compiled_model(path: Path, *, kernel: str, num_threads: int) -> Any:
 
 
 def open_tf_lite(path: Path, *, kernel: str, num_threads: int) -> Any:
-    """The file in TensorFlow's interpreter, which has the LiteRT interpreter's methods.
+    """Opens the file in TensorFlow's interpreter, which has the LiteRT interpreter's methods.
 
     Raises:
-        ArtifactError: it cannot be opened, or its packed weights do not fit the memory.
+        ArtifactError: the file cannot be opened, or its packed weights do not fit in memory.
     """
     if kernel == "xnnpack":
         require_memory(path)
     try:
         with quiet(show=False), warnings.catch_warnings():
-            # That it is to be replaced by the LiteRT interpreter is known: both are compared.
+            # TensorFlow warns that LiteRT replaces this interpreter. We know: both are compared.
             warnings.simplefilter("ignore")
             import tensorflow as tf
 
-            resolver = tf.lite.experimental.OpResolverType[tflite.RESOLVERS[kernel].name]
+            resolver = tf.lite.experimental.OpResolverType[RESOLVERS[kernel].name]
             return tf.lite.Interpreter(
                 str(path), num_threads=num_threads, experimental_op_resolver_type=resolver
             )

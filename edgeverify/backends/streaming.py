@@ -1,7 +1,7 @@
-"""Runs a model from memory-mapped weights with about one module's weights resident.
+"""Runs a model from memory-mapped weights, with about one module's weights in memory.
 
-A module's pages are read when it runs and given back when it has run. What is computed is what it
-would be otherwise, bit by bit: the same code on the same values.
+A module's pages are read when it runs and released after it has run. The results are the same, bit
+by bit, because the same code computes on the same values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LARGE_BYTES = 1 << 20
 
 @contextmanager
 def forgetting(model: nn.Module) -> Iterator[None]:
-    """Gives the pages of each module's own parameters back when the module has run."""
+    """Releases the pages of each module's own parameters after the module has run."""
     handles = []
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
@@ -41,7 +41,7 @@ def forgetting(model: nn.Module) -> Iterator[None]:
 
 
 class FusingOnDisk(TorchFunctionMode):
-    """Large tensors that are concatenated from others, as q, k and v are, go to scratch files."""
+    """Writes large tensors that are concatenated from others (q, k and v, say) to scratch files."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -63,9 +63,9 @@ def put_on_disk(model: nn.Module, folder: Path, written: Collection[torch.Tensor
 
     Args:
         model: built from a mapped checkpoint.
-        folder: of the scratch files.
-        written: tensors of the checkpoint that the port has written to. A mapping loses what was
-            written when it is forgotten, so parameters that lie in these are moved, too.
+        folder: where the scratch files go.
+        written: tensors of the checkpoint that the port has written to. A mapping loses written
+            values when its pages are released, so parameters inside these tensors are moved, too.
     """
     moved: dict[tuple[int, torch.Size], torch.Tensor] = {}
     for parameter in model.parameters():

@@ -1,10 +1,10 @@
 """Runs a .tflite in the LiteRT interpreter, step by step, and records its taps.
 
-Logits and KV caches always come from the untouched file. Inner taps come from an instrumented
-copy, and count only where that copy's logits and caches are bitwise those of the untouched file:
-reading intermediates can change what the runtime computes (LiteRT #8928).
+Logits and KV caches always come from the untouched file. Inner taps come from an instrumented copy.
+They count only if that copy's logits and caches are bitwise equal to those of the untouched file,
+because reading intermediates can change what the runtime computes (LiteRT #8928).
 
-Nothing here imports torch, so that it also runs on a device host.
+Nothing here imports torch, so this module also runs on a device host.
 """
 
 from __future__ import annotations
@@ -12,23 +12,25 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from edgeverify.backends import compiled_model
-from edgeverify.backends.packing import choose_packing, require_memory
+from edgeverify.backends.interpreter import (
+    CACHE_ORDER,
+    call,
+    check_room,
+    choose_opener,
+    open_file,
+    runner_of,
+)
 from edgeverify.core import taps
 from edgeverify.core.case import Case, Step
 from edgeverify.core.errors import ArtifactError
 from edgeverify.core.localise import forget_unfed
 from edgeverify.core.masks import masks_of
-from edgeverify.core.quiet import quiet
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
 from edgeverify.litert.flatbuffer import (
@@ -37,33 +39,19 @@ from edgeverify.litert.flatbuffer import (
     Instrumentation,
     Located,
     ModelFile,
-    Skeleton,
     by_tap,
-    instrument,
-    instrumented,
 )
-
-LARGEST_KEPT_COPY = 64 * 2**20
-RESOLVERS = {
-    "xnnpack": OpResolverType.BUILTIN,
-    "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    "reference": OpResolverType.BUILTIN_REF,
-}
-# The order of a cache's axes that gives (B, T, N, H), by layout, for K and V.
-CACHE_ORDER = {
-    "default": {"k": (0, 1, 2, 3), "v": (0, 1, 2, 3)},
-    "transposed": {"k": (0, 2, 1, 3), "v": (0, 3, 1, 2)},
-}
+from edgeverify.litert.flatbuffer.instrument import instrumented_copy
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How a file is run, beside what its case says.
+    """How a file is run, apart from what its case says.
 
     Attributes:
-        num_threads: of the interpreter; the machine's if None.
-        cache: another cache than the default one.
-        memory_budget: bytes that the process may take; what is available if None.
+        num_threads: threads of the interpreter; the machine's number if None.
+        cache: a cache folder other than the default one.
+        memory_budget: bytes that the process may use; the available memory if None.
         opener: opens a file, from ``choose_opener`` or of another runtime; ``open_file`` if None.
         tick: called after each step.
     """
@@ -84,21 +72,21 @@ def run_file(
 ) -> tuple[Trace, Trace | None]:
     """Runs a file as a whole, and block by block on the oracle's inputs.
 
-    The two instrumented copies, or their tables, are kept in the cache. Where XNNPACK packs weights
-    on the disk, they are one: all signatures of a file share them there. Large files are run that
-    way, too, where they need not be, for it is faster.
+    The two instrumented copies, or their tables, are kept in the cache. If XNNPACK packs weights
+    on the disk, one copy serves both runs, because all signatures of a file share the packed
+    weights there. Large files are run that way even if they fit in memory, because it is faster.
 
     Args:
-        path: the converted file; large copies of it are made beside it for the time being.
+        path: the converted file; temporary large copies are made beside it.
         case: what is run.
-        oracle: the trace whose block inputs the blocks are fed with, rounded to float32.
-        setup: how; its ``opener`` is chosen here. ``tick`` is called once for each step of the
-            case, though each is run up to three times.
+        oracle: the trace whose block inputs the blocks receive, rounded to float32.
+        setup: how the file is run; its ``opener`` is chosen here. ``tick`` is called once for each
+            step of the case, though each step is run up to three times.
 
     Returns:
-        The trace of the whole file, and that of its blocks in isolation (None without oracle). The
-        first one's provenance has, as ``runtime``, what ran the file, and, as ``packing``, what
-        ``choose_opener`` says.
+        The trace of the whole file, and that of its blocks in isolation (None without oracle). In
+        the first trace's provenance, ``runtime`` names the runtime that ran the file and
+        ``packing`` is the reason that ``choose_opener`` returns.
 
     Raises:
         ArtifactError: as for ``run``.
@@ -118,8 +106,8 @@ def run_file(
             whole.provenance |= {"runtime": "CompiledModel", "packing": told}
             return whole, isolated
         except ArtifactError:
-            # What it refuses, the interpreter may well take: of a file that both refuse, the
-            # interpreter's reason is told.
+            # The interpreter may still accept a file that this runtime refuses. If both refuse it,
+            # the error gives the interpreter's reason.
             if told:
                 raise
     with instrumented_copy(path, root=setup.cache) as tapped:
@@ -134,7 +122,7 @@ def run_file(
 def _run_packed_once(
     path: Path, case: Case, oracle: Trace | None, setup: Setup
 ) -> tuple[Trace, Trace | None]:
-    """``run_file`` where all signatures of a file share the packed weights."""
+    """Runs ``run_file`` where all signatures of a file share the packed weights."""
     alone = oracle is not None
     assert setup.opener is not None
     with instrumented_copy(path, isolate=alone, beside=alone, root=setup.cache) as both:
@@ -146,7 +134,7 @@ def _run_packed_once(
 
 
 def _opening_once(kept: Path, opener: Callable[..., Any]) -> Callable[..., Any]:
-    """The opener, which opens one of the files once, and so packs its weights once."""
+    """Returns an opener that opens the file ``kept`` only once, and so packs its weights once."""
     opened: list[Any] = []
 
     def open_(path: Path, **options: Any) -> Any:
@@ -160,7 +148,7 @@ def _opening_once(kept: Path, opener: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_every_tap(path: Path, case: Case, oracle: Trace, setup: Setup | None = None) -> Trace:
-    """Runs a file with every tap fed with the oracle's value of the taps that it is made from.
+    """Runs a file and feeds each tap with the oracle's values of the taps that it is computed from.
 
     Args:
         path, case, setup: as for ``run_file``.
@@ -182,44 +170,8 @@ def run_every_tap(path: Path, case: Case, oracle: Trace, setup: Setup | None = N
 
 
 def blocks_of(path: Path) -> int:
-    """How many transformer blocks a file has, by the caches of its signatures."""
+    """Returns how many transformer blocks a file has, from the caches of its signatures."""
     return next(iter(ModelFile(path).signatures.values())).num_blocks
-
-
-@contextmanager
-def instrumented_copy(
-    path: Path,
-    *,
-    isolate: bool = False,
-    every_tap: bool = False,
-    beside: bool = False,
-    root: Path | None = None,
-) -> Iterator[Path]:
-    """A copy of ``path`` that also returns its taps.
-
-    A small one comes from the cache. Of a large one the cache keeps the table, and the weights are
-    put behind it for the time being: they take as much room as the file, and no time.
-    """
-    cuts: Any = {"isolate": isolate, "every_tap": every_tap, "beside": beside}
-    sources = entries.source_digest("litert/flatbuffer/*.py")
-    key = entries.digest(sources, entries.file_digest(path, root=root), cuts)
-    if path.stat().st_size <= LARGEST_KEPT_COPY:
-
-        def make(target: Path) -> None:
-            instrument(path, target, **cuts)
-
-        yield entries.cached("instrumented", key, ".tflite", make, root=root)
-        return
-
-    def make_table(target: Path) -> None:
-        skeleton, _ = instrumented(path, **cuts)
-        skeleton.save(target)
-
-    table = entries.cached("instrumented", key, ".safetensors", make_table, root=root)
-    with entries.working_folder(path.parent) as folder:
-        temporary = folder / path.name
-        Skeleton.load(table).assemble(path, temporary)
-        yield temporary
 
 
 def run(
@@ -234,15 +186,15 @@ def run(
 
     Args:
         path: the converted file.
-        case: the steps; also the kernels, the cache's layout and length, and the masks.
-        setup: how it is run.
+        case: the steps, the kernels, the cache's layout and length, and the masks.
+        setup: how the file is run.
         instrumented: a copy written by ``flatbuffer.instrument``, for the inner taps.
-        inject: what each block and the final norm are fed with, ``"prefill.0/embed"``,
+        inject: the inputs of each block and the final norm, ``"prefill.0/embed"``,
             ``"prefill.0/blocks.0.out"``, …, (B, T, C), real rows only. Needs an ``instrumented``
             copy that isolates; everything is then recorded from that copy.
 
     Returns:
-        The trace, with the reasons for taps that could not be read in ``unavailable``.
+        The trace. ``unavailable`` gives the reasons for taps that could not be read.
 
     Raises:
         ArtifactError: a file cannot be opened or does not fit the case, a step writes past the
@@ -292,7 +244,7 @@ def _drive(
     setup: Setup,
     inject: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[Step, dict[str, np.ndarray], Located | None]]:
-    """Yields each step's outputs. One interpreter is alive, and only until the last step."""
+    """Yields each step's outputs. Only one interpreter is alive, and only until the last step."""
     told = _instrumentation(path, isolated=inject is not None)
     opener = setup.opener or open_file
     interpreter = opener(path, kernel=case.kernel, num_threads=setup.threads)
@@ -345,114 +297,15 @@ def _instrumentation(path: Path, *, isolated: bool) -> Instrumentation | None:
     return found
 
 
-def choose_opener(
-    path: Path, kernel: str, memory_budget: int | None = None, *, own: bool = False
-) -> tuple[Callable[..., Any], str]:
-    """Chooses what a file and its copies are opened with, by what XNNPACK's packed weights take.
-
-    Args:
-        path: the file.
-        kernel: ``xnnpack``, ``builtin`` or ``reference``.
-        memory_budget: bytes that the process may take; what is available if None.
-        own: as for ``choose_packing``.
-
-    Returns:
-        ``open_file``, or what opens a ``CompiledModel`` whose packed weights are on the disk, which
-        computes the same bits (held by a test); and why, where the memory is too short for them.
-
-    Raises:
-        NoRoomError: they fit nowhere.
-    """
-    if kernel != "xnnpack" or (chosen := choose_packing(path, memory_budget, own=own)).in_memory:
-        return open_file, ""
-    told = "" if chosen.fits_memory else str(chosen)
-    return partial(compiled_model.open_file, packed_on_disk=True), told
-
-
-def open_fitting(path: Path, *, kernel: str, num_threads: int) -> Any:
-    """The file, opened with what ``choose_opener`` chooses.
-
-    Raises:
-        ArtifactError: the file cannot be opened, or its packed weights fit nowhere.
-    """
-    opener, _ = choose_opener(path, kernel)
-    return opener(path, kernel=kernel, num_threads=num_threads)
-
-
-def open_file(path: Path, *, kernel: str, num_threads: int) -> Interpreter:
-    """An interpreter of ``path`` with the given kernels.
-
-    Raises:
-        ArtifactError: the file cannot be opened, or its packed weights do not fit the memory.
-    """
-    if kernel == "xnnpack":
-        require_memory(path)
-    try:
-        with quiet(show=False):
-            return Interpreter(
-                str(path),
-                num_threads=num_threads,
-                experimental_op_resolver_type=RESOLVERS[kernel],
-            )
-    except (ValueError, RuntimeError) as error:
-        raise ArtifactError(
-            f"the runtime cannot open it ({error})",
-            where=path,
-            expected="a whole .tflite file that this version of ai-edge-litert reads",
-            fix="convert the model again, or update ai-edge-litert",
-        ) from error
-
-
-def runner_of(interpreter: Any, path: Path, signature: str) -> Any:
-    """The runner of a signature.
-
-    Raises:
-        ArtifactError: the file has no such signature.
-    """
-    try:
-        return interpreter.get_signature_runner(signature)
-    except ValueError as error:
-        raise ArtifactError(
-            f"has no signature {signature!r}",
-            where=path,
-            expected=f"one of {', '.join(interpreter.get_signature_list()) or '(none at all)'}",
-            fix="convert the model again with the prefill lengths of the case",
-        ) from error
-
-
-def check_room(path: Path, case: Case, step: Step, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses what the runtime would take, and do wrong without a word.
-
-    Raises:
-        ArtifactError: the file's cache is not the case's, or the step ends past its last row.
-    """
-    rows = shapes["kv_cache_k_0"][CACHE_ORDER[case.kv_layout]["k"][1]]
-    if rows != case.kv_cache_len:
-        raise ArtifactError(
-            f"its KV cache has {rows} rows in the {case.kv_layout} layout",
-            where=path,
-            expected=f"{case.kv_cache_len}, as in the case",
-            fix="convert the model again, with the case's KV layout and cache length",
-        )
-    if step.start + step.length > rows:
-        raise ArtifactError(
-            f"step {step.name} writes up to row {step.start + step.length} of a KV cache of {rows}"
-            " (the runtime would overwrite older rows instead of failing)",
-            where=path,
-            expected=f"at most {rows} rows",
-            fix="lengthen the cache, or shorten the prompt or the decode steps",
-        )
-
-
 def _injected(
     step: Step,
     shapes: Mapping[str, tuple[int, ...]],
     inject: Mapping[str, np.ndarray],
     located: Located | None,
 ) -> dict[str, np.ndarray]:
-    """What the cut points are fed with, padded by repeating the last real row.
+    """Returns the inputs of the cut points, padded by repeating the last real row.
 
-    A pad row's content reaches no real row; a repeated one is sure to be in the norms' range.
+    A pad row's content reaches no real row; a repeated row is sure to be in the norms' range.
     """
     inputs = {}
     for name, shape in shapes.items():
@@ -463,53 +316,6 @@ def _injected(
             padded = np.concatenate([rows, np.repeat(rows[:, -1:], pads, axis=1)], axis=1)
             inputs[name] = located.taps[tap].back(padded, shape)
     return inputs
-
-
-def call(
-    runner: Any,
-    path: Path,
-    step: Step,
-    inputs: dict[str, np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    first: bool = False,
-) -> dict[str, np.ndarray]:
-    """Calls a signature with exactly the inputs it takes.
-
-    Args:
-        runner: from ``runner_of``.
-        path, step: told in errors.
-        inputs: by name.
-        shapes: of the signature's inputs, by name.
-        first: whether it is the interpreter's first call, which announces the delegate.
-
-    Returns:
-        The outputs, by name.
-
-    Raises:
-        ArtifactError: the inputs do not fit the signature, or the runtime failed.
-    """
-    given = {name: value.shape for name, value in inputs.items()}
-    if given != dict(shapes):
-        wrong = sorted(n for n in given.keys() | shapes.keys() if given.get(n) != shapes.get(n))
-        listed = ", ".join(f"{n}: {shapes.get(n, 'no input')}" for n in wrong[:4])
-        raise ArtifactError(
-            f"signature {step.signature!r} takes other inputs than the case gives ({listed})",
-            where=path,
-            expected=", ".join(f"{n}: {given.get(n, 'no input')}" for n in wrong[:4]),
-            fix="convert the model again for this case",
-        )
-    try:
-        # The first call of an interpreter announces the delegate on standard error.
-        with quiet(first, show=False):
-            return runner(**inputs)
-    except (ValueError, RuntimeError) as error:
-        raise ArtifactError(
-            f"the runtime failed at step {step.name} ({error})",
-            where=path,
-            expected=f"signature {step.signature!r} to run",
-            fix="try another --kernel; if that passes, report it to LiteRT",
-        ) from error
 
 
 def _record(
@@ -537,14 +343,15 @@ def _record(
             why = "the signature returns no logits" if tap == taps.LOGITS else reason
             trace.unavailable[f"{step.name}/{tap}"] = missing.get(tap, why)
             continue
-        # A copy, or a view of a few rows would keep the whole cache alive.
+        # A copy, because a view of a few rows would keep the whole cache alive.
         trace.add(step.name, tap, np.array(array, order="C"))
 
 
 def _forget_unfed(trace: Trace, step: Step, num_blocks: int, located: Located | None) -> None:
-    """Takes back the taps of each part whose input was not found, so that nothing fed it.
+    """Removes the taps of each part whose input was not found, because nothing fed that part.
 
-    It ran on what the part before gave it, which the floor of isolated runs does not allow for.
+    Such a part ran on the output of the part before it, which the floor of isolated runs does not
+    allow for.
     """
     feeds = [taps.EMBED, *(taps.block(index, "out") for index in range(num_blocks))]
     found = located.taps if located else {}
@@ -561,7 +368,7 @@ def _forget_unfed(trace: Trace, step: Step, num_blocks: int, located: Located | 
 def _first_difference(
     untouched: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
 ) -> str | None:
-    """The first output that is not bitwise the same (NaNs and signs of zero included)."""
+    """Returns the first output that is not bitwise equal (NaNs and signs of zero included)."""
     for name, array in untouched.items():
         if name not in other or array.tobytes() != other[name].tobytes():
             return name

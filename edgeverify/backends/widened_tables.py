@@ -1,4 +1,4 @@
-"""An embedding table and an LM head in float64, without a float64 copy of either.
+"""Runs an embedding table and an LM head in float64, without a float64 copy of either.
 
 Gemma's table of 256000 tokens is a quarter of its model: 2.4 GB in float32, 4.7 GB in float64.
 """
@@ -17,17 +17,17 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from edgeverify.core.store.mapped import forget
 
-# Weights of an LM head that are widened at a time: 128 MiB in float64.
+# Number of LM head weights that are widened at a time: 128 MiB in float64.
 PIECE = 1 << 24
 
 
 @contextmanager
 def rows_widened(table: nn.Embedding) -> Iterator[None]:
-    """An embedding looks its rows up in a float64 table of these rows alone.
+    """Makes an embedding look its rows up in a float64 table that has only these rows.
 
     Args:
-        table: float32; it and its subclasses are called with token ids and look them up in
-            ``weight``.
+        table: float32; the module and its subclasses are called with token ids and look them up
+            in ``weight``.
     """
     weight, padding = table.weight.data, table.padding_idx
 
@@ -36,7 +36,7 @@ def rows_widened(table: nn.Embedding) -> Iterator[None]:
             rows, places = torch.unique(args[0], return_inverse=True)
             table.weight.data = weight[rows].to(torch.float64)
             forget(weight)
-        table.padding_idx = None  # a place in the whole table; it matters to gradients alone
+        table.padding_idx = None  # an index into the whole table; only gradients use it
         return (places, *args[1:])
 
     def restore() -> None:
@@ -55,10 +55,10 @@ def rows_widened(table: nn.Embedding) -> Iterator[None]:
 
 
 class head_widened(TorchFunctionMode):  # noqa: N801 - a context, as ``rows_widened`` is
-    """A linear layer computes in float64, ``PIECE`` weights at a time.
+    """Makes a linear layer compute in float64, ``PIECE`` weights at a time.
 
-    The product itself is taken, not the layer's forward: the control of a quantized file puts the
-    rounding of the layer's input there.
+    It replaces the product itself, not the layer's forward, because the control of a quantized
+    file rounds the layer's input in that forward.
 
     Args:
         head: float32.
@@ -82,7 +82,7 @@ class head_widened(TorchFunctionMode):  # noqa: N801 - a context, as ``rows_wide
 
     def _in_pieces(self, x: torch.Tensor) -> torch.Tensor:
         head = self._head
-        # Logits of a long conversation are larger than the head: they are written once.
+        # Logits of a long conversation are larger than the head, so they are written only once.
         logits = x.new_empty((*x.shape[:-1], head.out_features))
         for start in range(0, head.out_features, self._rows):
             piece = slice(start, start + self._rows)

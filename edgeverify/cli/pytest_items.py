@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from edgeverify.cli.frame import framed
 from edgeverify.cli.pytest_marks import GOLDEN, INVARIANTS, PARITY
 from edgeverify.core.errors import EdgeVerifyError
 from edgeverify.core.loading import is_file
@@ -133,16 +134,15 @@ class GoldenItem(pytest.Item):
             pytest.fail("\n".join(golden_lines(result)), pytrace=False)
 
     def _compared(self) -> GoldenResult:
-        from edgeverify.cli import launch
-
+        chosen, directory = self.config.stash[CHOSEN], _golden_dir(self.config)
+        asked = {"update": self.config.option.edgeverify_update_golden, "kinds": (self.kind,)}
         try:
-            # This golden alone: another worker may have the other one, and say what it is.
-            report = launch.golden(
-                self.model,
-                self.config.stash[CHOSEN],
-                _golden_dir(self.config),
-                update=self.config.option.edgeverify_update_golden,
-                kinds=(self.kind,),
+            # Only this golden: another worker may have the other one, and say what it is.
+            report = framed(
+                "edgeverify.suites.check",
+                lambda suite, loud: suite.verify_goldens(
+                    self.model, chosen, directory, **asked, **loud
+                ),
             )
         except EdgeVerifyError as error:
             pytest.fail(f"cannot compare {self.model} with its goldens: {error}", pytrace=False)
@@ -268,12 +268,14 @@ def _examination_of(config: pytest.Config, model: str) -> Examination:
 
 def _report_of(config: pytest.Config, model: str) -> Report:
     """The model's report of this session; made, and its files written, when first asked for."""
-    from edgeverify.cli import launch
-
+    chosen = config.stash[CHOSEN].arguments()
     runs = config.stash[RUNS]
     if model not in runs:
         try:
-            runs[model] = launch.check(model, config.stash[CHOSEN])
+            runs[model] = framed(
+                "edgeverify.suites.check",
+                lambda suite, loud: suite.verify(model, **chosen, **loud),
+            )
             write_reports(runs[model], _paths_of(config, model))
         except EdgeVerifyError as error:
             runs[model] = f"cannot check {model}: {error}"

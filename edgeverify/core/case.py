@@ -1,8 +1,8 @@
-"""A Case: what is run, in full, on every implementation.
+"""A Case: one conversation, in full, that every implementation runs.
 
-A case is one conversation with an empty cache at its start. Its prefill steps exercise the ways a
-prompt reaches a converted file: a chunk that fills its signature, chunks that follow others (a
-prompt longer than the largest signature), a chunk that is padded. Decode steps follow.
+A case starts with an empty cache. Its prefill steps cover the ways in which a prompt reaches a
+converted file: a chunk that fills its signature, chunks that follow other chunks (a prompt longer
+than the largest signature), and a padded chunk. Decode steps follow.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ DEFAULT_PREFILL_LENGTHS = (16, 32)
 DEFAULT_DECODE_STEPS = 8
 KV_LAYOUTS = ("default", "transposed")
 KERNELS = ("xnnpack", "builtin", "reference")
-# The tokens of a padded chunk: about two thirds of the signature, so that pads are many and the
-# real rows still outnumber them.
+# The share of real tokens in a padded chunk: about two thirds of the signature, so that there are
+# many pads and still more real rows.
 PADDED_SHARE = 0.66
 
 
@@ -27,7 +27,7 @@ class Step:
 
     Attributes:
         name: ``prefill.{n}`` or ``decode.{t}``, counted from 0.
-        signature: the signature that takes it: ``prefill_{length}`` or ``decode``.
+        signature: the signature that is called: ``prefill_{length}`` or ``decode``.
         length: how many tokens the signature takes.
         start: the position of the first token.
         tokens: the real token ids, at most ``length``; the rest is padding.
@@ -50,30 +50,31 @@ class Step:
 
     @property
     def padded_tokens(self) -> tuple[int, ...]:
-        """The tokens as the signature takes them, padded with id 0."""
+        """The tokens that the signature receives, padded with id 0."""
         return self.tokens + (0,) * (self.length - len(self.tokens))
 
 
 @dataclass(frozen=True)
 class Case:
-    """What to run. Equal cases give comparable traces.
+    """Says what to run. Equal cases give comparable traces.
 
     Attributes:
         model: the port's name.
-        size: the size, or ``"custom"`` for a checkpoint with a config of its own.
+        size: the port's size, or ``"custom"`` for a checkpoint whose config is not one of the
+            port's.
         kv_layout: ``default`` (BTNH) or ``transposed`` (K BNTH, V BNHT).
         prefill_lengths: the lengths of the prefill signatures, ascending.
         kv_cache_len: rows of the KV cache.
         steps: the calls, in order.
-        mask_as_input: masks are inputs of the signatures instead of being built inside.
-        prefill_logits: prefill signatures return logits, too.
-        greedy: decode steps feed back the reference's own greedy tokens; until it has run, they
-            hold placeholders.
+        mask_as_input: masks are inputs of the signatures; they are not built inside the model.
+        prefill_logits: prefill signatures also return logits.
+        greedy: decode steps feed the reference's own greedy tokens; until the reference has run,
+            the steps hold placeholders.
         kernel: the LiteRT kernels that run the file.
-        decode_batch: conversations that the decode signature takes at once; 0 is a file that has
-            none.
-        mask_kinds: the masks that the port takes where masks are inputs: ``global``, ``local``.
-        window: tokens that a ``local`` mask shows; None without such a mask.
+        decode_batch: conversations that one call of the decode signature takes; 0 for a file
+            without a decode signature.
+        mask_kinds: the masks that the port takes as inputs: ``global``, ``local``.
+        window: how many tokens a ``local`` mask shows; None without such a mask.
     """
 
     model: str
@@ -102,12 +103,12 @@ class Case:
 
     @property
     def signatures(self) -> dict[str, int]:
-        """Signature name → token length, prefill ascending, then decode, if there is one."""
+        """Signature name → token length: prefill ascending, then decode if the file has it."""
         named = {f"prefill_{length}": length for length in self.prefill_lengths}
         return {**named, "decode": 1} if self.decode_batch else named
 
     def with_decode_tokens(self, tokens: Sequence[int]) -> Case:
-        """The same case, its decode steps fed with ``tokens``."""
+        """Returns the same case with ``tokens`` as the input of its decode steps."""
         given = iter(tokens)
         steps = tuple(
             replace(step, tokens=(int(next(given)),)) if step.is_decode else step
@@ -117,7 +118,7 @@ class Case:
 
 
 def prompt_length(prefill_lengths: Sequence[int]) -> int:
-    """Tokens of the default prompt: every signature filled once, then the largest padded."""
+    """Counts the default prompt's tokens: each signature full once, then the largest padded."""
     lengths = sorted(prefill_lengths)
     return sum(lengths) + max(1, int(lengths[-1] * PADDED_SHARE))
 
@@ -127,15 +128,16 @@ def plan_steps(
     prefill_lengths: Sequence[int],
     decode_tokens: Sequence[int],
 ) -> tuple[Step, ...]:
-    """Cuts a prompt into chunks and lets decode steps follow.
+    """Cuts a prompt into chunks and appends the decode steps.
 
-    Every signature is filled once, ascending, as long as tokens last; then the largest is
-    repeated; the rest goes, padded, into the smallest signature that takes it.
+    The chunks fill every signature once, ascending, as long as there are enough tokens. Then they
+    repeat the largest signature. The remaining tokens go, padded, into the smallest signature that
+    takes them.
 
     Args:
         prompt: token ids, at least one.
         prefill_lengths: the signatures' lengths.
-        decode_tokens: the token fed at each decode step.
+        decode_tokens: the input token of each decode step.
 
     Returns:
         The steps, in order.
@@ -163,22 +165,22 @@ def plan_steps(
 
 
 def cache_rows_needed(steps: Sequence[Step]) -> int:
-    """Rows that the steps write, pads included: the shortest cache that holds them."""
+    """Counts the rows that the steps write, pads included: the length of the shortest cache."""
     return max(step.start + step.length for step in steps)
 
 
 def default_cache_len(steps: Sequence[Step]) -> int:
-    """The shortest multiple of 16 that leaves at least one row unused."""
+    """Returns the shortest multiple of 16 that leaves at least one cache row unused."""
     return (cache_rows_needed(steps) // 16 + 1) * 16
 
 
 def check_lengths(
     prefill_lengths: Sequence[int], steps: Sequence[Step], kv_cache_len: int, max_positions: int
 ) -> None:
-    """Refuses a case that would not fit its cache or the model.
+    """Refuses a case that does not fit its cache or the model.
 
     Raises:
-        UsageError: with the option to change.
+        UsageError: the case does not fit; names the option to change.
     """
     for length in prefill_lengths:
         if length > kv_cache_len:

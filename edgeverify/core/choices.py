@@ -1,4 +1,4 @@
-"""A value that has to be one of several, and what to say where it is none of them."""
+"""Checks an option's value and, where it is wrong, suggests the right ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from edgeverify.core.errors import UsageError
 
 
 def one_of(option: str, value: str, choices: Sequence[str]) -> str:
-    """``value``, if it is one of ``choices``.
+    """Returns ``value`` if it is one of ``choices``.
 
     Raises:
-        UsageError: with the nearest choices and all of them.
+        UsageError: it is not; gives the nearest choices and all of them.
     """
     if value in choices:
         return value
@@ -25,7 +25,7 @@ def one_of(option: str, value: str, choices: Sequence[str]) -> str:
 
 
 def did_you_mean(value: str, choices: Sequence[str]) -> str | None:
-    """``did you mean 'tinyllama'?``, or None where nothing is near."""
+    """Returns ``did you mean 'tinyllama'?``, or None if no choice is similar."""
     by_lower = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(value.lower(), by_lower, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(repr(by_lower[name]) for name in near)}?" if near else None
@@ -39,10 +39,10 @@ def whole_number(
     lowest: int = 1,
     highest: int | None = None,
 ) -> int | None:
-    """An option's text as a whole number; ``default`` where it was not given.
+    """Reads an option's text as a whole number; returns ``default`` if it was not given.
 
     Raises:
-        UsageError: no whole number, or out of bounds.
+        UsageError: not a whole number, or out of bounds.
     """
     if value is None:
         return default

@@ -1,7 +1,7 @@
 """Judges one trace against a baseline: identity first, then values, tap by tap.
 
-Nothing is skipped: a tap that is missing, extra, of another shape or dtype, or not finite fails
-before its values are looked at; one that could not be read is ``unchecked``; a comparison of
+Nothing is skipped. A tap that is missing, extra, not finite, or of another shape or dtype fails
+before its values are compared. A tap that could not be read is ``unchecked``. A comparison of
 nothing is an error.
 """
 
@@ -33,10 +33,10 @@ from edgeverify.core.results import (
 from edgeverify.core.store.mapped import forget
 from edgeverify.core.trace import Trace
 
-# The rms over rows is a stable figure from about this many rows on; fewer are judged together with
-# the other short steps of the same tap (decode steps are one row each). Rows that are the same row
-# count once: in the int8 file of a right port, whose answer was one token eight times, the one norm
-# that sees nothing but the token had a ratio of 1.68.
+# The rms over rows is a stable figure from about this many rows on. Fewer rows are judged together
+# with the other short steps of the same tap (a decode step has one row). Identical rows count once:
+# the int8 file of a right port answered with one token eight times, and the one norm that depends
+# only on the token had a ratio of 1.68.
 MIN_ROWS_FOR_RMS = 8
 POSITION_0_AGREES = "position 0 agrees"
 NOWHERE: Mapping[str, int] = MappingProxyType({})
@@ -44,13 +44,13 @@ NOWHERE: Mapping[str, int] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a candidate is held against.
+    """The runs and floors that a candidate is compared with.
 
     Attributes:
-        oracle: the truth, float64.
-        floor: what a right float32 run is allowed, from ``noise.floor_of``.
-        isolated_floor: the same where each block is fed with the oracle's input.
-        own: the float32 run of the model itself.
+        oracle: the exact values, float64.
+        floor: the error that a right float32 run may have, from ``noise.floor_of``.
+        isolated_floor: the same for the run that feeds each block with the oracle's input.
+        own: the reference's own float32 run.
     """
 
     oracle: Trace
@@ -67,9 +67,9 @@ class Thresholds:
     row: float
 
     def rms_over(self, rows: int) -> float:
-        """What is allowed of the rms over few rows: from the row's limit for one to ``rms``.
+        """Returns the allowed rms ratio over few rows: from ``row`` for one row to ``rms``.
 
-        Both ends are calibrated; in between the allowance falls evenly with every further row.
+        Both ends are calibrated. Between them the allowance falls linearly with each further row.
         """
         missing = max(0, MIN_ROWS_FOR_RMS - rows) / (MIN_ROWS_FOR_RMS - 1)
         return self.rms + (self.row - self.rms) * missing
@@ -80,7 +80,7 @@ class Thresholds:
 
 @cache
 def thresholds(kind: str) -> Thresholds:
-    """The calibrated thresholds of a kind of leg, or of the ``isolated`` runs.
+    """Returns the calibrated thresholds of a kind of leg, or of the ``isolated`` runs.
 
     They are read from ``thresholds.json``, which ``python -m edgeverify.suites.calibrate`` writes.
     """
@@ -104,10 +104,10 @@ def compare(
         candidate: the run to be judged; float32 arrays.
         oracle: float64.
         floor: from ``noise.floor_of``.
-        limits: allowed ratios.
+        limits: the allowed ratios.
         expected: the ``step/tap`` keys that must be there, in forward order.
-        starts: step → position of its first token, so that rows are told by their position.
-        rows_out: given the ratio of every row of each tap that was measured.
+        starts: step → position of its first token, so that reasons name rows by their position.
+        rows_out: receives the ratio of every row of each measured tap.
 
     Returns:
         One result per expected key, in order, then one failure per extra key.
@@ -147,7 +147,7 @@ def compare(
 
 
 def _first_position(key: str, starts: Mapping[str, int]) -> int:
-    """Position of the tap's first row: a cache's first row is always position 0."""
+    """Returns the position of the tap's first row; a cache's first row is always position 0."""
     step, tap = taps.split(key)
     return 0 if tap.startswith("kv.") else starts.get(step, 0)
 
@@ -159,7 +159,7 @@ def _identity(
         return TapResult(key, UNCHECKED, reason=f"the baseline: {oracle.unavailable[key]}")
     truth = oracle[key]
     if not (np.isfinite(truth).all() and np.isfinite(floor[key]).all()):
-        # Every comparison with NaN is false, and nothing exceeds Inf: it would look like a pass.
+        # Every comparison with NaN is false, and nothing exceeds Inf: the tap would pass.
         return TapResult(key, UNCHECKED, reason="the baseline itself gives NaN or Inf here")
     if key not in candidate:
         if key in candidate.unavailable:
@@ -189,7 +189,7 @@ def _identity(
 def _pools(
     measured: Mapping[str, noise.RowErrors],
 ) -> list[tuple[str, noise.RowErrors, noise.RowErrors]]:
-    """Each key with its own rows and the rows its rms is judged over."""
+    """Returns each key with its own rows and with the rows that its rms is judged over."""
     short: dict[str, list[str]] = {}
     for key, rows in measured.items():
         if len(rows.error) < MIN_ROWS_FOR_RMS:
@@ -269,15 +269,15 @@ def judge_leg(
     *,
     notes: tuple[str, ...] = (),
 ) -> LegResult:
-    """Judges a leg: the run as a whole and, where there is one, the block-by-block run.
+    """Judges a leg: the whole run and, if there is one, the block-by-block run.
 
     Args:
-        leg: what is judged.
+        leg: the leg that is judged.
         candidate: the run to be judged.
-        isolated: the same with each block fed with the oracle's input, or None.
-        baseline: what both are held against.
+        isolated: the same run with each block fed with the oracle's input, or None.
+        baseline: what both runs are compared with.
         expected, starts: as in ``compare``.
-        notes: carried into the result.
+        notes: copied into the result.
     """
     limits, block_limits = thresholds(leg.kind), thresholds("isolated")
     rows: dict[str, np.ndarray] = {}
@@ -296,7 +296,7 @@ def judge_leg(
 
 
 def leg_of(leg: Leg, results: Sequence[TapResult], notes: tuple[str, ...] = ()) -> LegResult:
-    """A leg of taps that have been judged, in forward order."""
+    """Returns the result of a leg from its judged taps, which are in forward order."""
     outcome = worst_outcome([result.outcome for result in results])
     return LegResult(
         leg=leg,
@@ -327,7 +327,10 @@ def _with_isolated(result: TapResult, alone: TapResult | None) -> TapResult:
 
 
 def _worst(results: Sequence[TapResult]) -> TapResult | None:
-    """The result nearest to, or furthest past, its limits; a failure without a ratio is worst."""
+    """Returns the result nearest to or furthest past its limits.
+
+    A failure without a ratio is the worst.
+    """
     broken = [r for r in results if r.outcome == FAIL and r.error_ratio is None]
     if broken:
         return broken[0]
@@ -352,7 +355,7 @@ def _first_divergence(results: Sequence[TapResult]) -> Divergence | None:
 
 
 def _segment(tap: str) -> int:
-    """What is fed by the oracle as one: the embedding, each block, the final norm with the head."""
+    """Numbers what the oracle feeds as one: embedding, each block, final norm with head."""
     block = taps.block_index(tap)
     if block is not None:
         return block

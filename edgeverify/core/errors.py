@@ -1,4 +1,4 @@
-"""One base exception whose attributes carry the facts, and one place that renders them.
+"""The errors: one base exception, whose attributes carry the facts and whose ``str`` shows them.
 
 Every public error says what is wrong, where, what was expected and what to do. The command line
 prints ``str(error)`` as its one line and exits with status 2.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 
 class EdgeVerifyError(Exception):
-    """Bad usage or bad input: what happened, where, what was expected, what to do.
+    """Says what went wrong, where, what was expected and what to do: bad usage or bad input.
 
     Attributes:
         what: the fact, e.g. ``"tensor 'model.norm.weight' is missing"``.
-        where: the file, option or object it was found in, or None.
-        expected: what would have been right, or None.
-        fix: what the reader can do about it, or None.
+        where: the file, option or object that is wrong, or None.
+        expected: the right value, or None.
+        fix: what the user can do about it, or None.
     """
 
     def __init__(
@@ -57,15 +57,15 @@ class TraceError(EdgeVerifyError):
 
 
 class ArtifactError(EdgeVerifyError):
-    """A .tflite that cannot be made, opened or run as the case asks."""
+    """A .tflite that cannot be written, opened or run as the case requires."""
 
 
 class DiskFullError(ArtifactError):
-    """There is no room for a file. Whatever was there before is whole."""
+    """The disk has no room for a file. A file that was there before is intact."""
 
 
 class NoRoomError(ArtifactError):
-    """What is to be run fits neither in the memory nor on the disk. Nothing was run."""
+    """A model that fits neither in memory nor on the disk. Nothing was run."""
 
 
 class RecipeError(EdgeVerifyError):

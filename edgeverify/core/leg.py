@@ -1,4 +1,4 @@
-"""A leg: one step of a model's way to the device, and who is to blame for what differs there."""
+"""A leg: one step of a model's way to the device, to which a difference is attributed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ QUANTIZATION, RUNTIME = "quantization", "runtime"
 class Leg:
     """One leg of a check.
 
-    ``str`` gives the name that reports, JSON and test ids have: ``authoring``, ``conversion``,
-    ``quantization:dynamic_int8``, ``runtime:tf_lite``, ``runtime:tf_lite:dynamic_int8``.
+    ``str`` returns the name that appears in reports, JSON and test ids: ``authoring``,
+    ``conversion``, ``quantization:dynamic_int8``, ``runtime:tf_lite``,
+    ``runtime:tf_lite:dynamic_int8``.
 
     Attributes:
         kind: ``authoring``, ``conversion``, ``quantization`` or ``runtime``.
-        recipe: of a quantized file; "" for the float file, and where a file does not say.
-        runtime: what runs the file in a leg ``runtime``, else "".
+        recipe: the recipe of a quantized file; "" for the float file, and where a file does not
+            state it.
+        runtime: the runtime that runs the file in a ``runtime`` leg, else "".
     """
 
     kind: str
@@ -30,7 +32,7 @@ class Leg:
 
     @classmethod
     def of(cls, name: str) -> Leg:
-        """The leg of a name, as JSON reports have it. A runtime's name holds no colon."""
+        """Parses a leg's name as JSON reports have it. A runtime's name has no colon."""
         kind, _, rest = name.partition(":")
         if kind != RUNTIME:
             return cls(kind, recipe=rest)
@@ -38,5 +40,5 @@ class Leg:
         return cls(kind, recipe, runtime)
 
     def in_runtime(self, runtime: str) -> Leg:
-        """The leg of this leg's file in another runtime."""
+        """Returns the leg for the same file in another runtime."""
         return Leg(RUNTIME, self.recipe, runtime)

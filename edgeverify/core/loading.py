@@ -1,4 +1,4 @@
-"""Loads code of the user's own: ``package.module:ATTR`` or ``path/to/file.py:ATTR``."""
+"""Loads the user's own code: ``package.module:ATTR`` or ``path/to/file.py:ATTR``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FORMS = "a registered name, package.module:ATTR or path/to/file.py:ATTR"
 
 
 def load_attribute(place_and_name: str) -> Any:
-    """What ``package.module:ATTR`` or ``path/to/file.py:ATTR`` names.
+    """Imports and returns what ``package.module:ATTR`` or ``path/to/file.py:ATTR`` names.
 
     Raises:
-        UsageError: neither form.
+        UsageError: the text has neither form.
         PortError: the file, module or attribute is missing, or raises when it is imported.
     """
     place, attribute = split(place_and_name)
@@ -32,7 +32,7 @@ def load_attribute(place_and_name: str) -> Any:
 
 
 def load_module(place: str) -> Any:
-    """The module that ``package.module`` or ``path/to/file.py`` names.
+    """Imports and returns the module that ``package.module`` or ``path/to/file.py`` names.
 
     Raises:
         PortError: it is missing, or raises when it is imported.
@@ -44,7 +44,7 @@ def split(name_or_path: str) -> tuple[str, str]:
     """``path/to/file.py:PORT`` → ``("path/to/file.py", "PORT")``.
 
     Raises:
-        UsageError: one of the two is empty, or the attribute is no name.
+        UsageError: one of the two is empty, or the attribute is not an identifier.
     """
     place, _, attribute = name_or_path.rpartition(":")
     if not place or not attribute.isidentifier():
@@ -53,12 +53,12 @@ def split(name_or_path: str) -> tuple[str, str]:
 
 
 def is_file(place: str) -> bool:
-    """Whether the part before the colon names a file rather than a module."""
+    """Checks whether the part before the colon names a file, not a module."""
     return place.endswith(".py") or "/" in place or "\\" in place
 
 
 def _load_module(name: str) -> Any:
-    # A console script has no working directory on its path, though the user's project is there.
+    # A console script's path lacks the working directory, where the user's project is.
     with _on_path(Path.cwd(), last=True):
         try:
             return importlib.import_module(name)
@@ -80,7 +80,7 @@ def _load_file(path: Path) -> Any:
     importlib.import_module(
         "edgeverify_models.port"
     )  # before the user's folder could hide ``models``
-    # The name is the whole path's, so that two files of one name do not collide.
+    # The name depends on the whole path, so two files of the same name do not collide.
     name = f"edgeverify_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -101,7 +101,7 @@ def _load_file(path: Path) -> Any:
 
 @contextmanager
 def _on_path(folder: Path, *, last: bool = False) -> Iterator[None]:
-    """``folder`` is on ``sys.path`` for as long as this lasts, so that siblings can be imported."""
+    """Keeps ``folder`` on ``sys.path`` inside the ``with``, so that siblings can be imported."""
     before = list(sys.path)
     sys.path.insert(len(sys.path) if last else 0, str(folder))
     try:
@@ -111,7 +111,7 @@ def _on_path(folder: Path, *, last: bool = False) -> Iterator[None]:
 
 
 def _forget_siblings(folder: Path, names: set[str]) -> None:
-    """Drops what a port imported from its own folder: another port's ``layers`` is another's."""
+    """Drops a port's sibling modules: another port may have its own module ``layers``."""
     for name in names:
         file = getattr(sys.modules.get(name), "__file__", None)
         if file and Path(file).is_relative_to(folder):

@@ -1,12 +1,12 @@
-"""Judges every tap on right inputs, so that several faulty sublayers of one block are told apart.
+"""Judges every tap on right inputs, to separate several faulty sublayers of one block.
 
-A tap is a source if it differs while its inputs agree. In the block-by-block run everything after
-the first faulty sublayer of a block differs. So, where a leg fails, one more run feeds every tap
-with the oracle's value once it has been recorded: what a tap shows then depends on the oracle's
-values of the taps before it, and on nothing that went wrong there.
+A tap is a source of an error if it differs while its inputs agree. In the block-by-block run,
+everything after the first faulty sublayer of a block differs. So if a leg fails, one more run
+records every tap and then replaces it by the oracle's value. The value of a tap then depends only
+on the oracle's values of the taps before it, not on anything that went wrong there.
 
-The floor of the block-by-block run is taken: there errors add up from the block's input on, here
-from the tap before, so it allows no less than it must.
+The taps are compared with the floor of the block-by-block run. There, errors add up from the
+block's input; here, only from the tap before. So this floor allows enough.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INPUTS: Mapping[str, tuple[str, ...]] = {
 
 
 def inputs_of(tap: str, num_blocks: int) -> tuple[str, ...]:
-    """The taps that ``tap`` is computed from, all of which are to be fed."""
+    """Returns the taps that ``tap`` is computed from, all of which are to be fed."""
     index = taps.block_index(tap)
     if tap == taps.EMBED:
         return ()
@@ -47,7 +47,7 @@ def inputs_of(tap: str, num_blocks: int) -> tuple[str, ...]:
 
 
 def forget_unfed(trace: Trace, step: str, num_blocks: int, fed: Collection[str]) -> None:
-    """Takes back the taps of a step that something was computed for which nothing was fed."""
+    """Removes the taps of a step that were computed from an input that was not fed."""
     for tap in taps.standard_taps(num_blocks):
         key = f"{step}/{tap}"
         missing = [name for name in inputs_of(tap, num_blocks) if name not in fed]
@@ -63,12 +63,13 @@ def named_alone(
     expected: Sequence[str],
     starts: Mapping[str, int],
 ) -> tuple[str, ...]:
-    """Every faulty tap, without its step, in forward order.
+    """Returns every faulty tap, without its step, in forward order.
 
     Args:
-        named: what the block-by-block run names: the first failing tap of each faulty block. It
-            stands for blocks in which a tap could not be judged here, or in which none fails.
-        fed: the run with every tap fed.
+        named: the taps that the block-by-block run names: the first failing tap of each faulty
+            block. They are used for blocks in which a tap could not be judged here, or in which no
+            tap fails.
+        fed: the run in which every tap was fed.
         baseline, expected, starts: as for ``compare.judge_leg``.
     """
     results = compare(
@@ -97,7 +98,7 @@ def _part(tap: str) -> str:
 
 
 def _in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Forward order; a cache comes right after what is written to it."""
+    """Sorts taps in forward order; a cache comes right after the tap that is written to it."""
 
     def place(tap: str) -> tuple[int, int]:
         index = taps.block_index(tap)

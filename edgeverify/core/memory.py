@@ -1,4 +1,4 @@
-"""How much memory there is, and how much a process has had at most."""
+"""Measures the available memory and the peak memory of a process."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ try:
 except ImportError:  # not a POSIX system
     resource = None  # type: ignore[assignment]
 
-# What native code and the dynamic linker say before they give up on an allocation.
+# What native code and the dynamic linker print before they give up on an allocation.
 _REFUSED = re.compile("bad_alloc|out of memory|cannot allocate memory|failed to map segment", re.I)
 
 
 def tells_out_of_memory(text: str) -> bool:
-    """Whether a message is of an allocation that was refused."""
+    """Checks whether a message reports an allocation that was refused."""
     return _REFUSED.search(text) is not None
 
 
 def available_memory() -> int | None:
-    """Bytes that can be used without swapping others out, and free swap; None if unknown.
+    """Returns the bytes usable without swapping others out, plus free swap; None if unknown.
 
-    Not more than this process may allocate, where it has been given a bound.
+    The result is at most what this process may allocate, if it has a limit.
     """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -36,15 +36,15 @@ def available_memory() -> int | None:
 
 
 def resident_memory() -> int | None:
-    """Bytes of physical memory that this process has now; None where it cannot be told."""
+    """Returns the bytes of physical memory that this process has now; None if unknown."""
     return _status("VmRSS")
 
 
 def peak_memory() -> int | None:
-    """Bytes of physical memory that this process has had at most; None where it cannot be told.
+    """Returns the most bytes of physical memory that this process has had; None if unknown.
 
-    ``VmHWM`` of Linux, which begins anew with each program. ``ru_maxrss`` does not: a child that a
-    large process starts inherits that process's peak.
+    Reads Linux's ``VmHWM``, which starts anew with each program. ``ru_maxrss`` does not: a child
+    process that a large process starts inherits its parent's peak.
     """
     peak = _status("VmHWM")
     return _resource_peak() if peak is None else peak

@@ -1,15 +1,15 @@
 """The noise floor: how far a right float32 implementation may be from the oracle.
 
 The oracle is the reference in float64. The floor of a token row is the float32 reference's own
-error there. The reference is run in float32 in several ways that are equally right (see
-``float32``), and the largest of their errors counts. It is never less than what rounding the
-oracle's row to float32 costs, because no float32 result can be nearer than that. All of it is
-measured: a value that float32 holds exactly (an embedding row) has floor zero and must be matched
-exactly.
+error in that row. The reference runs in float32 in several ways that are equally right (see
+``float32``), and the largest of their errors counts. The floor is never less than the error of
+rounding the oracle's row to float32, because no float32 result can be closer than that. All of it
+is measured: a value that float32 represents exactly (an embedding row) has floor zero and must be
+matched exactly.
 
-A single row's floor is also a matter of luck: a norm's scale factor happens to round to nothing in
-one row in three. So the row ratio divides by the row's own floor or by the rms floor of the tap's
-rows, whichever is larger (measured: without it, the worst row of clean runs is 4 to 6, with it 2).
+A single row's floor is also a matter of luck: in one row in three, a norm's scale factor happens to
+need no rounding. So the row ratio divides by the larger of the row's own floor and the rms floor of
+the tap's rows (measured: the worst row of clean runs is 4 to 6 without this rule, 2 with it).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from edgeverify.core.store.mapped import forget
 Floor = Mapping[str, np.ndarray]
 # The largest of 1e5 normal deviates (a vocabulary of logits) is about 4.4 standard deviations.
 LARGEST_OF_MANY = 4.4
-# Values that are compared at a time: 8 MiB in float64, which a processor's cache holds. Copies of
-# the logits of a long chunk would be the most that a streamed check has in memory.
+# Values that are compared at a time: 8 MiB in float64, which fits a processor's cache. Copies of
+# the logits of a long chunk would otherwise be the largest arrays of a streamed check.
 PIECE = 1 << 20
 
 
@@ -36,10 +36,10 @@ class RowErrors:
     """Relative errors of one tap, per token row; float64 arrays of shape (rows,).
 
     Attributes:
-        error: L2 norm of candidate - oracle, over that of the oracle's row.
-        floor: the same of what a float32 implementation is allowed.
-        mark: a number that rows of the oracle have in common if they are the same row; None where
-            all are taken for different ones.
+        error: L2 norm of candidate - oracle, divided by the norm of the oracle's row.
+        floor: the relative error that a float32 implementation may have.
+        mark: a number that is equal for equal rows of the oracle; None if all rows count as
+            different.
     """
 
     error: np.ndarray
@@ -47,18 +47,21 @@ class RowErrors:
     mark: np.ndarray | None = None
 
     def ratios(self, typical_floor: float) -> np.ndarray:
-        """error / floor per row; 0 where both are zero, inf where only the floor is.
+        """Returns error / floor per row; 0 where both are zero, inf where only the floor is.
 
         Args:
-            typical_floor: the rms floor of the tap's rows, below which no row's floor counts.
+            typical_floor: the rms floor of the tap's rows, which replaces any smaller floor.
         """
         return _divide(self.error, np.maximum(self.floor, typical_floor))
 
-    # Each figure is computed once: the rows of all decode steps are asked for theirs at every step.
+    # Each figure is computed once: every decode step needs those of all decode steps' rows.
     @cached_property
     def draws(self) -> int:
-        """How many rows differ. The same token again gives the same row again, up to the first
-        attention, and with it the same luck: a greedy answer may be one token over and over."""
+        """Counts the rows that differ from each other.
+
+        The same token gives the same row again, up to the first attention, and with it the same
+        rounding luck: a greedy answer may repeat one token.
+        """
         return len(self.error) if self.mark is None else len(np.unique(self.mark))
 
     def __getitem__(self, rows: slice | np.ndarray) -> RowErrors:
@@ -85,7 +88,7 @@ class RowErrors:
 
     @classmethod
     def join(cls, parts: Sequence[RowErrors]) -> RowErrors:
-        """The rows of all parts together."""
+        """Concatenates the rows of all parts."""
         marks = [part.mark for part in parts if part.mark is not None]
         return cls(
             np.concatenate([part.error for part in parts]),
@@ -95,11 +98,11 @@ class RowErrors:
 
 
 def floor_of(oracle: Mapping[str, np.ndarray], *runs: Mapping[str, np.ndarray]) -> Floor:
-    """The floor of every tap that the oracle and all runs have.
+    """Returns the floor of every tap that the oracle and all runs have.
 
     Args:
         oracle: key → (B, T, ...) float64.
-        runs: float32 runs of the same model, each as right as the others.
+        runs: float32 runs of the same model, all equally right.
 
     Returns:
         Key → relative floor per token row, (B·T,) float64.
@@ -119,7 +122,7 @@ def _floors(exact: np.ndarray, *runs: np.ndarray) -> np.ndarray:
 
 
 def widest(*floors: Floor) -> Floor:
-    """Per key and row the largest of several floors; keys are those of the first."""
+    """Returns the largest of several floors per key and row; the keys are those of the first."""
     return {
         key: np.max([rows, *(other[key] for other in floors[1:] if key in other)], axis=0)
         for key, rows in floors[0].items()
@@ -127,7 +130,7 @@ def widest(*floors: Floor) -> Floor:
 
 
 def measure(candidate: np.ndarray, oracle: np.ndarray, floor: np.ndarray) -> RowErrors:
-    """Errors per token row.
+    """Measures the errors per token row.
 
     Args:
         candidate: (B, T, ...) of any float dtype, finite.
@@ -140,18 +143,18 @@ def measure(candidate: np.ndarray, oracle: np.ndarray, floor: np.ndarray) -> Row
 
 def _errors(given: np.ndarray, exact: np.ndarray) -> np.ndarray:
     """(2, rows): each row's error, and its mark."""
-    # Not the norm, which RoPE leaves alone: the same token further on is another row of K.
+    # Not the norm, which RoPE does not change: a token at a later position is another row of K.
     return np.stack([_norms(given - exact) / _scale(exact), exact.sum(1)])
 
 
 def greedy_mismatch(
     candidate: np.ndarray, oracle: np.ndarray, floor: np.ndarray, allowed_ratio: float
 ) -> tuple[int, int, int, float, float] | None:
-    """The first row whose greedy token differs by more than the floor explains.
+    """Finds the first row whose greedy token differs by more than the floor explains.
 
-    A different token is no failure where the oracle's gap between the two is no larger than what
-    rounding moves two logits apart. The row's floor is an L2 norm over V logits; a single logit's
-    error is taken as up to ``LARGEST_OF_MANY`` times its rms.
+    A different token is not a failure if the oracle's gap between the two tokens is at most the
+    distance by which rounding separates two logits. The row's floor is an L2 norm over V logits. A
+    single logit's error is taken as up to ``LARGEST_OF_MANY`` times its rms.
 
     Args:
         candidate: logits (B, T, V).
@@ -175,11 +178,11 @@ def greedy_mismatch(
 
 
 def explained_gap(logits: np.ndarray, floor: float, allowed_ratio: float) -> float:
-    """How far rounding moves two logits of one row apart; see ``greedy_mismatch``.
+    """Returns how far rounding moves two logits of one row apart; see ``greedy_mismatch``.
 
     Args:
-        logits: of one position, (V,).
-        floor: relative, of that row.
+        logits: the logits of one position, (V,).
+        floor: the relative floor of that row.
         allowed_ratio: the row threshold.
     """
     typical = floor * float(np.linalg.norm(logits)) / np.sqrt(len(logits))
@@ -191,10 +194,11 @@ def _rows(array: np.ndarray) -> np.ndarray:
 
 
 def _by_rows(figures: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
-    """Figures of each row, of ``PIECE`` values at a time.
+    """Computes the figures of each row, ``PIECE`` values at a time.
 
     Args:
-        figures: float64 arrays (rows, C) → (..., rows), each row's whatever the others are.
+        figures: maps float64 arrays (rows, C) → (..., rows); a row's figures do not depend on other
+            rows.
         arrays: (B, T, ...) of any float dtype.
     """
     rows = [_rows(array) for array in arrays]
@@ -217,7 +221,7 @@ def _norms(rows: np.ndarray) -> np.ndarray:
 
 
 def _rms(values: np.ndarray) -> float:
-    # What np.mean does, without what it looks at before: this is called 10,000 times a leg.
+    # The same as np.mean, without its checks: this is called 10,000 times a leg.
     return math.sqrt(np.add.reduce(values * values) / len(values))
 
 

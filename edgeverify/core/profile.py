@@ -1,7 +1,7 @@
-"""How far a leg is off along the conversation: one short series per block.
+"""Shows how a leg's error develops along the conversation: one short series per block.
 
-A fault of RoPE grows with the position, one of a sliding window begins where the window ends, one
-of the cache begins with the second chunk. The rms of a tap shows none of it.
+A fault of RoPE grows with the position. A fault of a sliding window begins where the window ends. A
+fault of the cache begins with the second chunk. The rms of a tap shows none of this.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from edgeverify.core import taps
 
 HEAD = "head"
-# Of more positions a curve on a screen shows no more, and the report stays small: 26 blocks of
+# A curve on a screen shows no more positions than this, and the report stays small: 26 blocks of
 # 4,096 positions would be 1 MB.
 MOST = 256
 
@@ -22,7 +22,7 @@ MOST = 256
 def along(
     rows: Mapping[str, np.ndarray], starts: Mapping[str, int]
 ) -> dict[str, tuple[float | None, ...]]:
-    """The largest row ratio of each block at each position.
+    """Returns the largest row ratio of each block at each position.
 
     Args:
         rows: ``step/tap`` → ratio per row, (rows,) float64.
@@ -30,8 +30,9 @@ def along(
 
     Returns:
         ``embed``, ``0``, ``1``, …, ``head`` (final norm and logits) → one ratio with three digits
-        per position, None where no tap of the block was measured. Of more than ``MOST`` positions
-        each value is the largest of as many neighbours as it takes; all series are equally long.
+        per position, None where no tap of the block was measured. If there are more than ``MOST``
+        positions, neighbours are merged, as many as necessary, and each value is their largest. All
+        series are equally long.
     """
     end = max(
         (_first(key, starts) + len(ratios) for key, ratios in rows.items()),
@@ -54,7 +55,7 @@ def _binned(series: np.ndarray, width: int) -> tuple[float | None, ...]:
 
 
 def _first(key: str, starts: Mapping[str, int]) -> int:
-    """Position of a tap's first row; a cache's first row is always position 0."""
+    """Returns the position of a tap's first row; a cache's first row is always position 0."""
     step, tap = taps.split(key)
     return 0 if tap.startswith("kv.") else starts.get(step, 0)
 

@@ -1,4 +1,4 @@
-"""What a long run tells while it goes on: the name of the stage, and how far it is."""
+"""Reports the progress of a long run: the name of the stage, and how far it is."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 
 class Progress:
-    """Tells nothing. The command line replaces it by one that draws."""
+    """Reports nothing. The command line replaces it by a class that draws."""
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-        """Marks a stage, e.g. ``"convert"``; call what it yields after each of ``total`` parts."""
+        """Marks a stage, e.g. ``"convert"``; call the yielded function after each of ``total``."""
         del name, total
         yield lambda: None

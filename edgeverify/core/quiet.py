@@ -1,7 +1,7 @@
 """Silences libraries that write to the terminal from native code.
 
 The converter, TensorFlow and absl write to file descriptors 1 and 2 directly, so replacing
-``sys.stdout`` is not enough. What was written is kept, and shown if the work fails.
+``sys.stdout`` is not enough. Their output is captured, and shown if the work fails.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import TextIO, TypeVar
 
 from edgeverify.core.errors import PortError
 
-# Enough for a traceback of the converter; its dump of a failed module can be hundreds of MB.
+# Enough for a traceback of the converter, whose dump of a failed module can be hundreds of MB.
 SHOWN_BYTES = 20_000
 
 
 def terminal() -> TextIO:
-    """A text stream on the real standard error, which ``quiet`` leaves alone.
+    """Opens a text stream on the real standard error, which ``quiet`` does not capture.
 
-    A progress bar that is drawn while a library is silenced has to write here.
+    A progress bar that is drawn while a library is silenced writes to this stream.
     """
     return os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
 
@@ -35,7 +35,7 @@ def quiet(enabled: bool = True, *, show: bool = True) -> Iterator[None]:
 
     Args:
         enabled: False makes this do nothing.
-        show: False hides the capture even then, where the exception says all there is to know.
+        show: False hides the capture even then, for an exception that says all there is to know.
     """
     if not enabled:
         yield
@@ -46,7 +46,7 @@ def quiet(enabled: bool = True, *, show: bool = True) -> Iterator[None]:
         try:
             os.dup2(capture.fileno(), 1)
             os.dup2(capture.fileno(), 2)
-            # sys.stdout need not write to descriptor 1: test runners and notebooks replace it.
+            # sys.stdout may not write to descriptor 1: test runners and notebooks replace it.
             with (
                 os.fdopen(os.dup(capture.fileno()), "w", buffering=1, errors="replace") as text,
                 redirect_stdout(text),
@@ -81,7 +81,7 @@ def _show(capture: int, stderr: int) -> None:
 Outcome = TypeVar("Outcome")
 
 
-# What TensorFlow, XNNPACK, absl, transformers and the hub write while they are imported and used.
+# Silences TensorFlow, XNNPACK, absl, transformers and the hub on import and in use.
 QUIET_ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "GLOG_minloglevel": "3",
@@ -94,7 +94,7 @@ QUIET_ENVIRONMENT = {
 
 
 def hush() -> None:
-    """Silences a worker process for good: what it has to say, it returns."""
+    """Silences a worker process for good: it returns its results and prints nothing."""
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("torchao").setLevel(logging.ERROR)
@@ -105,11 +105,11 @@ def hush() -> None:
 
 
 def without_chatter(run: Callable[[], Outcome], *, enabled: bool = True) -> Outcome:
-    """Runs something while the libraries' warnings and their writing to the terminal are off."""
+    """Runs a function with the libraries' warnings and terminal output switched off."""
     if enabled:
         for name, value in QUIET_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        # It warns, while it is imported, of each of its libraries that is for another machine.
+        # On import, torchao warns about each of its libraries that is built for another machine.
         logging.getLogger("torchao").setLevel(logging.ERROR)
     error: Exception | None = None
     with warnings.catch_warnings(), quiet(enabled):
@@ -118,7 +118,7 @@ def without_chatter(run: Callable[[], Outcome], *, enabled: bool = True) -> Outc
         try:
             return run()
         except SystemExit as raised:
-            # It would end the check with the port's own status: 0 would be read as a pass.
+            # SystemExit would end the check with the port's own status: 0 would be read as a pass.
             error = PortError(
                 f"called sys.exit({raised.code!r}) while it ran",
                 where="the port",
@@ -126,6 +126,6 @@ def without_chatter(run: Callable[[], Outcome], *, enabled: bool = True) -> Outc
                 fix="take the call out of its code",
             )
         except Exception as raised:
-            # Past ``quiet`` it would bring the chatter along, and bad input is told in one line.
+            # Raised inside ``quiet``, it would show the chatter; bad input is reported in one line.
             error = raised
     raise error

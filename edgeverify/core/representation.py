@@ -1,19 +1,19 @@
-"""Tells another representation of the same function from a fault.
+"""Distinguishes another representation of the same function from a fault.
 
-A right port may keep another q, k or v than the reference: positions shifted by a constant (RoPE
+A right port may compute another q, k or v than the reference: positions shifted by a constant (RoPE
 acts on differences), heads in another order, a scale moved from one matrix to the next, a norm's
-weight folded into the projection behind it. What is in between then differs, and so does the KV
-cache, which is a true difference of what is *in* the cache; but nothing that is computed from it
-does. Such taps pass, and say so.
+weight folded into the projection behind it. The intermediate values then differ, and so does the KV
+cache, which is a true difference of what is *in* the cache. But nothing that is computed from them
+differs. Such taps pass, with a note that says so.
 
-A difference is taken for one of representation if all of this holds for the whole leg:
+A difference counts as one of representation if all of this is true for the whole leg:
 
-- every tap that fails is an *inner* one (``INNER``), and fails by its values alone; in particular
+- every tap that fails is an *inner* one (``INNER``) and fails only by its values; in particular
   every ``attn.out``, ``ff.out``, ``out`` and all logits pass, at every step and block by block;
-- it is gross: its ratio is above ``GROSS``. A small difference could be a fault that what follows
-  dampens below the limit; a gross one could not;
-- a cache that differs is, bit by bit, what was attended with: the rows of the step before and this
-  step's own k or v. A row that is written wrongly at the very end reaches nothing else.
+- the difference is gross: its ratio is above ``GROSS``. A small difference could be a fault that
+  later operations dampen below the limit; a gross one could not;
+- a cache that differs equals, bit by bit, the rows that attention used: the rows of the step before
+  and this step's own k or v. A wrong row that is written at the very end affects nothing else.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from edgeverify.core.trace import Trace
 
 INNER = ("attn_norm", "attn.q", "attn.k", "attn.v", "ff_norm")
 # Measured on 282 faults (catalogue × ports) whose first diverging tap is an inner one: the largest
-# ratio behind it (attn.out, ff.out, logits) is at least 0.10 times the largest inner one. A fault
-# that stays below the limit behind (1.5) is thus below 15 inside; 100 leaves room for 7 times that.
+# ratio behind it (attn.out, ff.out, logits) is at least 0.10 times the largest inner one. So a
+# fault that stays below the limit (1.5) behind the inner taps is below 15 in them; 100 leaves a
+# margin of 7 times that.
 GROSS = 100.0
 NOTE = "another representation of the same function"
 
@@ -38,18 +39,18 @@ NOTE = "another representation of the same function"
 def excuse(
     results: Sequence[TapResult], candidate: Trace, starts: Mapping[str, int]
 ) -> tuple[list[TapResult], str]:
-    """Lets inner taps pass that differ without any consequence.
+    """Changes inner taps that differ without any consequence to a pass.
 
     Args:
-        results: of a leg, the block-by-block run merged in.
-        candidate: the run as a whole.
+        results: the results of a leg, with the block-by-block run merged in.
+        candidate: the whole run.
         starts: step → position of its first token.
 
     Returns:
-        The results, and a note on them; those that were given, and "", if anything is a fault.
+        The changed results and a note on them; the given results and "" if anything is a fault.
     """
     failed = [result for result in results if result.outcome == FAIL]
-    # What could not be checked may be the very consequence.
+    # A tap that could not be checked may be the very consequence.
     unchecked = any(result.outcome == UNCHECKED for result in results)
     if not failed or unchecked or not starts or not all(map(_is_gross, failed)):
         return list(results), ""
@@ -88,7 +89,7 @@ def _is_gross(result: TapResult) -> bool:
 
 
 def _ratio(result: TapResult) -> float:
-    """0 where no value was compared, so that it is never gross."""
+    """Returns the smaller ratio; 0 if no value was compared, so that it is never gross."""
     return min((r for r in (result.error_ratio, result.isolated_ratio) if r is not None), default=0)
 
 

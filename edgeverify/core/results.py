@@ -1,4 +1,4 @@
-"""The verdict as plain data: what was measured, what was allowed, what came of it.
+"""Stores the verdict as plain data: what was measured, what was allowed, and the outcome.
 
 Nothing here decides anything: ``compare`` and the suites' judges make results, ``report`` reads
 them.
@@ -16,12 +16,12 @@ from edgeverify.core.leg import Leg
 
 SCHEMA = 1
 PASS, FAIL, UNCHECKED = "pass", "fail", "unchecked"
-# Of an audit or an invariant that has nothing to say here; it counts neither way.
+# The outcome of an audit or an invariant that does not apply; it counts neither way.
 NOT_APPLICABLE = "not applicable"
 
 
 def worst_outcome(outcomes: Sequence[str]) -> str:
-    """``fail`` before ``unchecked`` before ``pass``; nothing at all is ``unchecked``."""
+    """Returns ``fail`` before ``unchecked`` before ``pass``; ``unchecked`` if there is nothing."""
     for outcome in (FAIL, UNCHECKED):
         if outcome in outcomes:
             return outcome
@@ -30,7 +30,7 @@ def worst_outcome(outcomes: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class TapResult:
-    """One tap at one step.
+    """The result of one tap at one step.
 
     Attributes:
         tap: ``prefill.0/blocks.3.attn.k``.
@@ -40,10 +40,11 @@ class TapResult:
         error_ratio: error over floor, rms over the rows.
         row_ratio: error over floor at the worst row.
         worst_row: position of that row in the conversation.
-        isolated_ratio: the rms ratio when the block was fed with the oracle's input, or None.
+        isolated_ratio: the rms ratio of the run whose block is fed with the oracle's input, or
+            None.
         isolated_row_ratio: likewise, at the worst row.
         isolated_outcome: the verdict of that run, or None.
-        reason: why, for anything but a pass; of a pass, what there is to tell of it.
+        reason: why, for anything but a pass; for a pass, "" or a remark.
     """
 
     tap: str
@@ -61,15 +62,15 @@ class TapResult:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where a leg stops being the same model.
+    """The place where a leg stops being the same model.
 
     Attributes:
-        tap: the first tap, in forward order, that failed: of the run as a whole or, where the
-            block-by-block run sees it earlier, of that one.
-        error_ratio: its rms ratio in the run that saw it (inf where the floor is zero).
-        isolated: every tap that fails when all that it is computed from is the oracle's, without
-            its step, in forward order; for a block in which that cannot be judged, the first tap
-            that fails when the block is fed with the oracle's input.
+        tap: the first tap, in forward order, that failed: in the whole run or, if the
+            block-by-block run fails earlier, in that run.
+        error_ratio: the tap's rms ratio in the run that it failed in (inf where the floor is zero).
+        isolated: every tap that fails although all its inputs are the oracle's, without its step,
+            in forward order; for a block in which that cannot be judged, the first tap that fails
+            when the block is fed with the oracle's input.
     """
 
     tap: str
@@ -79,10 +80,10 @@ class Divergence:
 
 @dataclass(frozen=True)
 class LegResult:
-    """What came of one leg.
+    """The result of one leg.
 
     Attributes:
-        attribution: of a quantized file: who moved the logits, and how far
+        attribution: for a quantized file: which parts moved the logits, and how far
             (``edgeverify.legs.quantization.leg.attribution``).
         along: place (``embed``, a block's number, ``head``) → the largest row ratio of its taps
             at each position of the conversation; None where nothing was measured
@@ -102,19 +103,19 @@ class LegResult:
 
     @property
     def name(self) -> str:
-        """As it stands in reports."""
+        """The leg's name in reports."""
         return str(self.leg)
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a converted file is made of.
+    """The operators and graphs of a converted file.
 
     Attributes:
-        bytes: its size.
-        ops: signature → operator → how many there are.
+        bytes: the file's size.
+        ops: signature → operator → count.
         graphs: signature → the name of its subgraph.
-        nodes: signature → tap → the place, in execution order, of the operator that makes it.
+        nodes: signature → tap → the index, in execution order, of the operator that computes it.
     """
 
     bytes: int
@@ -125,23 +126,23 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence for a person, and where it belongs.
+    """One sentence for a person, and the place that it is about.
 
     Attributes:
         id: stable and machine-readable, e.g. ``authoring.divergence``.
         leg: the leg to blame.
-        tap: the tap it was seen at, or "".
-        message: what was found and what to look at.
+        tap: the tap that shows it, or "".
+        message: what is wrong and what to look at.
         cause: the kind of a cause, e.g. ``rope.base``, or "".
-        ratio: the error ratio that is left once the cause is taken away, or None.
-        taps: all taps it holds for, without their steps.
-        changes: of a cause: ``what was found → what is right``; several where each of them would
-            explain the same values.
-        shape: what the error's shape says, e.g. ``position 0 agrees, all others differ``.
-        tried: how many repairs were tried in vain; 0 where none was, or one was found.
-        operator: of an operator: ``57 FULLY_CONNECTED``.
-        signature: of an operator: the signature that it is in.
-        module: of an operator: the torch module that it comes from.
+        ratio: the error ratio that remains once the cause is removed, or None.
+        taps: all taps that it applies to, without their steps.
+        changes: for a cause: ``actual value → right value``; several if each of them would explain
+            the same values.
+        shape: the pattern of the error, e.g. ``position 0 agrees, all others differ``.
+        tried: how many repairs were tried in vain; 0 if none was tried, or one was right.
+        operator: for an operator: ``57 FULLY_CONNECTED``.
+        signature: for an operator: the signature that it is in.
+        module: for an operator: the torch module that it comes from.
     """
 
     id: str
@@ -161,19 +162,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class InvariantResult:
-    """One invariant, asked of one implementation.
+    """The result of one invariant on one implementation.
 
     Attributes:
         invariant: e.g. ``cache.split``.
         implementation: ``reference``, ``reauthored`` or ``tflite-{kernel}``.
         outcome: ``pass``, ``fail``, ``unchecked``, or ``not applicable``.
         examples: how many cases were tried.
-        rms_ratio, row_ratio: the largest ratios among them, of what is held to the floor.
-        reason: what was seen, for anything but a pass.
-        contract: what should hold, for a failure.
+        rms_ratio, row_ratio: the largest ratios among the cases that are compared with the floor.
+        reason: what was observed, for anything but a pass.
+        contract: the rule that is broken, for a failure.
         arguments: the shortest case that fails.
-        seed: of the drawing, for a failure.
-        reproduction: a command that asks again, for a failure.
+        seed: the seed of the random cases, for a failure.
+        reproduction: a command that runs the invariant again, for a failure.
     """
 
     invariant: str
@@ -191,13 +192,13 @@ class InvariantResult:
 
 @dataclass(frozen=True)
 class GoldenChange:
-    """One array of a golden that no longer holds.
+    """One array of a golden that no longer agrees.
 
     Attributes:
         key: ``prefill.0/blocks.3.attn.k``, or the name of a figure, e.g. ``ops.RESHAPE``.
         what: what changed in words: values, shape, dtype, missing, extra.
-        ratio: the difference in units of the noise floor, rms over the rows, or None where it is
-            no matter of size.
+        ratio: the difference in units of the noise floor, rms over the rows, or None if the change
+            is not one of size.
     """
 
     key: str
@@ -207,16 +208,16 @@ class GoldenChange:
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """A run held against one golden.
+    """The comparison of a run with one golden.
 
     Attributes:
         name: the golden's file name.
         outcome: ``pass``, ``fail`` or ``unchecked``.
-        moved: who changed since the golden was made: of ``config``, ``weights``, ``inputs``,
-            ``reference``, ``oracle``, ``reauthored``, ``converter``, ``file`` (what it gives has
+        moved: what changed since the golden was made, out of ``config``, ``weights``, ``inputs``,
+            ``reference``, ``oracle``, ``reauthored``, ``converter``, ``file`` (its output has
             followed one of these), ``quantizer``, ``kernels``, ``quality`` (of a recipe).
-        lines: what was found and what to do, for a person; the first is the summary.
-        changes: what no longer holds, in forward order.
+        lines: what changed and what to do, for a person; the first is the summary.
+        changes: the arrays that no longer agree, in forward order.
     """
 
     name: str
@@ -242,7 +243,7 @@ class Report:
 
     @property
     def outcome(self) -> str:
-        """The worst of all that was asked; a report without legs is ``unchecked``."""
+        """The worst outcome of all that was checked; ``unchecked`` without legs and goldens."""
         legs = [leg.outcome for leg in self.legs.values()]
         audits = [audit.outcome for audit in self.audits.values()]
         asked = [result.outcome for result in self.invariants if result.outcome != NOT_APPLICABLE]
@@ -256,7 +257,7 @@ class Report:
         return self.outcome == PASS
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON report. Infinite and undefined numbers are the strings "inf" and "nan"."""
+        """Returns the JSON report; infinite and undefined numbers become "inf" and "nan"."""
         legs = _nested({name: _leg_dict(leg) for name, leg in self.legs.items()})
         return _plain(
             {
@@ -276,7 +277,7 @@ class Report:
 
 
 def _nested(named: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"runtime:tf_lite": x}`` as ``{"runtime": {"tf_lite": x}}``; other names as they are."""
+    """Turns ``{"runtime:tf_lite": x}`` into ``{"runtime": {"tf_lite": x}}``; keeps other names."""
     out: dict[str, Any] = {}
     for name, value in named.items():
         first, _, rest = name.partition(":")
@@ -305,7 +306,7 @@ def _leg_dict(leg: LegResult) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no infinity: a ratio over a zero floor is written as a string."""
+    """Makes values JSON: an infinite ratio (over a zero floor) becomes a string."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -323,14 +324,14 @@ class Check:
     """One item that was compared.
 
     Attributes:
-        item: what: a field (``rotary base``), a tensor (``model.norm.weight``) or a part of a
-            signature (``decode.logits``).
-        where: what it was read from: ``ModelConfig``, ``module`` or ``file``, or several; with the
-            blocks that differ, where not all do.
+        item: a field (``rotary base``), a tensor (``model.norm.weight``) or a part of a signature
+            (``decode.logits``).
+        where: the source that it was read from: ``ModelConfig``, ``module`` or ``file``, or
+            several; with the blocks that differ, if not all do.
         outcome: ``pass``, ``fail``, ``unchecked`` or ``not applicable``.
-        expected: what the HF config, the checkpoint or the case says, as text.
-        found: what was read, as text.
-        reason: why, for anything but a pass, or what else there is to know.
+        expected: the value that the HF config, the checkpoint or the case states, as text.
+        found: the value that was read, as text.
+        reason: why, for anything but a pass; or a remark.
     """
 
     item: str
@@ -352,8 +353,8 @@ class AuditResult:
     """One audit: ``config``, ``weights`` or ``signatures``.
 
     Attributes:
-        name: which.
-        checks: every item that was compared, or could not be.
+        name: which audit.
+        checks: every item that was compared or could not be compared.
         notes: facts that decide nothing.
     """
 
@@ -363,8 +364,10 @@ class AuditResult:
 
     @property
     def outcome(self) -> str:
-        """The worst of the checks; what is not applicable does not count, nothing at all is
-        ``unchecked``."""
+        """The worst outcome of the checks.
+
+        A check that is not applicable does not count. Without any check it is ``unchecked``.
+        """
         counted = [check.outcome for check in self.checks if check.outcome != NOT_APPLICABLE]
         return worst_outcome(counted)
 
@@ -375,12 +378,12 @@ class AuditResult:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How many checks had each outcome, those that occurred alone."""
+        """How many checks had each outcome; outcomes that did not occur are left out."""
         found = Counter(check.outcome for check in self.checks)
         return {k: found[k] for k in (PASS, FAIL, UNCHECKED, NOT_APPLICABLE) if found[k]}
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in the JSON report."""
+        """Returns the audit as it appears in the JSON report."""
         return {
             "outcome": self.outcome,
             "counts": dict(self.counts),
@@ -390,7 +393,7 @@ class AuditResult:
 
 
 def merged(name: str, parts: Iterable[AuditResult]) -> AuditResult:
-    """One audit of several parts, e.g. of the module's and of the file's weights."""
+    """Merges the parts of an audit, e.g. of the module's and of the file's weights."""
     found = list(parts)
     return AuditResult(
         name,
@@ -400,5 +403,5 @@ def merged(name: str, parts: Iterable[AuditResult]) -> AuditResult:
 
 
 def unchecked(name: str, where: str, reason: str) -> AuditResult:
-    """An audit that could not be made at all."""
+    """Returns the result of an audit that could not be made at all."""
     return AuditResult(name, (Check(name, where, UNCHECKED, reason=reason),))

@@ -1,6 +1,6 @@
-"""A Trace: named arrays of one run in forward order, with where they came from.
+"""A Trace: the named arrays of one run, in forward order, with their provenance.
 
-On disk a trace is one ``.safetensors``; its provenance is the file's metadata. A golden is a trace
+On disk a trace is one ``.safetensors`` file whose metadata is the provenance. A golden is a trace
 on disk.
 """
 
@@ -46,8 +46,8 @@ class Trace:
     def add(self, step: str, tap: str, array: np.ndarray) -> None:
         """Records ``array`` under ``step/tap``. A tap is recorded once per step.
 
-        A KV cache of float32 or float64 whose first rows are those of the step before shares
-        them with it, in memory and in files.
+        If the first rows of a float32 or float64 KV cache equal those of the step before, both
+        steps share these rows, in memory and in files.
         """
         key = f"{step}/{tap}"
         if key in self.arrays:
@@ -87,7 +87,7 @@ class Trace:
 
         Args:
             path: the file.
-            mapped: the arrays are views of the file, mapped; else they are copies in memory.
+            mapped: True returns memory-mapped views of the file; False returns copies in memory.
 
         Raises:
             TraceError: the file is missing, damaged, or not a trace of this format.
@@ -122,12 +122,12 @@ class Trace:
             ) from error
 
     def spilled(self, folder: Path) -> Trace:
-        """The same trace, its arrays moved into a scratch file of ``folder``."""
+        """Returns the same trace with its arrays moved into a scratch file in ``folder``."""
         return Trace(spilled(self.arrays, folder), self.provenance, self.unavailable)
 
 
 def _views(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that ``safe_open`` has accepted."""
+    """Maps the arrays of a file that ``safe_open`` has accepted."""
     contents = map_file(path)
     begin = 8 + int.from_bytes(contents[:8].tobytes(), "little")
     views = {}

@@ -1,4 +1,4 @@
-"""Amounts as people write them: ``8GiB``, ``30d``."""
+"""Reads and writes amounts in the form that people use: ``8GiB``, ``30d``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def bytes_of(where: str, text: str | int) -> int:
-    """``8GiB``, ``512MiB``, ``2.5gb`` or a number of bytes, as bytes.
+    """Reads ``8GiB``, ``512MiB``, ``2.5gb`` or a number of bytes, as bytes.
 
     Raises:
         UsageError: none of these, or less than one byte.
@@ -26,7 +26,7 @@ def bytes_of(where: str, text: str | int) -> int:
 
 
 def seconds_of(where: str, text: str) -> float:
-    """``30d``, ``12h``, ``90m`` or ``45s``, as seconds.
+    """Reads ``30d``, ``12h``, ``90m`` or ``45s``, as seconds.
 
     Raises:
         UsageError: none of these, or below 0.
@@ -38,7 +38,7 @@ def seconds_of(where: str, text: str) -> float:
 
 
 def shown(amount: float) -> str:
-    """Bytes for people: ``512 B``, ``1.5 MiB``, ``12 GiB``."""
+    """Formats bytes for people: ``512 B``, ``1.5 MiB``, ``12 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if amount < 1024 or unit == "GiB":
             return f"{amount:.3g} {unit}" if amount < 1000 else f"{amount:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""Diagnosis by repair: the likely cause of a failed authoring leg, as far as it can be measured."""
+"""Diagnosis by repair: finds the likely cause of a failed authoring leg where it is measurable."""
 
 from edgeverify.diagnose.diagnosis import diagnose
 

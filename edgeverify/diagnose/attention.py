@@ -1,4 +1,4 @@
-"""``attn.out``: from q, k and v over the KV cache to the output projection."""
+"""Models ``attn.out``: from q, k and v over the KV cache to the output projection."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ class Attention:
     Attributes:
         weight: (C, N * H).
         bias: (C,), or None.
-        scale: of the scores.
+        scale: factor of the scores.
         softcap: c of c * tanh(scores / c), or None.
         window: how many keys a query sees, its own included; None for all.
         ahead: how many keys after its own a query sees (-1: not even its own).
-        sees: ``past`` as it should be; ``chunk``: all of its own step, too; ``all``: every row of
+        sees: ``past`` is correct; ``chunk``: also all keys of its own step; ``all``: every row of
             the cache, written or not; ``own step``: no key of an earlier step.
-        hidden: what is added to the scores that the mask hides.
+        hidden: value that is added to the scores that the mask hides.
         groups: ``interleaved``: consecutive query heads share a key head; ``tiled``: head n takes
             key head n modulo their number.
         heads: order in which the heads enter the output projection, or None.
-        flattened: ``heads`` as it should be; ``elements``: element by element over the heads;
+        flattened: ``heads`` is correct; ``elements``: element by element over the heads;
             ``rows``: (N, T, H) read as (T, N, H).
-        written: how far from its place a row is written into the cache.
-        written_in: in which steps, see ``row_shift``.
+        written: offset of the cache row that is written from its correct place.
+        written_in: the steps with that offset, see ``row_shift``.
         cap_first: the scores are capped before they are scaled.
-        value: which tap is attended to.
-        half: a dtype that the cache is kept in between the steps or, with ``half_at_once``, that
-            a step's own rows have, too.
+        value: the tap that is used as v.
+        half: a dtype to which the cache is rounded between the steps or, with ``half_at_once``, to
+            which a step's own rows are rounded, too.
         half_at_once: see ``half``.
-        lost: the signature whose rows are not kept after its step, or "".
-        factor: of the result, before the bias.
+        lost: the signature whose rows are lost after its step, or "".
+        factor: factor of the result, before the bias.
     """
 
     weight: torch.Tensor
@@ -61,7 +61,7 @@ class Attention:
 
     @property
     def needs_no_cache(self) -> bool:
-        """Whether only rows that have been written, unrounded and in place, are seen."""
+        """Whether queries see only rows that are written, unrounded and in place."""
         return (
             self.written == 0
             and self.written_in == "all"
@@ -75,11 +75,11 @@ class Attention:
     def mask(
         self, rows: torch.Tensor, starts: torch.Tensor, step: Step | None, size: int
     ) -> torch.Tensor:
-        """What is added to the scores, (t, S) float64.
+        """Returns what is added to the scores, (t, S) float64.
 
         Args:
             rows: (t,) positions of the queries.
-            starts: (t,) where their steps begin.
+            starts: (t,) first positions of their steps.
             step: their common step, for ``chunk``.
             size: S, the number of keys.
         """

@@ -1,4 +1,4 @@
-"""The ways in which attention goes wrong."""
+"""Lists possible faults of attention."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from edgeverify.diagnose.scene import Inputs, Scene
 if TYPE_CHECKING:
     from edgeverify.diagnose.attention import Attention
 
-# All orders of up to four heads are tried, 24; of more, the usual ones.
+# All orders of up to four heads are tried (24); for more heads, only the usual orders.
 FEW_HEADS = 4
 
 
 def changes(of: AttentionOf, right: Attention) -> Iterator[Change[Attention]]:
-    """What may be wrong that is known beforehand."""
+    """Yields the possible faults that are known beforehand."""
     yield from _weight_changes(of, right)
     yield from _scale_changes(of, right)
     yield from _mask_changes(of, right)
@@ -243,7 +243,7 @@ def fitted(
 
 
 class AttentionOf:
-    """The attention of one block."""
+    """The attention of one block, as a sublayer."""
 
     def __init__(self, scene: Scene, block: int) -> None:
         self.scene, self.block = scene, block
@@ -259,12 +259,12 @@ class AttentionOf:
         bias = self.scene.roles.get(self.block, "o_bias")
         scalar = hf.get("query_pre_attn_scalar") or self.dim
         cap = hf.get("attn_logit_softcapping")
-        # Whether this layer slides is seen from the oracle.
+        # The oracle's values show whether this layer has a sliding window.
         for window in dict.fromkeys((hf.get("sliding_window"), None)):
             yield Attention(weight, bias, float(scalar) ** -0.5, cap, window)
 
     def compute(self, spec: Attention, inputs: Inputs) -> torch.Tensor:
-        """Step by step, with a cache whose unwritten rows are zero, as the port has it."""
+        """Computes step by step; unwritten rows of the cache are zero, as in the port."""
         q, k, v = (
             inputs.tap(taps.block(self.block, name)) for name in ("attn.q", "attn.k", spec.value)
         )
@@ -283,7 +283,7 @@ class AttentionOf:
     def _step_by_step(
         self, spec: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: Inputs
     ) -> torch.Tensor:
-        """With a cache whose unwritten rows are zero, as the port has it."""
+        """Computes with a cache whose unwritten rows are zero, as in the port."""
         size = inputs.case.kv_cache_len
         cache_k = torch.zeros(size, *k.shape[1:], dtype=k.dtype)
         cache_v = torch.zeros(size, *v.shape[1:], dtype=v.dtype)
@@ -314,7 +314,7 @@ class AttentionOf:
         v: torch.Tensor,
         mask: torch.Tensor,
     ) -> torch.Tensor:
-        """(t, N, H), the cache (S, G, H) twice, (t, S) → (t, N * H)."""
+        """Attends: q (t, N, H), k and v of the cache (S, G, H), mask (t, S) → (t, N * H)."""
         each = self.heads // self.groups
         if spec.groups == "tiled":
             k, v = k.repeat(1, each, 1), v.repeat(1, each, 1)
@@ -329,7 +329,7 @@ class AttentionOf:
             if cap is not None:
                 scores = torch.tanh(scores / cap) * cap
         weights = torch.softmax(scores + mask, dim=-1)
-        weights = torch.nan_to_num(weights)  # a row that sees nothing
+        weights = torch.nan_to_num(weights)  # for a row that sees no key
         mixed = torch.einsum("nts,snh->tnh", weights, v)
         if spec.heads is not None:
             mixed = mixed[:, list(spec.heads)]

@@ -1,4 +1,4 @@
-"""``kv.{i}.k`` and ``kv.{i}.v``: where a step's rows are written, and whether they are kept."""
+"""Models ``kv.{i}.k`` and ``kv.{i}.v``: where a step's rows are written, and if they are kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROW_SHIFTS = tuple(product((-1, 1), ("all", "decode", "prefill", "later prefill"
 
 
 def row_shift(step: Step, shift: int, when: str) -> int:
-    """How far from its place a step's first row is written.
+    """Returns the offset of the row at which a step's first row is written from its place.
 
     ``when`` is ``all``, ``decode``, ``prefill``, ``later prefill`` (not the first) or ``restart``,
     which writes each prefill at row 0.
@@ -34,7 +34,7 @@ def row_shift(step: Step, shift: int, when: str) -> int:
 
 
 def cache_row_text(written: int, when: str) -> str:
-    """What is said of rows that land beside their place."""
+    """Returns the text for rows that are written to the wrong place."""
     if when == "restart":
         return "each prefill is written at row 0 of the cache → after the rows of earlier ones"
     steps = {"all": "", "later prefill": " in prefill steps after the first"}
@@ -43,12 +43,12 @@ def cache_row_text(written: int, when: str) -> str:
 
 
 def cache_lost_text(signature: str) -> str:
-    """What is said of a signature whose rows are gone after its step."""
+    """Returns the text for a signature whose rows are lost after its step."""
     return f"the cache rows that {signature} writes are lost → kept"
 
 
 def written_into(cache: torch.Tensor, rows: torch.Tensor, step: Step, shift: int) -> torch.Tensor:
-    """The cache (S, ...) with a step's rows in it, zeros for its pads (see ``reauthored.run``)."""
+    """Returns the cache (S, ...) after a step's rows, zeros for pads (see ``reauthored.run``)."""
     start = max(0, min(step.start + shift, len(cache) - step.length))
     cache = cache.clone()
     cache[start : start + step.length] = 0
@@ -61,12 +61,12 @@ class Cache:
     """The cache after each step.
 
     Attributes:
-        written: how far from its place each step's rows are written.
-        written_in: in which steps, see ``attention.row_shift``.
+        written: offset of each step's rows from their correct place.
+        written_in: the steps with that offset, see ``row_shift``.
         source: the tap whose rows are written.
         half: a dtype that the rows are rounded to.
-        kept: earlier steps' rows are kept.
-        lost: the signature whose rows are not kept, or "".
+        kept: whether earlier steps' rows are kept.
+        lost: the signature whose rows are lost, or "".
     """
 
     source: str
@@ -78,7 +78,7 @@ class Cache:
 
 
 class CacheOf:
-    """``kv.{i}.k`` or ``kv.{i}.v``; its rows are those of every step's cache, joined."""
+    """``kv.{i}.k`` or ``kv.{i}.v``; the rows of all steps' caches, joined."""
 
     def __init__(self, scene: Scene, block: int, which: str) -> None:
         self.scene, self.block, self.which = scene, block, which
@@ -126,5 +126,5 @@ class CacheOf:
     def fitted(
         self, right: Cache, port: torch.Tensor, rows: torch.Tensor
     ) -> Iterator[Change[Cache]]:
-        """A cache has no number that is to be estimated."""
+        """Yields nothing: a cache has no number to estimate."""
         return iter(())

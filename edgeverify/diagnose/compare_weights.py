@@ -1,4 +1,4 @@
-"""Says in words how a weight of the port differs from the checkpoint's."""
+"""Describes how a weight of the port differs from the checkpoint's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FEW = 8
 
 
 def differs(port: torch.Tensor | None, right: torch.Tensor | None) -> bool:
-    """Whether both are there, of one shape, and not the same."""
+    """Whether both exist with the same shape and different values."""
     if port is None or right is None or port.shape != right.shape:
         return False
     return not torch.equal(port, right)
@@ -22,12 +22,12 @@ def differs(port: torch.Tensor | None, right: torch.Tensor | None) -> bool:
 def difference(
     port: torch.Tensor, right: torch.Tensor, name: str, state: Mapping[str, torch.Tensor]
 ) -> str:
-    """``what the port holds → name``; the two are known to differ.
+    """Returns ``what the port has → name``, for two tensors that are known to differ.
 
     Args:
-        port: the port's.
-        right: the checkpoint's.
-        name: of ``right`` in the checkpoint.
+        port: the port's tensor.
+        right: the checkpoint's tensor.
+        name: name of ``right`` in the checkpoint.
         state: all of the checkpoint's tensors.
     """
     return f"{_held(port, right, name, state)} → {name}"
@@ -62,7 +62,7 @@ def _held(
 
 
 def _taken(port: torch.Tensor, name: str, state: Mapping[str, torch.Tensor]) -> str:
-    """Which of the layer's other tensors all rows come from, if they do."""
+    """Names the layer's other tensors that all rows come from, or returns ""."""
     layer = re.search(r"\.layers\.\d+\.", name)
     if layer is None or port.dim() != 2:
         return ""
@@ -77,7 +77,7 @@ def _taken(port: torch.Tensor, name: str, state: Mapping[str, torch.Tensor]) -> 
 
 
 def _reordered(port: torch.Tensor, right: torch.Tensor) -> str:
-    """Whether the rows (or columns) are those of ``right`` in another order."""
+    """Describes rows (or columns) that are those of ``right`` in another order, or returns ""."""
     sides = [("rows", port, right)]
     if port.dim() == 2:
         sides.append(("columns", port.T, right.T))

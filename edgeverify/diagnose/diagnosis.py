@@ -1,4 +1,4 @@
-"""From a failed authoring leg to sentences: one for each cause, one for what has none."""
+"""Turns a failed authoring leg into sentences: one per cause, one per kind of unexplained tap."""
 
 from __future__ import annotations
 
@@ -68,21 +68,21 @@ def diagnose(
     expected: Iterable[str],
     starts: Mapping[str, int],
 ) -> tuple[Finding, ...]:
-    """The likely causes of a failed authoring leg.
+    """Finds the likely causes of a failed authoring leg.
 
     Args:
         model: the re-authored model.
         hf_config: the HF config.
         state: the checkpoint, HF names → tensors.
-        case: the conversation, its decode tokens known.
-        run_alone: gives the re-authored model's trace, each tap computed from the oracle's values
+        case: the conversation, with known decode tokens.
+        run_alone: returns the re-authored model's trace, each tap computed from the oracle's values
             of the taps before it (``backends.reauthored.run(..., every_tap=True)``).
         baseline: the oracle and its isolated floor.
         expected: the ``step/tap`` keys, in forward order.
         starts: step → position of its first row.
 
     Returns:
-        ``authoring.cause`` findings, each with what was measured, then ``authoring.unexplained``
+        ``authoring.cause`` findings, each with its measurements, then ``authoring.unexplained``
         ones.
     """
     port, limits = run_alone(), thresholds("isolated")
@@ -100,7 +100,7 @@ def diagnose(
 
 
 def sublayer_of(scene: Scene, tap: str) -> Sublayer[Any] | None:
-    """The stretch that ends at a tap, or None where there is no model of it."""
+    """Returns the sublayer that ends at a tap, or None if there is no model of it."""
     if tap in OF_ENDS:
         return OF_ENDS[tap](scene)
     match = _NUMBER.match(tap)
@@ -113,9 +113,12 @@ def sublayer_of(scene: Scene, tap: str) -> Sublayer[Any] | None:
 
 
 def _told(scene: Scene) -> list[_Told]:
-    """Each faulty tap; of taps that differ by their block alone, the first is searched in full."""
+    """Diagnoses each faulty tap.
+
+    Of taps that differ only in their block, the first one is searched in full.
+    """
     told = []
-    known: dict[str, str] = {}  # kind of tap → kind of its cause, or "" where none was found
+    known: dict[str, str] = {}  # kind of tap → kind of its cause, or "" if none was found
     for tap in scene.faulty():
         seen = scene.seen(tap)
         if seen is None:
@@ -151,7 +154,7 @@ def _unsteady(scene: Scene, told: list[_Told], again: Trace) -> list[_Told]:
 
 
 def _findings(scene: Scene, told: list[_Told]) -> tuple[Finding, ...]:
-    """One finding for each distinct cause, and one for each kind of tap that has none."""
+    """Returns one finding for each distinct cause, and one for each kind of unexplained tap."""
     causes: dict[tuple[str, ...], list[_Told]] = {}
     unexplained: dict[str, list[_Told]] = {}
     for one in told:
@@ -167,7 +170,7 @@ def _findings(scene: Scene, told: list[_Told]) -> tuple[Finding, ...]:
 
 
 def _own_layer(text: str, tap: str, number: str) -> str:
-    """The text with the tensor names of the tap's own layer told with ``number``."""
+    """Replaces the tap's own layer number in the text's tensor names by ``number``."""
     block = taps.block_index(tap)
     return text if block is None else text.replace(f".layers.{block}.", f".layers.{number}.")
 
@@ -219,7 +222,7 @@ def _seen(group: list[_Told]) -> str:
 
 
 def _shared(group: list[_Told]) -> tuple[str, ...]:
-    """The shapes that all of the group's taps share."""
+    """Returns the shapes that all of the group's taps share."""
     return tuple(text for text in group[0].shapes if all(text in one.shapes for one in group))
 
 
@@ -235,7 +238,7 @@ def _without_number(tap: str) -> str:
 
 
 def where(names: Iterable[str], blocks: int) -> str:
-    """``blocks.*.attn.q, blocks.{0,2}.ff.out, final_norm``: the taps, blocks told together."""
+    """Joins taps by block: ``blocks.*.attn.q, blocks.{0,2}.ff.out, final_norm``."""
     numbers: dict[str, list[int]] = {}
     for name in names:
         index = taps.block_index(name)

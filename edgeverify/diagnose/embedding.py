@@ -1,4 +1,4 @@
-"""``embed``: the table and its scale."""
+"""Models ``embed``: the table and its scale."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from edgeverify.diagnose import compare_weights, estimate
 from edgeverify.diagnose.fault import HALVES, Change, apart, name_of, number
 from edgeverify.diagnose.scene import Inputs, Scene
 
-# A row of the table is another token's if it differs by more than rounding to half precision.
+# Above this relative difference, which rounding to half precision cannot cause, a row of the table
+# is another token's.
 SAME_ROW = 1e-2
 FEW = 4
 
@@ -22,7 +23,7 @@ class Embedding:
 
     Attributes:
         table: (V, C).
-        scale: of each row.
+        scale: factor of each row.
         half: a dtype that the result is rounded to.
         half_scale: a dtype that the scale is rounded to.
         shift: added to each token id.
@@ -38,7 +39,7 @@ class Embedding:
 
 
 class EmbeddingOf:
-    """``embed``."""
+    """``embed``, as a sublayer."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -108,7 +109,7 @@ class EmbeddingOf:
     def _other_rows(
         self, right: Embedding, port: torch.Tensor, rows: torch.Tensor
     ) -> Iterator[Change[Embedding]]:
-        """Tokens that get another token's row, as read off the port's."""
+        """Yields tokens that get another token's row, read from the port's rows."""
         tokens = torch.tensor(self.scene.case.tokens)[rows]
         given = self.compute(right, self.scene.inputs(rounded=True))[rows]
         odd = (given - port).norm(dim=1) > SAME_ROW * port.norm(dim=1)
@@ -137,6 +138,6 @@ class EmbeddingOf:
 
 
 def zero_tokens(scene: Scene, port: torch.Tensor, rows: torch.Tensor) -> list[int]:
-    """The tokens whose rows the port gives as zeros."""
+    """Returns the tokens for which the port's rows are zeros."""
     tokens = torch.tensor(scene.case.tokens)[rows]
     return tokens[(port == 0).flatten(1).all(1)].tolist()

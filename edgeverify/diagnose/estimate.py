@@ -1,4 +1,4 @@
-"""Numbers and orders that are read off the port's own output."""
+"""Estimates numbers and orders from the port's own output."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ SMALLEST_STEP = 1e-9
 def fit(
     compute: Callable[[float], torch.Tensor], target: torch.Tensor, starts: Iterable[float]
 ) -> float | None:
-    """The positive number with which ``compute`` comes nearest to ``target``.
+    """Finds the positive number with which ``compute`` comes nearest to ``target``.
 
-    Gauss-Newton on the logarithm, from the best of ``starts``; rows count by their own size.
+    It uses Gauss-Newton on the logarithm, from the best of ``starts``. Each row is weighted by its
+    own size.
 
     Args:
         compute: number → (R, ...).
         target: (R, ...).
-        starts: where to begin; one of them must be near enough.
+        starts: starting points; one of them must be near enough.
 
     Returns:
-        The number, or None where no start gives finite values.
+        The number, or None if no start gives finite values.
     """
     goal = target.flatten(1)
     weight = 1 / goal.norm(dim=1, keepdim=True).clamp_min(1e-30)
@@ -54,12 +55,12 @@ def fit(
 
 
 def factor(port: torch.Tensor, right: torch.Tensor) -> float:
-    """The r of ``port ≈ r * right``, by least squares."""
+    """Returns the r of ``port ≈ r * right``, by least squares."""
     return float((port * right).sum() / (right * right).sum().clamp_min(1e-300))
 
 
 def sources(port: torch.Tensor, candidates: torch.Tensor, tolerance: float) -> list[int] | None:
-    """Which candidate channel each of the port's channels is.
+    """Finds which candidate channel each of the port's channels is.
 
     Args:
         port: (R, C).
@@ -67,7 +68,7 @@ def sources(port: torch.Tensor, candidates: torch.Tensor, tolerance: float) -> l
         tolerance: the largest relative difference of a channel from its source.
 
     Returns:
-        C numbers below D, or None where a channel is none of the candidates.
+        C numbers below D, or None if some channel is none of the candidates.
     """
     norms = candidates.norm(dim=0).clamp_min(1e-30)
     products = (port.T @ candidates) / norms / port.norm(dim=0).clamp_min(1e-30)[:, None]

@@ -1,4 +1,4 @@
-"""A possible fault as data: a sublayer's right description with one thing changed."""
+"""Describes a possible fault as data: a sublayer's correct description with one change."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Change(Generic[S]):
         kind: stable and machine-readable, e.g. ``rope.base``.
         text: for a person, as ``what the port does → the repair``.
         spec: the sublayer's description with the fault in it.
-        held: the fault is in tensors that the port is seen to hold, so that it is there for
-            certain, and what else would explain the same values need not be named.
+        held: whether the fault is in tensors that the port contains. Then it is certain, and other
+            explanations of the same values need not be named.
     """
 
     kind: str
@@ -33,40 +33,40 @@ class Change(Generic[S]):
 
 
 class Sublayer(Protocol[S]):
-    """The stretch from one tap to the next, as an independent model of it."""
+    """The computation from one tap to the next, as an independent model of it."""
 
     def rights(self) -> Iterator[S]:
-        """Descriptions of the right sublayer; the first that gives the oracle's values counts."""
+        """Yields correct descriptions; the first that gives the oracle's values counts."""
 
     def compute(self, spec: S, inputs: Inputs) -> torch.Tensor:
-        """The tap after the stretch, (T, ...)."""
+        """Returns the tap after the sublayer, (T, ...)."""
 
     def changes(self, right: S, port: torch.Tensor, rows: torch.Tensor) -> Iterator[Change[S]]:
-        """What may be wrong: ``port`` (R, ...) is what it gave, at the given rows."""
+        """Yields possible faults; ``port`` (R, ...) is the port's output at the given rows."""
 
     def fitted(self, right: S, port: torch.Tensor, rows: torch.Tensor) -> Iterator[Change[S]]:
-        """Likewise, with numbers that are fitted to what the port gave."""
+        """Yields possible faults with numbers that are fitted to the port's output."""
 
 
 def changed(spec: S, **fields: Any) -> S:
-    """``dataclasses.replace`` with fields whose names are known only as the program runs."""
+    """Calls ``dataclasses.replace`` with fields whose names are known only at run time."""
     return replace(spec, **fields)  # type: ignore[type-var]
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """``bfloat16``."""
+    """Returns a dtype's name, e.g. ``bfloat16``."""
     return str(dtype).removeprefix("torch.")
 
 
 def number(value: float) -> str:
-    """At most six digits: 500000, 1e-06, 0.0625."""
+    """Formats a number with at most six digits: 500000, 1e-06, 0.0625."""
     return (
         f"{value:.6g}" if value < 1e6 else f"{value:.0f}" if value == int(value) else f"{value:g}"
     )
 
 
 def apart(value: float, right: float) -> tuple[str, str]:
-    """Both numbers with as many digits as it takes to tell them apart, at least six."""
+    """Formats both numbers with as many digits as distinguish them, at least six."""
     for digits in range(6, 17):
         told = f"{value:.{digits}g}", f"{right:.{digits}g}"
         if told[0] != told[1] or value == right:

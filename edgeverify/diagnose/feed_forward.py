@@ -1,4 +1,4 @@
-"""``ff.out``: the feed-forward, gated or not, from its normed input on."""
+"""Models ``ff.out``: the feed-forward, gated or not, from its normed input."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @dataclass(frozen=True)
 class FeedForward:
-    """down(act(gate(x)) * up(x)), or down(act(up(x))) where there is no gate.
+    """down(act(gate(x)) * up(x)), or down(act(up(x))) if there is no gate.
 
     Attributes:
-        gate: (I, C): what the activation is applied to.
+        gate: (I, C): the activation's input.
         up: (I, C), or None.
         down: (C, I).
         gate_bias: (I,), or None; likewise ``up_bias`` and, (C,), ``down_bias``.
         act: a key of ``ACTIVATIONS``.
         on: what the activation is applied to: ``gate``, ``up``, ``both`` or ``product``.
-        joined: how gate and up are combined: ``product``, ``sum`` or ``gate`` alone.
+        joined: how gate and up are combined: ``product``, ``sum`` or only the ``gate``.
     """
 
     gate: torch.Tensor
@@ -55,7 +55,7 @@ class FeedForward:
 
 
 class FeedForwardOf:
-    """The feed-forward of one block."""
+    """The feed-forward of one block, as a sublayer."""
 
     def __init__(self, scene: Scene, block: int) -> None:
         self.scene, self.block = scene, block
@@ -118,11 +118,11 @@ class FeedForwardOf:
     def fitted(
         self, right: FeedForward, port: torch.Tensor, rows: torch.Tensor
     ) -> Iterator[Change[FeedForward]]:
-        """A feed-forward has no number that is to be estimated."""
+        """Yields nothing: a feed-forward has no number to estimate."""
         return iter(())
 
     def _weight_changes(self, right: FeedForward) -> Iterator[Change[FeedForward]]:
-        """What the port's modules hold, tensor by tensor and all together."""
+        """Yields the tensors of the port's modules as faults, one by one and all together."""
         own, roles = self.scene.port_weights, self.scene.roles
         held: dict[str, torch.Tensor | None] = {
             name: own.get(self.block, name)

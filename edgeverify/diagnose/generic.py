@@ -1,4 +1,4 @@
-"""Differences that need no model of the sublayer: a factor, an added vector, another order."""
+"""Finds differences that need no model of the sublayer: a factor, an added vector, an order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeverify.diagnose.fault import Change, name_of, number
 from edgeverify.diagnose.scene import Scene, Seen
 
 SAME_CHANNEL = 1e-3
-# Fewer heads or channels than this are listed in a message.
+# A message lists at most this many heads or channels.
 FEW = 8
 KINDS = (
     "factor",
@@ -29,7 +29,7 @@ Simulation = tuple[Change[Any], Callable[[bool], torch.Tensor]]
 
 
 def changes(scene: Scene, seen: Seen) -> Iterator[Simulation]:
-    """What may have been done to the right values.
+    """Yields changes that may have been made to the correct values.
 
     Yields:
         The change, and its result, (R, ...).
@@ -72,7 +72,7 @@ def _factors(truth: torch.Tensor, port: torch.Tensor) -> Iterator[tuple[str, str
 def _offsets(
     scene: Scene, truth: torch.Tensor, port: torch.Tensor
 ) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """The same vector added to every row, with the checkpoint's bias that it is, if one."""
+    """Yields one vector added to every row, and names the checkpoint's bias if it is one."""
     added = (port - truth).mean(0, keepdim=True)
     size = added.norm()
     if len(truth) < 2 or size == 0:
@@ -108,7 +108,7 @@ def _shifts(truth: torch.Tensor) -> Iterator[tuple[str, str, torch.Tensor]]:
 
 
 def _halves(truth: torch.Tensor, port: torch.Tensor) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """Every value of the port's has a narrow format's precision, and the original's have not."""
+    """Yields a narrow format if all of the port's values fit it and the original's do not."""
     for half, unit in ((torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)):
         if not torch.equal(port.to(half).double(), port):
             continue
@@ -117,5 +117,5 @@ def _halves(truth: torch.Tensor, port: torch.Tensor) -> Iterator[tuple[str, str,
         error = (port - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
         if float(error.max()) < 4 * unit:
             name = name_of(half)
-            # What rounding did is read off the port itself: it cannot be reproduced bit by bit.
+            # The port's own values show the rounding; it cannot be reproduced bit by bit.
             yield "half", f"values have the precision of {name} → float32", port

@@ -1,4 +1,4 @@
-"""``logits``: the LM head and its softcap."""
+"""Models ``logits``: the LM head and its softcap."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Head:
         weight: (V, C).
         bias: (V,), or None.
         softcap: c of c * tanh(logits / c), or None.
-        factor: of the logits, before the cap.
+        factor: factor of the logits, before the cap.
     """
 
     weight: torch.Tensor
@@ -31,7 +31,7 @@ class Head:
 
 
 class HeadOf:
-    """``logits``."""
+    """``logits``, as a sublayer."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene

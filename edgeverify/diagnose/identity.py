@@ -1,6 +1,6 @@
-"""Taps that fail before any value is looked at: another dtype, or another shape.
+"""Diagnoses taps that fail before any value is compared: another dtype, or another shape.
 
-What is said of them is measured, too: the values that are there are held against the oracle's.
+These diagnoses are measured, too: the values that exist are compared with the oracle's.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ Said = tuple[str, str, np.ndarray, np.ndarray, str]
 
 
 def cause(scene: Scene, tap: str) -> Cause | None:
-    """What is wrong with the form of a tap whose values are right as far as they go.
+    """Names what is wrong with the form of a tap if the values that exist are correct.
 
     Args:
         scene: the port.
-        tap: without its step; it cannot be compared as it is.
+        tap: without its step; its form prevents a comparison.
     """
     found: dict[tuple[str, str], float] = {}
     for step in scene.case.steps:
         key = f"{step.name}/{tap}"
-        # The last row of a padded step is a pad's, which the oracle does not have.
+        # The last row of a padded step is a pad row, which the oracle does not have.
         padded = step.length > len(step.tokens)
         if key not in scene.failed or key not in scene.port or padded:
             continue
@@ -46,7 +46,7 @@ def cause(scene: Scene, tap: str) -> Cause | None:
 
 
 def _form(mine: np.ndarray, right: np.ndarray) -> Said | None:
-    """The kind, the text, the values on both sides, and the port's dtype."""
+    """Returns the kind, the text, the values on both sides, and the port's dtype."""
     dtype = str(mine.dtype)
     if dtype == "|V2":  # bfloat16, which numpy lacks
         mine = (mine.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -67,7 +67,7 @@ def _form(mine: np.ndarray, right: np.ndarray) -> Said | None:
 
 
 def _ratio(mine: np.ndarray, right: np.ndarray, floor: np.ndarray) -> float:
-    """The worst row's error over what is allowed it."""
+    """Returns the worst row's error over its allowed error."""
     if not np.isfinite(mine.astype(np.float64)).all():
         return float("inf")
     error = np.linalg.norm((mine.astype(np.float64) - right)[0], axis=-1)

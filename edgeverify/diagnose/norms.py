@@ -1,4 +1,4 @@
-"""A norm, and the ways in which it goes wrong."""
+"""Models a norm, and lists its possible faults."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Norm:
     """RMSNorm (arXiv 1910.07467) or LayerNorm over the last axis, times ``offset + weight``.
 
     Attributes:
-        kind: ``RMS``, ``LAYER`` or ``NONE``, which leaves the values as they are.
+        kind: ``RMS``, ``LAYER`` or ``NONE``, which leaves the values unchanged.
         weight: (C,), or None for ones without an offset.
         bias: (C,), or None.
         eps: added to the mean square (the variance), under the root.
-        offset: 1 where the checkpoint holds w for a factor of 1 + w (Gemma).
+        offset: 1 if the checkpoint has w for a factor of 1 + w (Gemma).
         eps_outside: eps is added to the root instead.
         scaled_only: the weight is applied, the division is not.
         half: a dtype that the values are rounded to before and after.
@@ -43,7 +43,7 @@ class Norm:
     half: torch.dtype | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., C) → the same."""
+        """Applies the norm, (..., C) → the same shape."""
         if self.kind == NONE:
             return x
         if self.half is not None:
@@ -61,12 +61,12 @@ class Norm:
 
 
 def hf_eps(scene: Scene) -> float:
-    """The HF config's epsilon; 1e-6 is OpenELM's, which its config leaves out."""
+    """Returns the HF config's epsilon; 1e-6 is OpenELM's, whose config has none."""
     return float(scene.hf.get("rms_norm_eps", scene.hf.get("layer_norm_eps", 1e-6)))
 
 
 def right_norms(scene: Scene, layer: int | None, role: str) -> Iterator[Norm | None]:
-    """The ways in which a right norm may read its tensors; None alone where there is no norm."""
+    """Yields the ways in which a correct norm may read its tensors; None if there is no norm."""
     weight = scene.roles.get(layer, role)
     if weight is None:
         yield None
@@ -81,14 +81,14 @@ def right_norms(scene: Scene, layer: int | None, role: str) -> Iterator[Norm | N
 def norm_changes(
     scene: Scene, layer: int | None, role: str, right: Norm, label: str = "norm"
 ) -> Iterator[Change[Norm]]:
-    """What may be wrong with a norm.
+    """Yields possible faults of a norm.
 
     Args:
         scene: for the port's own values and the checkpoint's other norms.
         layer: the block, or None for the final norm.
-        role: of the norm's weight.
-        right: the norm as it should be.
-        label: what the message calls it.
+        role: role of the norm's weight.
+        right: the correct norm.
+        label: the norm's name in messages.
     """
     yield from _held_changes(scene, layer, role, right, label)
     own = scene.port_weights.eps(layer, role)
@@ -131,7 +131,7 @@ def norm_changes(
 def _held_changes(
     scene: Scene, layer: int | None, role: str, right: Norm, label: str
 ) -> Iterator[Change[Norm]]:
-    """The tensors that the port's norm is seen to hold."""
+    """Yields the tensors of the port's norm that differ from the checkpoint's."""
     for full_role, part in ((role, "weight"), (f"{role}_bias", "bias")):
         held, truth = scene.port_weights.get(layer, full_role), getattr(right, part)
         if held is not None and compare_weights.differs(held, truth):
@@ -146,7 +146,7 @@ def _weight_changes(
 ) -> Iterator[Change[Norm]]:
     assert right.weight is not None
     own_name = scene.roles.name(layer, role)
-    # With an offset, ones are a factor of two, and zeros are the identity.
+    # With an offset, ones mean a factor of two, and zeros mean the identity.
     fills = {"all ones": torch.ones_like(right.weight), "all zeros": torch.zeros_like(right.weight)}
     for text, fill in fills.items():
         yield Change(
@@ -176,7 +176,7 @@ def _weight_changes(
 
 
 class NormOf:
-    """``attn_norm`` of a block, or ``final_norm``."""
+    """``attn_norm`` of a block, or ``final_norm``, as a sublayer."""
 
     def __init__(self, scene: Scene, block: int | None) -> None:
         self.scene, self.block = scene, block

@@ -1,4 +1,4 @@
-"""q, k and v: a projection, for some families a norm per head, and for q and k the rotation."""
+"""Models q, k and v: a projection, for some families a norm per head, and for q and k RoPE."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgeverify.diagnose.norms import Norm, norm_changes, right_norms
 from edgeverify.diagnose.rope import BASE_GRID, Rope, right_rope, rope_changes
 from edgeverify.diagnose.scene import Inputs, Scene
 
-# A channel of the port's is one of the original's if it differs by no more; float32 products of a
+# Up to this difference, a channel of the port is a channel of the original. float32 products of a
 # few thousand terms differ by about 1e-6, two different weight rows by about 1.
 SAME_CHANNEL = 1e-3
 
@@ -29,12 +29,12 @@ class Projection:
     Attributes:
         weight: (heads * dim, C).
         bias: (heads * dim,), or None.
-        heads: of this tensor.
+        heads: number of heads of this tensor.
         norm: per head, or None.
         rope: None for v.
         norm_last: the norm comes after the rotation.
         norm_over_all: the norm is over all heads at once.
-        factor: of the result.
+        factor: factor of the result.
     """
 
     weight: torch.Tensor
@@ -48,7 +48,7 @@ class Projection:
 
 
 class ProjectionOf:
-    """``attn.q``, ``attn.k`` or ``attn.v`` of one block."""
+    """``attn.q``, ``attn.k`` or ``attn.v`` of one block, as a sublayer."""
 
     def __init__(self, scene: Scene, block: int, which: str) -> None:
         self.scene, self.block, self.which = scene, block, which
@@ -172,7 +172,7 @@ class ProjectionOf:
     def _order_changes(
         self, right: Projection, port: torch.Tensor, rows: torch.Tensor
     ) -> Iterator[Change[Projection]]:
-        """Other rows of the fused weight, by known orders and as read off the port's channels."""
+        """Yields other rows of the fused weight, by known orders and by the port's channels."""
         parts = self._checkpoint_parts("")
         if parts is None:
             return
@@ -237,7 +237,10 @@ class ProjectionOf:
             yield text, (heads + within).flatten() + offset[which]
 
     def _describe(self, chosen: torch.Tensor) -> str:
-        """Which rows of its own block, (heads * dim,), the port took; others are out of range."""
+        """Describes which rows of its own block, (heads * dim,), the port took.
+
+        Rows of other blocks are out of range.
+        """
         heads, dim = self.heads[self.which], self.dim
         if bool(((chosen < 0) | (chosen >= heads * dim)).any()):
             return f"{self.which} takes rows of another part of the fused tensor → its own"
@@ -290,7 +293,7 @@ class ProjectionOf:
 
 
 def _unrotated(rope: Rope, port: torch.Tensor, rows: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    """(R, N, H) turned back."""
+    """Reverts the rotation of (R, N, H)."""
     whole = torch.zeros(len(inputs.case.tokens), *port.shape[1:], dtype=port.dtype)
     whole[rows] = port
     return replace(rope, turn=-rope.turn)(whole, inputs)[rows]

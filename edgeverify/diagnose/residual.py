@@ -1,4 +1,4 @@
-"""``ff_norm`` and ``out``: what is added to the residual stream, and the norms on the way."""
+"""Models ``ff_norm`` and ``out``: what is added to the residual stream, and the norms in it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Stream:
     """The residual stream in a block, up to the feed-forward's input or the block's end.
 
     It is x + post_attn(a) and, at the end, + post_ff(f); x is the block's input, a the attention's
-    and f the feed-forward's output. Parallel blocks feed the feed-forward with the norm of x.
+    and f the feed-forward's output. In parallel blocks the feed-forward's input is the norm of x.
 
     Attributes:
         post_attn: the norm after attention, or None.
-        post_ff: likewise, after the feed-forward; ``out`` alone has it.
-        last: the feed-forward's norm; ``ff_norm`` alone has it.
+        post_ff: likewise, after the feed-forward; only ``out`` has it.
+        last: the feed-forward's norm; only ``ff_norm`` has it.
         x, a, f: how often each is added.
-        factor: of the block's output.
+        factor: factor of the block's output.
         parallel: the feed-forward takes x, not x + a.
         from_norm: x is the normed input of the attention.
-        late_attn, late_ff: the post norm is over the sum, not over what is added.
+        late_attn, late_ff: the post norm applies to the sum, not to the added term.
         onto_norm: f is added to the feed-forward's normed input.
     """
 
@@ -48,7 +48,7 @@ class Stream:
 
 
 class StreamOf:
-    """``ff_norm`` or ``out`` of one block."""
+    """``ff_norm`` or ``out`` of one block, as a sublayer."""
 
     def __init__(self, scene: Scene, block: int, *, end: bool) -> None:
         self.scene, self.block, self.end = scene, block, end
@@ -172,7 +172,7 @@ class StreamOf:
     def fitted(
         self, right: Stream, port: torch.Tensor, rows: torch.Tensor
     ) -> Iterator[Change[Stream]]:
-        """A factor of the whole, then how often each part was added, by least squares."""
+        """Yields a factor of the whole, then how often each part was added, by least squares."""
         if not self.end:
             return
         inputs = self.scene.inputs(rounded=True)
@@ -186,7 +186,7 @@ class StreamOf:
         yield Change("residual", text, replace(right, factor=ratio))
         table = torch.stack([one.flatten() for one in alone], 1)
         found = torch.linalg.lstsq(table, port.flatten()).solution.tolist()
-        # Least squares leave 1e-16 for a part that is not there.
+        # Least squares give 1e-16 for a part that was not added.
         found = [round(value, 9) + 0.0 for value in found]
         told = ", ".join(apart(value, 1)[0] for value in found)
         text = f"input, attention and feed-forward are added with the factors {told} → 1, 1, 1"

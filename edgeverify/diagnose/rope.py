@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864), and the ways in which it goes wrong."""
+"""Models rotary position embedding (arXiv 2104.09864), and lists its possible faults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeverify.diagnose.scene import Inputs
 
 USUAL_BASES = (1e4, 1e5, 5e5, 1e6, 1e3, 13e4, 15e4, 2e6)
 USUAL_SHARES = (1.0, 0.5, 0.4, 0.25, 0.75)
-# Close enough together that one of them is within the reach of a fit (see ``estimate.fit``).
+# Spaced closely enough that a fit can start from one of them (see ``estimate.fit``).
 BASE_GRID = tuple(10 ** (2 + index / 12) for index in range(73))
 
 
@@ -23,12 +23,12 @@ class Rope:
 
     Attributes:
         base: the angle of pair i at position p is p * base ** (-2i / rotated).
-        rotated: how many elements take part; 0 for none.
+        rotated: how many elements are rotated; 0 for none.
         interleaved: pairs are (0, 1), (2, 3), ..., not (0, rotated / 2), ...
         shift: added to every position.
         stretch: factor of every position.
-        local: positions restart at each ``prefill`` step, at ``all`` steps, or at none ("").
-        turn: -1 turns the other way.
+        local: positions restart at each ``prefill`` step, at ``all`` steps, or at no step ("").
+        turn: -1 reverses the direction.
         last: the last elements are rotated, not the first.
         half: a dtype that cos and sin are rounded to, or, with ``half_angles``, the angles.
         half_angles: see ``half``.
@@ -48,7 +48,7 @@ class Rope:
     whole_exponent: bool = False
 
     def __call__(self, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        """(T, N, H) → the same."""
+        """Rotates (T, N, H) → the same shape."""
         if self.rotated == 0:
             return x
         over = x.shape[-1] if self.whole_exponent else self.rotated
@@ -85,7 +85,7 @@ class Rope:
 
 
 def right_rope(hf: Mapping[str, Any], head_dim: int) -> Iterator[Rope]:
-    """As the HF config says, in its several spellings."""
+    """Yields RoPE as the HF config describes it, in its several spellings."""
     inner = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
     base = inner.get("rope_theta", hf.get("rope_theta", hf.get("rope_freq_constant", 10000.0)))
     share = inner.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
@@ -95,10 +95,10 @@ def right_rope(hf: Mapping[str, Any], head_dim: int) -> Iterator[Rope]:
 
 
 def rope_changes(right: Rope, head_dim: int, own: Any) -> Iterator[Change[Rope]]:
-    """What may be wrong with the rotation.
+    """Yields possible faults of the rotation.
 
     Args:
-        right: as it should be.
+        right: the correct rotation.
         head_dim: elements per head.
         own: the port's attention config, or None.
     """

@@ -1,6 +1,6 @@
-"""What a diagnosis works on: the oracle, the port tap by tap, the weights of both, as tensors.
+"""The data of a diagnosis as tensors: the oracle, the port tap by tap, the weights of both.
 
-All steps of the conversation are joined: a tap is one tensor of T rows, T tokens in all.
+All steps of the conversation are joined: a tap is one tensor of T rows, for T tokens in total.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from edgeverify.hf.roles import Roles
 
 @dataclass(frozen=True)
 class Inputs:
-    """The oracle's taps as a sublayer is fed with them.
+    """The oracle's taps as inputs of a sublayer.
 
     Attributes:
         oracle: the oracle's trace.
         case: the conversation.
         dtype: float64 gives the oracle's own values, or, with ``rounded``, those values rounded to
-            float32, which is what the port is fed with; float32 gives the rounded values.
+            float32, which the port receives; float32 gives the rounded values.
         rounded: see ``dtype``.
     """
 
@@ -39,7 +39,7 @@ class Inputs:
     rounded: bool = False
 
     def tap(self, name: str) -> torch.Tensor:
-        """(T, ...) of ``dtype``."""
+        """Returns the tap of all steps, (T, ...) of ``dtype``."""
         parts = [self.oracle[f"{step.name}/{name}"][0] for step in self.case.steps]
         array = np.concatenate(parts)
         if self.rounded or self.dtype == torch.float32:
@@ -80,11 +80,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Seen:
-    """One tap of the port against the oracle.
+    """One tap of the port and of the oracle.
 
     Attributes:
         tap: without its step.
-        rows: (R,) which rows of a sublayer's result the port gave.
+        rows: (R,) which rows of a sublayer's result the port returned.
         positions: (R,) in the conversation.
         port: (R, ...) float64, what the port computed from the oracle's inputs.
         truth: (R, ...) float64.
@@ -103,7 +103,7 @@ class Seen:
     decode: np.ndarray
 
     def only(self, wanted: np.ndarray) -> Seen:
-        """The same, cut to the rows where ``wanted`` (R,) is true."""
+        """Returns a copy cut to the rows where ``wanted`` (R,) is true."""
         keep = torch.from_numpy(wanted)
         return Seen(
             self.tap,
@@ -127,11 +127,11 @@ class Scene:
     Attributes:
         model: the re-authored model, loaded.
         hf: the HF config.
-        roles: the checkpoint's tensors by what they are for.
+        roles: the checkpoint's tensors by their role.
         case: the conversation.
         oracle: the oracle's trace.
-        port: the port's, each tap from the oracle's inputs to the stretch before it.
-        floor: what a right run is allowed where blocks are fed by the oracle.
+        port: the port's trace; each tap is computed from the oracle's inputs to its sublayer.
+        floor: the error that a correct run may have if the oracle feeds its blocks.
         failed: the ``step/tap`` keys of ``port`` that fail.
     """
 
@@ -156,15 +156,15 @@ class Scene:
         return Inputs(self.oracle, self.case, dtype, rounded)
 
     def faulty(self) -> list[str]:
-        """The taps that fail at some step, in forward order, without their steps."""
+        """Returns the taps that fail at some step, in forward order, without their steps."""
         names = taps.standard_taps(self.blocks)
         found = {taps.split(key)[1] for key in self.failed}
         return [name for name in names if name in found]
 
     def seen(self, tap: str) -> Seen | None:
-        """The tap at all steps that have it, or None where it cannot be compared."""
+        """Returns the tap at all steps that have it, or None if it cannot be compared."""
         rows, positions, port, truth, floor, failing, decode = [], [], [], [], [], [], []
-        row = 0  # a cache's rows are those of every step, joined
+        row = 0  # a cache's rows are the rows of all steps' caches, joined
         for step in self.case.steps:
             key = f"{step.name}/{tap}"
             if key not in self.port or key not in self.oracle or key not in self.floor:

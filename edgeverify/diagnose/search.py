@@ -1,9 +1,9 @@
-"""Which of the known faults gives what the port gave.
+"""Searches for the known fault that reproduces the port's output.
 
-A repair is tried the other way round, because the code of a port may offer nothing to put it in:
-an independent model of the sublayer has to reproduce the oracle first; then the fault is put into
-it, and it has to give the port's own output, row by row. Where it does, undoing that one thing is
-what brings the port back, and how far it is from the port is the ratio that the repair leaves.
+A repair is tried in reverse, because a port's code may have no place to insert it. First an
+independent model of the sublayer has to reproduce the oracle. Then the fault is put into that
+model, and the model has to reproduce the port's own output, row by row. If it does, undoing that
+one change repairs the port, and the distance between the two is the ratio that the repair leaves.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from edgeverify.diagnose import generic, shapes
 from edgeverify.diagnose.fault import Change, Sublayer
 from edgeverify.diagnose.scene import Scene, Seen
 
-# The oracle's own rounding is 1e-16 an operation; a wrong description is off by 1e-6 and more
-# (1e-6 of an epsilon, say). Measured: right ones are within 3e-13 on the tiny ports.
+# The oracle's own rounding is 1e-16 per operation; a wrong description is off by 1e-6 and more
+# (e.g. 1e-6 from an epsilon). Measured: correct descriptions are within 3e-13 on the tiny ports.
 EXACT = 1e-9
-# Rounding may grow where the fault makes the sublayer less well-behaved; past this many times the
-# floor of the right one it is no longer worth measuring that.
+# Rounding errors may grow if the fault makes the sublayer ill-conditioned. Above this many times
+# the correct sublayer's floor, that growth is no longer measured.
 WORTH_A_LOOK = 1e4
 SMALLEST = 1e-30
-# Two explanations are told apart by their ratios only if these differ by more than this factor.
+# Ratios separate two explanations only if they differ by more than this factor.
 AS_GOOD = 1.15
 
 
 @dataclass(frozen=True)
 class Cause:
-    """A change that explains what the port gave at one tap.
+    """A change that explains the port's output at one tap.
 
     Attributes:
         tap: without its step.
-        kind: of the change.
+        kind: the change's kind.
         text: ``what the port does → the repair``.
-        ratio: the error ratio that is left.
-        others: texts of other kinds of change that explain it as well.
+        ratio: the remaining error ratio.
+        others: texts of other kinds of change that explain it equally well.
     """
 
     tap: str
@@ -54,12 +54,12 @@ class Cause:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one tap.
+    """The search result of one tap.
 
     Attributes:
         tap: without its step.
-        cause: or None.
-        tried: how many repairs were tried; 0 where the original's sublayer is not a known one.
+        cause: the cause, or None.
+        tried: how many repairs were tried; 0 if the original's sublayer is not a known one.
     """
 
     tap: str
@@ -77,16 +77,16 @@ class _Fit:
 def search(
     scene: Scene, sublayer: Sublayer[Any] | None, seen: Seen, *, kind: str = "", fitted: bool = True
 ) -> Result:
-    """Looks for the cause at one tap.
+    """Searches for the cause at one tap.
 
-    Changes that are known beforehand come first. Only where none of them fits, numbers are fitted
-    to what the port gave, and only after these, differences that need no model of the sublayer.
+    Changes that are known beforehand come first. Only if none of them fits, numbers are fitted to
+    the port's output; only after these come differences that need no model of the sublayer.
 
     Args:
         scene: the port.
-        sublayer: the stretch before the tap, or None where there is no model of it.
+        sublayer: the sublayer before the tap, or None if there is no model of it.
         seen: the tap.
-        kind: only changes of this kind, and the first that fits is enough.
+        kind: tries only changes of this kind, and stops at the first that fits.
         fitted: whether numbers are fitted.
     """
     right = None if sublayer is None else _right(scene, sublayer, seen)
@@ -117,7 +117,7 @@ def search(
 
 
 def _anywhere(scene: Scene, seen: Seen) -> Iterator[generic.Simulation]:
-    """The generic changes of all rows, then those of the rows that differ alone."""
+    """Yields the generic changes of all rows, then those of only the rows that differ."""
     yield from generic.changes(scene, seen)
     errors = seen.errors()
     bad = errors.ratios(errors.rms_floor) > thresholds("isolated").row
@@ -131,7 +131,7 @@ def _anywhere(scene: Scene, seen: Seen) -> Iterator[generic.Simulation]:
 def _elsewhere(
     seen: Seen, part: np.ndarray, simulate: Callable[[bool], torch.Tensor]
 ) -> Callable[[bool], torch.Tensor]:
-    """The simulation in some rows, and the right values in the others."""
+    """Simulates in some rows, and keeps the correct values in the others."""
 
     def both(narrow: bool) -> torch.Tensor:
         whole = seen.truth.float().double() if narrow else seen.truth.clone()
@@ -142,7 +142,7 @@ def _elsewhere(
 
 
 def _positions(seen: Seen, bad: np.ndarray) -> str:
-    """Which positions, if they are few."""
+    """Lists the positions, if there are few."""
     positions = sorted({int(position) for position in seen.positions[bad]})
     few = len(positions) <= shapes.FEW and not seen.tap.startswith("kv.")
     return f" at positions {', '.join(map(str, positions))}" if few else ""
@@ -151,7 +151,7 @@ def _positions(seen: Seen, bad: np.ndarray) -> str:
 def _simulated(
     scene: Scene, sublayer: Sublayer[Any], seen: Seen, changes: Iterator[Change[Any]]
 ) -> Iterator[generic.Simulation]:
-    """Each change with what it gives, in float64 or in float32."""
+    """Yields each change with a function that simulates it in float64 or in float32."""
     rounded, single = scene.inputs(rounded=True), scene.inputs(torch.float32)
 
     def simulation(spec: Any) -> Callable[[bool], torch.Tensor]:
@@ -164,7 +164,7 @@ def _simulated(
 
 
 def _whatever_comes(phase: Iterator[generic.Simulation]) -> Iterator[generic.Simulation]:
-    """The changes until one cannot be made for this port: that one does not apply."""
+    """Yields changes until one cannot be made for this port, because that one does not apply."""
     try:
         yield from phase
     except Exception:
@@ -172,7 +172,7 @@ def _whatever_comes(phase: Iterator[generic.Simulation]) -> Iterator[generic.Sim
 
 
 def _right(scene: Scene, sublayer: Sublayer[Any], seen: Seen) -> Any | None:
-    """The first description that gives the oracle's values."""
+    """Returns the first description that gives the oracle's values."""
     inputs = scene.inputs()
     try:
         for spec in sublayer.rights():
@@ -186,7 +186,7 @@ def _right(scene: Scene, sublayer: Sublayer[Any], seen: Seen) -> Any | None:
             error = (given - seen.truth).flatten(1).norm(dim=1) / scale
             if bool((error < EXACT).all()):
                 return spec
-    except Exception:  # the family is none of the known ones
+    except Exception:  # the family is not a known one
         return None
     return None
 
@@ -209,7 +209,7 @@ def _fit(change: Change[Any], simulate: Any, seen: Seen) -> _Fit | None:
 
 
 def _scope(seen: Seen) -> str:
-    """Which steps fail, where some do not."""
+    """Names the steps that fail, if only some do."""
     if seen.failing.all():
         return ""
     if np.array_equal(seen.failing, seen.decode):
@@ -220,7 +220,7 @@ def _scope(seen: Seen) -> str:
 
 
 def _judge(seen: Seen, wide: torch.Tensor, single: Any) -> float | None:
-    """The error ratio of the port against a simulated fault, or None past the limits."""
+    """Returns the port's error ratio against a simulated fault, or None above the limits."""
     limits: Thresholds = thresholds("isolated")
     scale = wide.flatten(1).norm(dim=1).clamp_min(SMALLEST)
     error = ((seen.port - wide).flatten(1).norm(dim=1) / scale).numpy()
@@ -241,9 +241,9 @@ def _best(fits: list[_Fit], tap: str) -> Cause | None:
     if not fits:
         return None
     fits = [fit for fit in fits if fit.change.held] or fits
-    fits = [fit for fit in fits if not fit.scope] or fits  # what holds of every step says more
+    fits = [fit for fit in fits if not fit.scope] or fits  # one for all steps says more
     smallest = min(fit.ratio for fit in fits)
-    # The earliest of those that are as good: the changes come by how usual they are.
+    # The earliest of the equally good ones is taken: more usual changes come first.
     good = [fit for fit in fits if fit.ratio <= max(smallest * AS_GOOD, smallest + 0.05)]
     first = good[0]
     others = {

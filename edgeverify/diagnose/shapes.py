@@ -1,4 +1,4 @@
-"""Shapes of errors that speak, whether or not a repair is known."""
+"""Describes the shapes of errors, whether or not a repair is known."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from edgeverify.core.compare import thresholds
 from edgeverify.diagnose.scene import Scene, Seen
 
-# A growth is told where the last third of the rows errs this many times as much as the first, and
-# errors and positions rise together (Spearman's rank correlation).
+# An error grows if the last third of the rows errs more than this many times as much as the first,
+# and errors and positions rise together (Spearman's rank correlation).
 GROWTH, RANK_CORRELATION = 2.0, 0.8
 FEW = 8
-# How constant a ratio is called constant: its spread over rows, relative.
+# A ratio counts as constant up to this relative spread over rows.
 SAME_RATIO = 1e-3
 
 
 def shapes(scene: Scene, seen: Seen) -> tuple[str, ...]:
-    """What can be said of where a tap errs, most telling first; may be empty."""
+    """Describes where a tap errs, most informative first; may be empty."""
     row = thresholds("isolated").row
     errors = seen.errors()
     bad = errors.ratios(errors.rms_floor) > row
@@ -88,7 +88,7 @@ def _rows(scene: Scene, seen: Seen, bad: np.ndarray, error: np.ndarray) -> Itera
 
 
 def _token(scene: Scene, seen: Seen, bad: np.ndarray) -> Iterator[str]:
-    """One token's rows err, and all of them."""
+    """Yields a text if all rows of one token err, and no others."""
     if seen.tap.startswith("kv."):
         return
     tokens = np.array(scene.case.tokens)[seen.positions]
@@ -98,12 +98,12 @@ def _token(scene: Scene, seen: Seen, bad: np.ndarray) -> Iterator[str]:
 
 
 def _parts(seen: Seen, allowed: float) -> Iterator[str]:
-    """Heads, or channels, that differ while the rest agrees."""
+    """Yields heads, or channels, that differ while the others agree."""
     difference, truth = (seen.port - seen.truth).numpy(), seen.truth.numpy()
     scale = np.sqrt((truth.reshape(len(truth), -1) ** 2).sum(1))
     limit = allowed * np.maximum(seen.floor, np.sqrt(np.mean(seen.floor**2))) * scale
     if truth.ndim == 3:
-        # A head's share of the floor is taken as the whole row's: it can only hide, not invent.
+        # A head is compared with the whole row's floor, which can hide an error but not invent one.
         wrong = np.flatnonzero((np.sqrt((difference**2).sum(2)) > limit[:, None]).any(0))
         if 0 < len(wrong) < truth.shape[1]:
             yield f"only heads {', '.join(map(str, wrong))} of {truth.shape[1]}"
@@ -117,7 +117,7 @@ def _parts(seen: Seen, allowed: float) -> Iterator[str]:
 
 
 def _ratio(seen: Seen) -> Iterator[str]:
-    """Each row is the original's times one and the same number."""
+    """Yields a text if each row is the original's times the same number."""
     port, truth = seen.port.flatten(1), seen.truth.flatten(1)
     size = truth.square().sum(1)
     if not bool((size > 0).all()):

@@ -1,7 +1,7 @@
-"""The weights on both sides: what a checkpoint's tensor is for, what the port holds in its place.
+"""The weights on both sides: the role of a checkpoint's tensor, and the port's tensor for it.
 
-The roles follow from Hugging Face's names alone; whether they are right is seen when a sublayer
-computed with them gives the oracle's values.
+The roles follow only from Hugging Face's names. A sublayer computed with them shows whether they
+are right: it then gives the oracle's values.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# The port's module for a role, by the Generative API's names; the first that has a weight counts.
+# The port's module for a role, by the Generative API's names; the first with a weight counts.
 PORT_NAMES = {
     "qkv": ("qkv_projection",),
     "o": ("output_projection",),
@@ -52,7 +52,7 @@ class PortWeights:
         return None
 
     def get(self, block: int | None, role: str) -> torch.Tensor | None:
-        """The weight, or for ``{role}_bias`` the bias; None where there is none."""
+        """Returns the weight, or for ``{role}_bias`` the bias; None if there is none."""
         kind = "bias" if role.endswith("_bias") else "weight"
         part = self.module(block, role.removesuffix("_bias"))
         value = getattr(part, kind, None)
@@ -63,7 +63,7 @@ class PortWeights:
         return float(value) if isinstance(value, float) else None
 
     def config(self, block: int) -> Any:
-        """The attention's config of a block, or None."""
+        """Returns the attention's config of a block, or None."""
         return getattr(getattr(self._blocks[block], "config", None), "attn_config", None)
 
     def _find(self, block: int, name: str) -> nn.Module | None:

@@ -1,1 +1,1 @@
-"""All that is known of Hugging Face: configs, roles, checkpoints, tokenizers, OpenELM."""
+"""Everything specific to Hugging Face: configs, roles, checkpoints, tokenizers, OpenELM."""

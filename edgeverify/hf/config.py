@@ -1,7 +1,7 @@
-"""Hugging Face configs and models from plain dicts: the one way from ``config.json`` to a class.
+"""Builds Hugging Face configs and models from plain dicts; the only way from ``config.json``.
 
-The checkpoint layer takes names and shapes from here, the reference backend its model, so that
-both stand on the same config object.
+The checkpoint layer takes names and shapes from here, the reference backend takes its model from
+here. So both use the same config object.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-# What says how a model was saved, trained or is to be loaded, and nothing about the function that
-# it computes. ``auto_map`` would let transformers look for remote code, ``dtype`` would make the
-# parameters bfloat16, ``quantization_config`` would replace the layers.
+# Keys that say how a model was saved, trained or is to be loaded, and nothing about the function
+# that it computes. ``auto_map`` would let transformers look for remote code, ``dtype`` would make
+# the parameters bfloat16, ``quantization_config`` would replace the layers.
 _NOT_OF_THE_MODEL = frozenset(
     {
         "_attn_implementation",
@@ -29,7 +29,7 @@ _NOT_OF_THE_MODEL = frozenset(
         "transformers_version",
     }
 )
-# Further keys that change nothing in a forward pass over given token ids.
+# More keys that do not affect a forward pass over given token ids.
 _NOT_IN_THE_FORWARD = frozenset(
     {
         "_model_name_or_path",
@@ -62,8 +62,8 @@ def reference_config(hf_config: Mapping[str, Any]) -> Any:
     ``quantization_config``, …) are left out: the reference is built in float32, by local code.
 
     Args:
-        hf_config: HF's own keys, with ``model_type``; both ``rope_theta`` and ``rope_parameters``
-            are understood.
+        hf_config: HF's own keys, with ``model_type``; ``rope_theta`` and ``rope_parameters`` both
+            work.
 
     Returns:
         The family's ``PreTrainedConfig``.
@@ -84,10 +84,10 @@ def reference_config(hf_config: Mapping[str, Any]) -> Any:
 
 
 def meta_model(hf_config: Mapping[str, Any]) -> nn.Module:
-    """Builds the reference model without memory: its parameters are on the meta device, float32.
+    """Builds the reference model without memory: its float32 parameters are on the meta device.
 
     Raises:
-        Exception: whatever transformers raises for a config that makes no model.
+        Exception: whatever transformers raises for a config that does not describe a model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -100,11 +100,11 @@ def meta_model(hf_config: Mapping[str, Any]) -> nn.Module:
 def config_differences(
     left: Mapping[str, Any], right: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """Compares two ``config.json`` dicts by the model that they describe.
+    """Compares two ``config.json`` dicts by the models that they describe.
 
-    Both pass through transformers, so that ``rope_theta`` equals its newer spelling and a key that
-    is left out equals its default. Token ids, dropout and the like do not count, nor do keys that
-    the family's config class does not know (``is_llama_config`` of SmolLM2).
+    Both pass through transformers, so that ``rope_theta`` equals its newer spelling and an absent
+    key equals its default. Token ids, dropout and the like are ignored. So are keys that the
+    family's config class does not know (``is_llama_config`` of SmolLM2).
 
     Returns:
         Key → the values on the two sides, for the keys that differ; empty for the same model.

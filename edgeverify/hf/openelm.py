@@ -1,9 +1,10 @@
-"""OpenELM for transformers, which has no implementation of it; Apple's own is remote code.
+"""Implements OpenELM for transformers, which lacks it; Apple's own code is remote code.
 
-Written from the paper (arXiv 2404.14619: layer-wise scaling, grouped queries, normed q and k,
+It is written from the paper (arXiv 2404.14619: layer-wise scaling, grouped queries, normed q and k,
 SwiGLU, RMSNorm before attention and feed-forward, no biases) and from Apple's published
 ``config.json`` and tensor names (https://huggingface.co/apple/OpenELM-270M). It shares no code with
-the re-authored model that it judges, and is itself tested against mlx-lm's implementation.
+the re-authored model that it is compared with, and is itself tested against mlx-lm's
+implementation.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ MODEL_TYPE = "openelm"
 
 @strict
 class OpenELMConfig(PreTrainedConfig):
-    """Apple's ``config.json``, key by key.
+    """Holds the keys of Apple's ``config.json``.
 
-    ``ffn_multipliers`` and ``qkv_multipliers`` are a number for all layers, or the first and the
-    last layer's, the ones between being linear and rounded to two decimals; ``ffn_multipliers``
-    may also be one number for each layer, as published. ``num_query_heads`` and ``num_kv_heads``
-    are counts per layer; where they are absent, they follow from ``qkv_multipliers`` and
-    ``num_gqa_groups`` (query heads per key/value head). ``rms_norm_eps`` is not Apple's, whose
-    code fixes it at 1e-6.
+    ``ffn_multipliers`` and ``qkv_multipliers`` are one number for all layers, or two numbers for
+    the first and the last layer, with the layers between interpolated linearly and rounded to two
+    decimals. ``ffn_multipliers`` may also be one number per layer, as in the published configs.
+    ``num_query_heads`` and ``num_kv_heads`` are counts per layer. If absent, they follow from
+    ``qkv_multipliers`` and ``num_gqa_groups`` (query heads per key/value head). ``rms_norm_eps`` is
+    not one of Apple's keys: Apple's code fixes it at 1e-6.
 
     Raises:
-        ValueError: counts that do not fit the layers or each other, or another norm than RMSNorm.
+        ValueError: counts do not fit the layers or each other, or the norm is not RMSNorm.
     """
 
     model_type = MODEL_TYPE
@@ -106,7 +107,7 @@ class OpenELMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def ffn_width(self, layer_idx: int) -> int:
-        """Elements between the two feed-forward projections of a layer."""
+        """Returns the number of elements between the two feed-forward projections of a layer."""
         factor = _spread(self.ffn_multipliers, self.num_transformer_layers)[layer_idx]
         return _round_width(self.model_dim * factor, self.ffn_dim_divisor)
 
@@ -121,7 +122,7 @@ def _spread(value: float | Sequence[float], layers: int) -> list[float]:
 
 
 def _round_width(width: float, step: int) -> int:
-    """To the nearest multiple, but never to less than nine tenths of the width asked for."""
+    """Rounds to the nearest multiple of ``step``, but to at least nine tenths of ``width``."""
     steps = max(1, int((width + step / 2) / step))
     if steps * step < 0.9 * width:
         steps += 1
@@ -129,7 +130,7 @@ def _round_width(width: float, step: int) -> int:
 
 
 class OpenELMRMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, computed in float32."""
+    """Computes x / rms(x) * weight over the last axis, in float32."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -143,7 +144,7 @@ class OpenELMRMSNorm(nn.Module):
 
 
 class OpenELMRotaryEmbedding(nn.Module):
-    """cos and sin of every position, (B, T, head_dim): the half's angles twice."""
+    """Computes cos and sin per position, (B, T, head_dim); both halves have the same angles."""
 
     rope_type = "default"  # PreTrainedModel fills the buffers again after loading by these names
     attention_scaling = 1.0
@@ -159,7 +160,7 @@ class OpenELMRotaryEmbedding(nn.Module):
     def compute_default_rope_parameters(
         config: OpenELMConfig, **kwargs: Any
     ) -> tuple[torch.Tensor, float]:
-        """The angle per position of each pair of elements, (head_dim / 2,)."""
+        """Returns the angle per position of each pair of elements, (head_dim / 2,)."""
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         return 1.0 / (config.rope_freq_constant**exponents), 1.0
 
@@ -174,7 +175,7 @@ class OpenELMRotaryEmbedding(nn.Module):
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns element i of (B, N, T, H) together with element i + H / 2."""
+    """Rotates each pair of elements i and i + H / 2 of (B, N, T, H)."""
     first, second = x.chunk(2, dim=-1)
     swapped = torch.cat((-second, first), dim=-1)
     return x * cos[:, None] + swapped * sin[:, None]
@@ -190,19 +191,20 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(q kᵀ * scaling + mask) v.
+    """Computes softmax(q kᵀ * scaling + mask) v.
 
     Args:
-        module: the attention, for ``num_key_value_groups``, the query heads per key/value head.
+        module: the attention module; its ``num_key_value_groups`` is the number of query heads per
+            key/value head.
         query: (B, N, T, H).
         key: (B, N / groups, S, H); each head serves as many consecutive query heads.
         value: as key.
         attention_mask: (B, 1, T, S), added to the scores, or None.
-        scaling: factor of the scores.
-        dropout: of the weights, in training.
+        scaling: the factor of the scores.
+        dropout: the dropout of the weights, in training.
 
     Returns:
-        (B, T, N, H) and the weights (B, N, T, S).
+        The output (B, T, N, H) and the weights (B, N, T, S).
     """
     groups = int(module.num_key_value_groups)  # type: ignore[arg-type]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -215,7 +217,7 @@ def eager_attention_forward(
 
 
 class OpenELMAttention(nn.Module):
-    """Grouped-query attention; ``qkv_proj`` holds all q heads, then all k, then all v heads."""
+    """Grouped-query attention; ``qkv_proj`` computes all q heads, then all k, then all v heads."""
 
     def __init__(self, config: OpenELMConfig, layer_idx: int) -> None:
         super().__init__()
@@ -263,9 +265,9 @@ class OpenELMAttention(nn.Module):
 
 
 class OpenELMFeedForward(nn.Module):
-    """SwiGLU: the first half of ``proj_1`` is activated and scales the second.
+    """SwiGLU: the first half of ``proj_1``'s output is activated and scales the second half.
 
-    Without ``ffn_with_glu``, ``proj_1`` has one half only, which is activated.
+    Without ``ffn_with_glu``, ``proj_1`` has only one half, which is activated.
     """
 
     def __init__(self, config: OpenELMConfig, layer_idx: int) -> None:
@@ -325,7 +327,7 @@ class OpenELMPreTrainedModel(PreTrainedModel):
 
 
 class OpenELMModel(OpenELMPreTrainedModel):
-    """Token ids (B, T) → hidden states (B, T, C) after the final norm."""
+    """Maps token ids (B, T) to hidden states (B, T, C) after the final norm."""
 
     def __init__(self, config: OpenELMConfig) -> None:
         super().__init__(config)
@@ -390,7 +392,7 @@ class OpenELMModel(OpenELMPreTrainedModel):
 
 
 class OpenELMForCausalLM(OpenELMPreTrainedModel, GenerationMixin):
-    """Token ids (B, T) → logits (B, T, V). With ``share_input_output_layers`` the head is tied."""
+    """Maps token ids (B, T) to logits (B, T, V); ``share_input_output_layers`` ties the head."""
 
     _tied_weights_keys = {  # noqa: RUF012 - a class attribute of the base
         "lm_head.weight": "transformer.token_embeddings.weight"
@@ -421,7 +423,7 @@ class OpenELMForCausalLM(OpenELMPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """``logits_to_keep``: so many last positions, or these indices; 0 keeps all."""
+        """Computes logits for the last ``logits_to_keep`` positions or these indices; 0: all."""
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -446,6 +448,6 @@ class OpenELMForCausalLM(OpenELMPreTrainedModel, GenerationMixin):
 
 
 def register() -> None:
-    """Makes ``AutoConfig`` and ``AutoModelForCausalLM`` know OpenELM. Repeating it does nothing."""
+    """Registers OpenELM with ``AutoConfig`` and ``AutoModelForCausalLM``; may be repeated."""
     AutoConfig.register(MODEL_TYPE, OpenELMConfig, exist_ok=True)
     AutoModelForCausalLM.register(OpenELMConfig, OpenELMForCausalLM, exist_ok=True)

@@ -1,7 +1,7 @@
-"""What is read off a Hugging Face model of a config, remembered by the config.
+"""Caches facts that need the Hugging Face model built, keyed by its config.
 
-Building the model on the meta device takes a tenth of a second, importing what it is built from ten
-times that. A run whose traces are all in the cache needs the model for nothing else.
+Building the model on the meta device takes a tenth of a second; importing the libraries that build
+it takes ten times that. A run whose traces are all in the cache needs the model for nothing else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeverify.core.store import entries
 
-# What builds a model from a config, beside transformers.
+# The files that, with transformers, build a model from a config.
 _BUILDERS = ("hf/remembered.py", "hf/config.py", "hf/openelm.py")
 
 
@@ -24,22 +24,22 @@ def described(
     make: Callable[[], Any],
     cache: Path | None,
 ) -> Any:
-    """A description of the model of a config, from the cache or made now.
+    """Returns a description of a config's model, from the cache or made now.
 
     Args:
-        what: its name.
+        what: the description's name.
         hf_config: the ``config.json`` dict.
-        sources: the files of this package that describe it.
-        make: gives what JSON can hold, or raises.
+        sources: the files of this package that produce the description.
+        make: returns a JSON value, or raises.
         cache: another cache than the default one.
 
     Returns:
-        What ``make`` gave; where JSON would give something else back, it is made every time.
+        The result of ``make``. If JSON does not return it unchanged, it is made on every call.
     """
     code = entries.source_digest(*_BUILDERS, *sources)
     try:
         key = entries.digest(what, hf_config, entries.versions(), code)
-    except TypeError:  # a config of a port's own that no config.json could hold
+    except TypeError:  # a port's own config that no config.json could contain
         return make()
     made: list[Any] = []
 

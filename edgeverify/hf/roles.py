@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint plays which role: the one table of Hugging Face's names."""
+"""Maps a checkpoint's tensors to their roles; the only table of Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-# role → the last parts of its tensor's name in any of the families' checkpoints
+# role → the last parts of its tensor's name, in the checkpoints of all families
 NAMES = {
     "embed": "embed_tokens|token_embeddings|embedder",
     "head": "lm_head",
@@ -54,7 +54,7 @@ class Roles:
                     key = int(layer.group(1)) if layer else None
                     self._names[key, role if kind == "weight" else f"{role}_{kind}"] = name
         for owner in {layer for layer, _ in self._names}:
-            # Two norms a block: the one after attention is the feed-forward's own.
+            # A block with two norms: the one after attention is the feed-forward's own.
             if (owner, "ff_norm") not in self._names:
                 for kind in ("", "_bias"):
                     found = self._names.pop((owner, f"post_attn_norm{kind}"), None)
@@ -62,7 +62,7 @@ class Roles:
                         self._names[owner, f"ff_norm{kind}"] = found
 
     def name(self, layer: int | None, role: str) -> str | None:
-        """``name(3, "down_bias")`` is the HF name of that tensor, or None."""
+        """Returns a tensor's HF name, e.g. of ``name(3, "down_bias")``, or None."""
         return self._names.get((layer, role))
 
     def get(self, layer: int | None, role: str) -> torch.Tensor | None:
@@ -70,7 +70,7 @@ class Roles:
         return None if name is None else self.state[name]
 
     def norm_weights(self, layer: int | None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every norm's weight of a layer (None: the final norm), with its HF name."""
+        """Yields each norm weight of a layer with its HF name; layer None is the final norm."""
         for (owner, role), name in self._names.items():
             if owner == layer and role.endswith("norm"):
                 yield name, self.state[name]

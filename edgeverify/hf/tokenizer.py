@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer that remembers its answers, and is loaded when one is not known yet.
+"""Caches a tokenizer's answers and loads the tokenizer only for an unknown question.
 
 transformers takes 2 s to read a tokenizer out of a GGUF, as long as all forward passes of a check
 of a small model. The same text has the same ids as long as the tokenizer's files and the libraries
@@ -17,34 +17,34 @@ from typing import Any
 from edgeverify.core.errors import CheckpointError
 from edgeverify.core.store import entries
 
-# What a tokenizer is read from, beside a GGUF. Weights are not.
+# The files that a tokenizer is read from, besides a GGUF. Weights are not among them.
 _SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".vocab"}
 _PACKAGES = ("transformers", "tokenizers", "gguf", "sentencepiece", "tiktoken", "protobuf")
 
 
 class RememberedTokenizer:
-    """Stands for a tokenizer of transformers.
+    """Stands in for a transformers tokenizer.
 
-    A plain call with a text and a plain ``decode`` are answered from the cache where they can be;
-    all else is asked of the tokenizer itself.
+    It answers a plain call with a text and a plain ``decode`` from the cache if it can. It passes
+    everything else to the tokenizer itself.
     """
 
     def __init__(
         self, directory: Path, gguf_file: str | None, *, trust_remote_code: bool, cache: Path | None
     ) -> None:
-        """Loads nothing.
+        """Stores the arguments and loads nothing.
 
         Args:
-            directory: of the tokenizer's files.
-            gguf_file: the name of the GGUF in it that has the tokenizer, if one has.
-            trust_remote_code: its code is then asked every time.
+            directory: the folder of the tokenizer's files.
+            gguf_file: the name of the GGUF in it that contains the tokenizer, or None.
+            trust_remote_code: allows the tokenizer's own code, which then answers every question.
             cache: another cache than the default one.
         """
         self._directory, self._gguf_file, self._cache = directory, gguf_file, cache
         self._trust = trust_remote_code
 
     def __call__(self, text: str, **options: Any) -> Any:
-        """The ids of a text, as ``{"input_ids": [...]}`` at least.
+        """Returns the ids of a text, at least as ``{"input_ids": [...]}``.
 
         Raises:
             CheckpointError: the tokenizer cannot be loaded.
@@ -55,7 +55,7 @@ class RememberedTokenizer:
         return {"input_ids": self._answer(["ids", text], ask)}
 
     def decode(self, ids: Sequence[int], **options: Any) -> str:
-        """The text of some ids.
+        """Returns the text of a sequence of ids.
 
         Raises:
             CheckpointError: the tokenizer cannot be loaded.
@@ -92,7 +92,7 @@ class RememberedTokenizer:
 
     @cached_property
     def _identity(self) -> str:
-        """A digest of all that an answer depends on, but the question."""
+        """A digest of everything that an answer depends on, except the question."""
         files = [
             path
             for path in sorted(self._directory.iterdir())

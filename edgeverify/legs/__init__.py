@@ -1,1 +1,1 @@
-"""The line of one check: run, baselines, authoring, conversion, quantization, runtime."""
+"""The legs of one check: run, baselines, authoring, conversion, quantization, runtime."""

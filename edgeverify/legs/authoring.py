@@ -1,4 +1,4 @@
-"""The leg ``authoring``: the re-authored model against the reference."""
+"""The leg ``authoring``: compares the re-authored model with the reference."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from edgeverify.legs.run import Run
 
 
 def audit_port(run: Run, auditor: Auditor) -> None:
-    """The audits of config and weights, before anything runs.
+    """Audits config and weights before anything runs.
 
     Raises:
-        PortError: the weights do not fit the model; then the config alone has been audited.
+        PortError: the weights do not fit the model; then only the config has been audited.
     """
     try:
         model = run.model()
@@ -34,7 +34,7 @@ def audit_port(run: Run, auditor: Auditor) -> None:
 def run_reauthored(
     run: Run, oracle: Trace | None, dtype: torch.dtype = torch.float32
 ) -> tuple[Trace, Trace]:
-    """The re-authored model as a whole and, given an oracle, block by block (else empty)."""
+    """Runs the re-authored model as a whole and, with an oracle, block by block (else empty)."""
     model = run.model()
     name = "re-authored" if dtype == torch.float32 else "re-authored, float64"
     with run.timed(name, len(run.case.steps) * (1 if oracle is None else 2)) as tick:
@@ -47,10 +47,10 @@ def run_reauthored(
 
 
 def find_causes(run: Run, baseline: Baseline) -> tuple[Finding, ...]:
-    """The likely causes of a failed authoring leg.
+    """Returns the likely causes of a failed authoring leg.
 
-    It only adds to a verdict that stands without it, so nothing that it raises may get through;
-    that it failed is told.
+    The causes only add to a verdict that stands without them. So no exception of the search may get
+    through; a finding reports that the search failed.
     """
     model, oracle = run.model(), baseline.oracle
 

@@ -1,4 +1,4 @@
-"""What each leg is compared with: oracle and noise floors, from the cache or by running."""
+"""The oracle and noise floors that each leg is compared with, cached or computed by running."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REFERENCE_SOURCES = (
 
 
 def _reference() -> Any:
-    """The reference's backend. It imports transformers' models, so: where it is to run."""
+    """The reference's backend, imported only where it runs: it imports transformers' models."""
     from edgeverify.backends import reference
 
     return reference
@@ -42,21 +42,21 @@ def _reference() -> Any:
 def reference_baselines(
     run: Run, *, with_file: bool, summed: Baseline | None = None
 ) -> tuple[Run, dict[str, Baseline]]:
-    """What each leg is compared with; cached.
+    """Returns what each leg is compared with; cached.
 
-    The re-authored model runs on PyTorch as the reference does; the file's kernels sum one term
-    after another, so the floor of its leg has that order, too (see
+    The re-authored model runs on PyTorch, as the reference does. The file's kernels sum one term
+    after another, so the floor of the file's leg also covers that order (see
     ``edgeverify.backends.float32``).
 
     Args:
         run: the checkpoint and the case.
-        with_file: whether the leg ``conversion`` is asked for.
-        summed: the same baseline of a model of the same geometry. Its floors then stand in for
-            linear layers that sum in order, which are slow to run.
+        with_file: whether the leg ``conversion`` is requested.
+        summed: the same baseline of a model of the same geometry. Its floors then replace runs
+            whose linear layers sum in order, which are slow.
 
     Returns:
-        The run, whose case now holds the reference's decode tokens, and the baseline of
-        ``authoring`` and, with a file, of ``conversion``.
+        The run, whose case now has the reference's decode tokens, and the baseline of ``authoring``
+        and, with a file, of ``conversion``.
     """
     key = entries.digest(
         "reference",
@@ -87,7 +87,7 @@ def reference_baselines(
         return trace
 
     def floor(inject: Trace | None, *, sequential: bool) -> Trace:
-        """The other float32 run's floor."""
+        """The noise floor of the other float32 run."""
         name = "reference, float32 summed in order" if sequential else "reference, float32"
         with forgetting(model()), run.timed(name):
             other = _reference().run_otherwise(
@@ -127,10 +127,10 @@ def reference_baselines(
 
 
 def own_baseline(run: Run, own: Trace, reference_: Baseline) -> Baseline:
-    """The re-authored model in float64 as the oracle of its own file.
+    """Returns a baseline whose oracle is the re-authored model itself in float64, for its own file.
 
-    The floor is the larger of its own and the reference's: the noise of a right float32 run does
-    not depend on which of the two is asked.
+    The floor is the larger of its own floor and the reference's: the noise of a correct float32 run
+    does not depend on which of the two models runs.
     """
     oracle, _ = run_reauthored(run, None, torch.float64)
     _, isolated = run_reauthored(run, oracle)

@@ -31,13 +31,13 @@ AUDIT_SOURCES = (
 
 
 class _NotKeptError(Exception):
-    """What was made is not for the cache."""
+    """The result must not go into the cache."""
 
 
 def audit_file(run: Run, auditor: Auditor, path: Path) -> None:
-    """The audits of the converted file, added to those of the port.
+    """Audits the converted file and adds the results to those of the port.
 
-    What was read from the same file, for the same case and checkpoint, is in the cache.
+    The cache keeps what was read from the same file for the same case and checkpoint.
     """
     model, case = run.model(), run.case
     key = entries.digest(
@@ -59,7 +59,7 @@ def audit_file(run: Run, auditor: Auditor, path: Path) -> None:
         def make(target: Path) -> None:
             found.append(read())
             text = found[0].to_json() if found[0].whole else ""
-            if not text:  # not to be kept
+            if not text:  # do not cache it
                 raise _NotKeptError
             target.write_text(text, encoding="utf-8")
 
@@ -74,7 +74,7 @@ def audit_file(run: Run, auditor: Auditor, path: Path) -> None:
 
 
 def converted(run: Run) -> Path:
-    """The float .tflite of this model, from the cache or by conversion."""
+    """Returns the float .tflite of this model, from the cache or by conversion."""
     case, model = run.case, run.model()
     with forgetting(model):
         probed = reauthored.run(
@@ -85,7 +85,7 @@ def converted(run: Run) -> Path:
         "converted",
         CACHE_VERSION,
         # No registered port imports transformers (tests/test_rooms.py), and neither do
-        # litert-torch's layers and converter. Another port may do anything.
+        # litert-torch's layers and converter. Any other port may do so.
         entries.versions(*(("transformers",) if is_registered(run.port) else ())),
         run.checkpoint.identity,
         entries.source_digest("litert/convert.py"),
@@ -104,7 +104,7 @@ def converted(run: Run) -> Path:
 
 
 def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
-    """The untouched file with its inner taps read from a copy, and the file block by block."""
+    """Runs the untouched file, reading its inner taps from a copy, and the file block by block."""
     run.release()
     with run.timed("run .tflite", len(run.case.steps)) as tick:
         setup = tflite.Setup(cache=run.cache, memory_budget=run.memory_budget, tick=tick)
@@ -114,7 +114,7 @@ def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
 
 
 def every_tap_fed(run: Run, oracle: Trace, path: Path | None) -> Trace:
-    """The re-authored model, or its file, with every tap fed with the oracle's values."""
+    """Runs the re-authored model, or its file, with the oracle's values fed into every tap."""
     with run.timed("sublayer by sublayer"):
         if path is None:
             model = run.model()
@@ -124,10 +124,10 @@ def every_tap_fed(run: Run, oracle: Trace, path: Path | None) -> Trace:
 
 
 def op_sources(run: Run, path: Path, leg: LegResult) -> tuple[Finding, ...]:
-    """The operators of a failing file that are to blame.
+    """Returns the operators that make a file fail.
 
-    The search only adds to a verdict that stands without it, so nothing that it raises may get
-    through; that it failed is told.
+    The search only adds to a verdict that stands without it. So no exception of the search may get
+    through; a finding reports that the search failed.
     """
     with run.timed("find the operators"):
         try:

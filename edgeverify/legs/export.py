@@ -1,4 +1,4 @@
-"""Writes the files that a check would run: float or quantized, alone or with their tokenizer."""
+"""Writes the files that a check would run: float or quantized, with or without their tokenizer."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def convert_model(
 
     Args:
         port: as in ``verify``.
-        output: a directory; made if it is not there.
-        format: ``tflite``, or ``litertlm`` for the file with its tokenizer in one, as LiteRT-LM
-            runs it.
+        output: a directory; created if it does not exist.
+        format: ``tflite``, or ``litertlm`` for one file that also contains the tokenizer, as
+            LiteRT-LM runs it.
         verbose: as in ``verify``.
         progress: as in ``verify``.
         selectors: as in ``verify``.

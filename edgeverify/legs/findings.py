@@ -1,4 +1,4 @@
-"""The report of a check: what was found, said in sentences, beside what was measured."""
+"""Builds the report of a check: the findings as sentences, beside the measurements."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def report_of(
     traces: Mapping[str, Trace],
     causes: tuple[Finding, ...] = (),
 ) -> Report:
-    """The report of what was found; ``causes`` belong to legs, the rest is told by itself."""
+    """Builds the report; ``causes`` belong to failed legs, all other findings are derived here."""
     return Report(
         case=_describe(run, legs, tokenizer, traces),
         environment={
@@ -71,10 +71,10 @@ def report_of(
 
 
 def _audit_findings(audit: AuditResult, legs: Mapping[str, LegResult]) -> list[Finding]:
-    """One finding for an audit that is no pass.
+    """Returns one finding for an audit that does not pass.
 
-    What is seen in the file alone is the conversion's, unless the file computes what the port
-    does: then it is the port that takes one tensor for another, and the file shows it.
+    What shows only in the file is attributed to the conversion, unless the file computes what the
+    port does. In that case the port takes one tensor for another, and the file shows it.
     """
     if not audit.odd:
         return []
@@ -102,7 +102,7 @@ def _findings(leg: LegResult) -> list[Finding]:
 
 
 def _where_to_look(leg: LegResult, failed: TapResult) -> str:
-    """A hint for the first diverging tap, with what the leg and the step's other taps tell."""
+    """A hint for the first diverging tap, based on the leg and on the step's other taps."""
     if leg.leg.kind == QUANTIZATION:
         return (
             "how the kernel computes with quantized weights: the audit has them as the recipe "
@@ -166,7 +166,7 @@ def _describe(
 
 
 def _greedy(trace: Trace, case: Case) -> list[int]:
-    """The token that follows the prompt, and the one that follows each decode step."""
+    """The greedy tokens after the prompt and after each decode step."""
     last_prefill = max(i for i, step in enumerate(case.steps) if not step.is_decode)
     keys = [f"{step.name}/{taps.LOGITS}" for step in case.steps[last_prefill:]]
     logits = [trace[key] for key in keys if key in trace]

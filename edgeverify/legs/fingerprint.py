@@ -1,7 +1,7 @@
-"""What a re-authored model *is*, for cache keys: its config, its code, its numbers on a probe.
+"""Fingerprints of a re-authored model for cache keys: its config, its code, its probe results.
 
-A port can be changed in ways that no file shows (``dataclasses.replace`` with a closure), so the
-key of a converted file holds the digest of what the model computes on fixed tokens, besides its
+A port can be changed in ways that no file shows (``dataclasses.replace`` with a closure). So the
+key of a converted file includes the digest of what the model computes on fixed tokens, besides its
 config and the code of its classes.
 """
 
@@ -25,7 +25,7 @@ PLAIN = (bool, int, float, complex, str, bytes, frozenset, type(None))
 
 
 def probe(case: Case, vocab_size: int) -> Case:
-    """A case with the same cache and layout whose tokens depend on nothing but their number.
+    """Returns a case with the same cache and layout whose tokens depend only on their number.
 
     It fills the largest signature once and decodes once.
     """
@@ -35,7 +35,7 @@ def probe(case: Case, vocab_size: int) -> Case:
 
 
 def of_trace(trace: Trace) -> str:
-    """Digest of every array of a trace; names, dtypes and shapes included."""
+    """Digest of every array of a trace, including names, dtypes and shapes."""
     sha = hashlib.sha256()
     for key in trace:
         sha.update(f"{key} {trace[key].dtype.str} {trace[key].shape}".encode())
@@ -46,8 +46,8 @@ def of_trace(trace: Trace) -> str:
 def of_module(model: nn.Module) -> str:
     """Digest of the config, and of the code and plain attributes of all modules and classes.
 
-    Code is followed into what it calls: methods, properties, closures, defaults, and the functions,
-    classes and constants of its own package that it names.
+    The digest follows code into what it calls: methods, properties, closures, defaults, and the
+    functions, classes and constants of its own package that it names.
     """
     code = _Code()
     code.sha.update(_describe(getattr(model, "config", None)).encode())
@@ -61,12 +61,12 @@ def of_module(model: nn.Module) -> str:
 
 
 def of_config(config: Any) -> str:
-    """Digest of a ``ModelConfig``: its values, and the code of the functions that it holds."""
+    """Digest of a ``ModelConfig``: its values, and the code of the functions in it."""
     return hashlib.sha256(_describe(config).encode()).hexdigest()
 
 
 def _describe(value: Any) -> str:
-    """``repr`` without addresses: a function is its name and code."""
+    """``repr`` without addresses: a function is represented by its name and code."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = ", ".join(
             f"{f.name}={_describe(getattr(value, f.name))}" for f in dataclasses.fields(value)
@@ -82,14 +82,14 @@ def _describe(value: Any) -> str:
 
 
 class _Code:
-    """A digest of code and of plain values; each function and class goes into it once."""
+    """A digest of code and of plain values; it includes each function and class once."""
 
     def __init__(self) -> None:
         self.sha = hashlib.sha256()
         self._seen: set[Any] = set()
 
     def add(self, name: str, value: Any) -> None:
-        """An attribute, if it is plain or code; other objects have no digest of their own."""
+        """Adds an attribute if it is plain or code; other objects have no digest of their own."""
         if isinstance(value, PLAIN):
             self.sha.update(f"{name}={_plain(value)}".encode())
         elif isinstance(value, (tuple, list)):
@@ -97,7 +97,7 @@ class _Code:
             for part in value:
                 self.add(name, part)
         elif isinstance(value, dict):
-            for key, part in value.items():  # a hook's key is a number that counts them all
+            for key, part in value.items():  # a hook's key is a global counter
                 self.add(f"{name}.{key}" if isinstance(key, str) else name, part)
         elif isinstance(value, types.FunctionType):
             self.sha.update(name.encode())
@@ -138,7 +138,7 @@ class _Code:
                 self.add(name, value)
 
     def _add_code(self, code: types.CodeType) -> list[str]:
-        """Returns the names that the code, and code within it, looks up."""
+        """Returns the names that the code, and code nested in it, looks up."""
         names = list(code.co_names)
         self.sha.update(code.co_code + repr(code.co_names).encode())
         for constant in code.co_consts:
@@ -150,7 +150,7 @@ class _Code:
 
 
 def _plain(value: Any) -> str:
-    """``repr``, the same in every process: a set's order is not."""
+    """``repr`` that is the same in every process; the order of a set's own ``repr`` is not."""
     if isinstance(value, frozenset):
         return f"frozenset({sorted(map(_plain, value))})"
     return repr(value)

@@ -1,4 +1,4 @@
-"""What the implementations are fed with: token ids of a prompt, and of the decode steps."""
+"""What the implementations are fed with: the token ids of a prompt and of the decode steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from edgeverify.hf.checkpoints import Checkpoint
     from edgeverify_models.port import Port
 
-# Of our own. Plain prose, so that a trained model is run where it was trained.
+# Our own text. It is plain prose, so that a trained model runs on the kind of text it was trained
+# on.
 PROSE = (
     "The lighthouse keeper wrote down the weather every evening before he lit the lamp. "
     "Wind from the west, a falling glass, two ships on the horizon, and once, in a hard winter, "
@@ -43,9 +44,9 @@ def plan_case(
 ) -> Case:
     """Chooses the tokens and plans the steps.
 
-    With a tokenizer the prompt is text and the decode steps continue it greedily, as users do;
-    without one all ids are drawn with the seed, with the first and the last id of the vocabulary
-    among them.
+    With a tokenizer, the prompt is text and the decode steps continue it greedily, as users do.
+    Without one, all ids are drawn with the seed, and the first and the last id of the vocabulary
+    are among them.
 
     Raises:
         UsageError: the case does not fit the cache or the model.
@@ -81,7 +82,7 @@ def tokens(
     """Ids of a prompt of ``wanted`` tokens, and of the decode steps (zeros with a tokenizer).
 
     Raises:
-        UsageError: a prompt without a tokenizer, or one without tokens.
+        UsageError: a prompt without a tokenizer, or a prompt without tokens.
     """
     if tokenizer is not None:
         return _text_tokens(tokenizer, chosen.prompt, wanted), [0] * chosen.decode_steps
@@ -100,7 +101,7 @@ def tokens(
 
 
 def _text_tokens(tokenizer: Any, prompt: str | None, wanted: int) -> list[int]:
-    """The prompt's ids, or ``wanted`` ids of prose of our own."""
+    """Returns the prompt's ids, or ``wanted`` ids of our own prose."""
     ids = [int(token) for token in tokenizer(PROSE if prompt is None else prompt)["input_ids"]]
     if not ids:
         raise UsageError("the prompt has no tokens", where="--prompt", fix="give some text")

@@ -1,4 +1,4 @@
-"""The line of one check: which leg runs after which, and what each is compared with."""
+"""The line of one check: the order of the legs, and what each is compared with."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from edgeverify.report.words import LISTED
 
 @dataclass
 class Judged:
-    """What came of a check so far.
+    """The results of a check so far.
 
     Attributes:
-        run: its case holds the reference's decode tokens.
+        run: its case has the reference's decode tokens.
         legs: by name, in order.
-        traces: backend or leg → what it gave.
-        findings: what was found beside the verdicts: causes, operators, advice.
+        traces: backend or leg → its trace.
+        findings: what was found besides the verdicts: causes, operators, advice.
     """
 
     run: Run
@@ -48,12 +48,12 @@ class Judged:
 
 @dataclass(frozen=True)
 class Line:
-    """What stays the same along one check.
+    """What stays the same during one check.
 
     Attributes:
-        chosen: what was asked for.
+        chosen: what the user requested.
         auditor: collects the audits.
-        tokenizer: of transformers, or None.
+        tokenizer: transformers' tokenizer, or None.
     """
 
     chosen: Selectors
@@ -61,7 +61,7 @@ class Line:
     tokenizer: Any | None
 
     def judge(self, run: Run) -> Judged:
-        """Audits the port, then judges every leg that was asked for.
+        """Audits the port, then judges every requested leg.
 
         Raises:
             PortError: the port cannot be run; the message says what the audits see in it.
@@ -96,8 +96,9 @@ class Line:
             own = None if authoring_passed else out.traces["reauthored"]
             file = conversion_leg(run, path, baseline, own)
         except Exception as error:
-            # A model that is known to be wrong may well be one that cannot be converted or run;
-            # what is known must not be lost over it, nor over a file too large for this machine.
+            # A model that is known to be wrong may be one that cannot be converted or run. That
+            # must not discard what is already known, and neither must a file too large for this
+            # machine.
             if authoring_passed and not isinstance(error, NoRoomError):
                 raise
             reason = f"not possible with this port: {type(error).__name__}: {error}"
@@ -114,18 +115,18 @@ class Line:
         self._quantized_legs(out, file, baseline, wrong)
 
     def _run_elsewhere(self, out: Judged, file: FileRun) -> None:
-        """Runs a file in the other runtimes that were asked for."""
+        """Runs a file in the other requested runtimes."""
         chosen, refusal = self.chosen.runtimes, self.auditor.engine_refusal
         out.add(*run_runtimes(out.run, chosen, file, self.tokenizer, refusal))
 
     def _quantized_legs(self, out: Judged, file: FileRun, original: Baseline, wrong: str) -> None:
-        """Quantizes the float file by each recipe, audits, judges and runs what comes of it.
+        """Quantizes the float file by each recipe, then audits, judges and runs the results.
 
         Args:
             out: the results are added to it.
             file: the float file after its leg.
             original: the reference with the checkpoint's own weights.
-            wrong: the leg that fails before the file, or "".
+            wrong: an earlier leg that fails, or "".
         """
         wrong = wrong or (file.leg.name if file.leg.outcome == FAIL else "")
         blocked = (
@@ -149,11 +150,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Runs:
-    """What a leg is judged by: its run as a whole and, where there is one, block by block.
+    """The runs that a leg is judged by: as a whole and, if available, block by block.
 
     Attributes:
-        path: of the file that ran; None for the re-authored model.
-        notes: carried into the result.
+        path: the file that ran; None for the re-authored model.
+        notes: copied into the result.
     """
 
     whole: Trace
@@ -163,17 +164,17 @@ class Runs:
 
 
 def conversion_leg(run: Run, path: Path, baseline: Baseline, own: Trace | None) -> FileRun:
-    """Runs the float file and judges it; where it fails, names the operators.
+    """Runs the float file and judges it; if it fails, names the operators.
 
-    Where authoring passed, the file is compared with the reference's oracle, and that verdict
-    stands. Where it failed, the file is compared with the re-authored model's own float64 run, so
-    that the converter is neither charged with the port's fault nor excused by it.
+    If authoring passed, the file is compared with the reference's oracle, and that verdict stands.
+    If authoring failed, the file is compared with the re-authored model's own float64 run: the
+    converter is then neither blamed for the port's fault nor excused by it.
 
     Args:
-        run: of the case.
+        run: its case is run.
         path: the file.
         baseline: of the reference.
-        own: what the re-authored model gave, where it is not the reference; else None.
+        own: the trace of the re-authored model if it differs from the reference; else None.
     """
     notes: tuple[str, ...] = ()
     if own is not None:
@@ -188,7 +189,7 @@ def conversion_leg(run: Run, path: Path, baseline: Baseline, own: Trace | None) 
 
 
 def judge(run: Run, leg: Leg, runs: Runs, baseline: Baseline) -> LegResult:
-    """Judges a leg; where it fails, every faulty sublayer is named, with one more run."""
+    """Judges a leg; if it fails, one more run names every faulty sublayer."""
     starts, expected = run.case.starts, run.expected(baseline.oracle)
     result = judge_leg(leg, runs.whole, runs.isolated, baseline, expected, starts, notes=runs.notes)
     divergence = result.first_divergence
@@ -200,7 +201,7 @@ def judge(run: Run, leg: Leg, runs: Runs, baseline: Baseline) -> LegResult:
 
 
 def _explained(error: PortError, failures: Sequence[str]) -> PortError:
-    """The error of a port that cannot be run, with what the audits see in it."""
+    """Returns the error of a port that cannot be run, with what the audits see in it."""
     if not failures:
         return error
     told = "; ".join(failures[:LISTED])

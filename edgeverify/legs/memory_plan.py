@@ -1,4 +1,4 @@
-"""Chooses whether a model is held in memory or streamed from the disk, and says why."""
+"""Chooses whether a model is kept in memory or streamed from the disk, and says why."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from edgeverify.hf.remembered import described
 from edgeverify.legs.run import Run
 
 GIB = 2**30
-# What the libraries have in memory once they are imported (measured: 1.12e9 bytes).
+# Memory that the libraries take once they are imported (measured: 1.12e9 bytes).
 LIBRARIES = 1_150_000_000
-# Of the float32 size, where the model is held in memory: itself, and the fused copies that the
-# re-authored model makes of q, k and v (0.1 to 0.25 of it; see docs/full-size.md).
+# Share of the float32 size if the model is kept in memory: the model itself, and the fused copies
+# that the re-authored model makes of q, k and v (0.1 to 0.25 of it; see docs/full-size.md).
 WHOLE_SHARE = 1.35
-# The same where files are quantized: the weights, those that a file computes with, and what the
+# The same if files are quantized: the weights, the weights that a file computes with, and what the
 # control makes of them (measured: 20.3e9 bytes with SmolLM 1.7B, of 6.85e9 in float32).
 QUANTIZED_SHARE = 2.8
-# Traces that are held at once: those of the reference, the oracle (float64, so two), the model as a
-# whole and block by block, and one that is being written.
+# Traces that are in memory at once: the reference, the oracle (float64, so it counts as two), the
+# model as a whole and block by block, and one that is being written.
 WHOLE_TRACES = 6
-# The oracle that is made, with its copy as it is written. TinyLlama 1.1B took 1.99e9 bytes, which
-# is 2.3 of its traces beside the rest.
+# The oracle while it is computed, with its copy while it is written. TinyLlama 1.1B took 1.99e9
+# bytes, which is 2.3 of its traces besides the rest.
 STREAMED_TRACES = 3
-# A block in float32 and float64.
+# A block in float32 and in float64.
 WIDENED = 3
 
 
@@ -35,10 +35,10 @@ class Plan:
     """How a check uses memory; all in bytes.
 
     Attributes:
-        whole: what it would take with the model in memory, about.
-        streamed: what it would take with the weights on the disk, about.
-        budget: what it may take; None where that is unknown, and all is taken.
-        given: whether the budget is what was asked for, or what the machine has free.
+        whole: approximate need with the model in memory.
+        streamed: approximate need with the weights on the disk.
+        budget: limit; None if it is unknown, and then a check takes what it needs.
+        given: whether the budget is the requested one; otherwise it is what the machine has free.
     """
 
     whole: int
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether one of the two ways keeps within the budget."""
+        """Whether one of the two ways stays within the budget."""
         return self.budget is None or min(self.whole, self.streamed) <= self.budget
 
     def __str__(self) -> str:
@@ -75,11 +75,11 @@ class Plan:
 
 
 def plan_memory(run: Run, budget: int | None, *, quantized: bool = False) -> Plan:
-    """Chooses for the reference, the oracle and the re-authored model.
+    """Plans the memory of the reference, the oracle and the re-authored model.
 
     Args:
         run: its checkpoint and case; no weights are loaded.
-        budget: in bytes; not more than what is available, which it is if None.
+        budget: in bytes; the available memory limits it, and replaces it if None.
         quantized: whether quantized files are checked, too.
     """
     total, largest_tensor, largest_block = _sizes(run)
@@ -98,14 +98,14 @@ def plan_memory(run: Run, budget: int | None, *, quantized: bool = False) -> Pla
 
 
 def trace_bytes(config: Any, case: Case) -> int:
-    """Bytes of a float32 trace, about.
+    """Approximate bytes of a float32 trace.
 
     Args:
         config: the re-authored ``ModelConfig``.
         case: its steps.
     """
     rows = sum(len(step.tokens) for step in case.steps)
-    # The caches of all steps share their rows, in arrays that are doubled where they are too small.
+    # The caches of all steps share their rows, in arrays that double when they are too small.
     cached = 2 * case.steps[-1].end
     values = rows * (2 * config.embedding_dim + config.vocab_size)
     for index in range(config.num_layers):
@@ -117,7 +117,7 @@ def trace_bytes(config: Any, case: Case) -> int:
 
 
 def _sizes(run: Run) -> tuple[int, int, int]:
-    """Float32 bytes of all parameters, of the largest, and of the largest block."""
+    """Float32 bytes of all parameters, of the largest one, and of the largest block."""
     make = lambda: _measured(meta_model(run.hf_config))  # noqa: E731
     total, tensor, block = described(
         "sizes", run.hf_config, ("legs/memory_plan.py",), make, run.cache

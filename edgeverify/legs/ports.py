@@ -1,4 +1,4 @@
-"""Finds a port: by its registered name, in a module, or in a file of the user's own."""
+"""Finds a port: by its registered name, in a module, or in a user's own file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def catalogue() -> Mapping[str, Any]:
-    """The registered ports, without importing any: name → entry with ``sizes``."""
+    """The registered ports, name → entry with ``sizes``; imports none of them."""
     return CATALOGUE
 
 
@@ -30,8 +30,8 @@ def load_port(name_or_path: str) -> Port:
 
     Raises:
         UsageError: no such registered name, or none of the three forms.
-        PortError: the file, module or attribute is missing, raises when it is imported, or is
-            no port.
+        PortError: the file, module or attribute is missing, raises when it is imported, or is not a
+            port.
     """
     check_name(name_or_path)
     if ":" not in name_or_path:
@@ -39,7 +39,7 @@ def load_port(name_or_path: str) -> Port:
     place, attribute = split(name_or_path)
     port = _port_of(load_module(place), attribute, place)
     if port.name in catalogue():
-        # A variant made by dataclasses.replace keeps its name, but is not what that name says.
+        # A variant made by dataclasses.replace keeps its name, but is not the port of that name.
         label = f"{Path(place).stem if is_file(place) else place}:{attribute}"
         return dataclasses.replace(port, name=label)
     return port

@@ -1,4 +1,4 @@
-"""The stages of a check, each from the cache where it can be.
+"""The stages of a check; each stage takes its result from the cache if it can.
 
 A ``Run`` is one port with one checkpoint and one case. Its weights are loaded once and shared by
 every model that is built from them.
@@ -37,21 +37,21 @@ from edgeverify_models.port import LoadError, Port, build_model
 if TYPE_CHECKING:
     from torch import nn
 
-# A change to what a trace or a converted file holds must change this, so that older ones are not
-# taken for current.
+# Change this number whenever the contents of a trace or a converted file change, so that older
+# entries are not taken for current.
 CACHE_VERSION = 1
 SMALL_MODEL = 10_000_000  # parameters
 
 
 @dataclass
 class Log:
-    """What a run took and made; all variants of a run write into one.
+    """What a run used and made; all variants of a run write into one log.
 
     Attributes:
         timings: stage → seconds.
-        peaks: stage → the process's peak of memory after it, in bytes, where the stage raised it.
+        peaks: stage → the process's peak memory after it, in bytes, if the stage raised it.
         files: leg → what its file is made of.
-        runtime: what ran the last file.
+        runtime: the runtime of the last file.
     """
 
     timings: dict[str, float] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Log:
 
 @dataclass
 class _Loaded:
-    """A value that is made when first asked for, and can be let go of."""
+    """A value that is made on first use and can be released."""
 
     value: Any = None
 
@@ -72,11 +72,11 @@ class Run:
     """One check: a port with a checkpoint and a case, and where its results are cached.
 
     Attributes:
-        streamed: the weights stay on the disk, and so do traces (see
+        streamed: whether the weights and the traces stay on the disk (see
             ``edgeverify.backends.streaming``).
         memory: why they are streamed, or why not.
         memory_budget: bytes that the process may take; what the machine has if None.
-        log: what was taken and made so far.
+        log: what was used and made so far.
     """
 
     port: Port
@@ -93,11 +93,11 @@ class Run:
     _model: _Loaded = field(default_factory=_Loaded)
 
     def of_case(self, case: Case) -> Run:
-        """The run of another case: the same weights, and a model of its own."""
+        """The run of another case, with the same weights and a model of its own."""
         return replace(self, case=case, _model=_Loaded())
 
     def of_checkpoint(self, checkpoint: Checkpoint) -> Run:
-        """The run of another checkpoint: weights, model, files of its own."""
+        """The run of another checkpoint, with weights, model and files of its own."""
         log = replace(self.log, files={}, runtime="")
         return replace(self, checkpoint=checkpoint, log=log, _state=_Loaded(), _model=_Loaded())
 
@@ -119,11 +119,11 @@ class Run:
         return (self.cache or entries.cache_root()) / "scratch"
 
     def lean(self, trace: Trace) -> Trace:
-        """The trace, on the disk where the run is streamed."""
+        """Returns the trace; a streamed run moves it to the disk."""
         return trace.spilled(self.scratch) if self.streamed else trace
 
     def model(self) -> nn.Module:
-        """The re-authored model, loaded.
+        """The loaded re-authored model.
 
         Raises:
             PortError: the weights do not fit it, one to one.
@@ -133,19 +133,20 @@ class Run:
         return self._model.value
 
     def reload(self) -> None:
-        """Loads the weights anew; a model that was built keeps those that it has."""
+        """Loads the weights again; a model that is already built keeps its own."""
         self._state.value = None
         self.state()
 
     def release(self) -> None:
-        """Lets go of the weights and the model, which the runtime's own copies need room for."""
+        """Releases the weights and the model, because the runtime's own copies need the memory."""
         self._state.value = self._model.value = None
         gc.collect()
 
     def expected(self, oracle: Trace) -> tuple[str, ...]:
-        """The ``step/tap`` keys every candidate must have, in forward order.
+        """The ``step/tap`` keys that every candidate must have, in forward order.
 
-        The number of blocks is the reference's: a port that has fewer must not be asked for less.
+        The number of blocks is the reference's: a port with fewer blocks must still produce all
+        taps.
         """
         blocks = sum(key.startswith(f"{self.case.steps[0].name}/kv.") for key in oracle) // 2
         keys = []
@@ -156,9 +157,9 @@ class Run:
 
     @contextmanager
     def timed(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-        """A stage that progress is told of and whose seconds are added to the log's ``timings``.
+        """Reports a stage to ``progress`` and adds its seconds to the log's ``timings``.
 
-        If the process takes more memory than ever before, ``peaks`` gets how much, in bytes.
+        If the process takes more memory than ever before, ``peaks`` records the new peak, in bytes.
         """
         start, before = time.perf_counter(), peak_memory()
         try:
@@ -173,7 +174,7 @@ class Run:
 
 
 def is_large(run: Run) -> bool:
-    """Whether the model has so many parameters that a second core is of use."""
+    """Whether the model has so many parameters that a second core helps."""
     return sum(tensor.numel() for tensor in run.state().values()) >= SMALL_MODEL
 
 
@@ -181,8 +182,8 @@ def is_large(run: Run) -> bool:
 def fitting_threads(run: Run) -> Iterator[None]:
     """Runs a small model on one thread.
 
-    Its operations take microseconds, and waiting for a second thread takes longer than they do:
-    on a busy machine a tiny Gemma 2 is 10 times faster on one thread than on two.
+    Its operations take microseconds, and waiting for a second thread takes longer than they do: on
+    a busy machine, a tiny Gemma 2 is 10 times faster on one thread than on two.
     """
     before = torch.get_num_threads()
     if not is_large(run):
@@ -212,8 +213,8 @@ def _build_reauthored(run: Run) -> nn.Module:
         written = [state[name] for name in state if after[name] != before[name]]
         put_on_disk(model, run.scratch, written)
     if after != before:
-        # The port has written into the tensors that it was given. The model keeps what it made of
-        # them; the reference and the audits must have the checkpoint's own.
+        # The port has written into the tensors that it received. The model keeps what it made of
+        # them, but the reference and the audits need the checkpoint's own values.
         run.reload()
     return model
 

@@ -1,7 +1,7 @@
 """The options that say what to run: one table for the command line and for pytest.
 
-All are taken as text and judged here, so that both front ends refuse the same values in the same
-words, before anything heavy is imported.
+All options arrive as text and are validated here, before anything heavy is imported. So both front
+ends refuse the same values in the same words.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ from edgeverify.core.leg import AUTHORING, CONVERSION, QUANTIZATION, Leg
 from edgeverify.core.units import bytes_of
 from edgeverify.litert.recipes import FLOAT32, expand, label
 
-# Of the invariants. ``nightly`` draws at least 20 times the examples of ``ci``.
+# How many examples the invariants get. ``nightly`` draws at least 20 times as many as ``ci``.
 PROFILES = ("dev", "ci", "nightly")
-# What goldens are kept of: the reference, and the converted file with all that leads to it.
+# What goldens exist for: the reference, and the converted file with all that leads to it.
 GOLDENS = ("reference", "tflite")
 BACKENDS = ("reference", "reauthored", "tflite")
 LITERT_LM = "litert_lm"
 RUNTIMES = ("compiled_model", "tf_lite", LITERT_LM)
-MAX_SEED = 2**32 - 1  # what numpy takes
+MAX_SEED = 2**32 - 1  # numpy's limit
 MAX_LENGTH = 2**20  # tokens; no model of today has as many positions
 
 
 @dataclass(frozen=True)
 class Selectors:
-    """What to run, checked as far as it can be without loading anything.
+    """What to run, validated as far as possible without loading anything.
 
     Attributes:
         size: a size of the port; its default size if None.
         checkpoint: file, directory or hub id; seeded random weights if None.
         recipes: quantization recipes, in the forms of ``edgeverify.litert.recipes.FORMS``.
-        backends: ``reauthored`` asks for the leg ``authoring``, ``tflite`` for ``conversion``,
+        backends: ``reauthored`` requests the leg ``authoring``, ``tflite`` the leg ``conversion``,
             which needs the re-authored model, too.
         kv_layout: ``default`` or ``transposed``.
         prefill: lengths of the prefill signatures, in tokens.
         decode_steps: how many decode steps follow the prompt.
-        seed: of random weights and random tokens.
+        seed: for random weights and random tokens.
         kernel: ``xnnpack``, ``builtin`` or ``reference``.
-        mask_as_input: masks are inputs of the signatures.
-        prefill_logits: prefill signatures return logits, too; without, a file has what decoding
-            needs and no more, as shipped files do.
+        mask_as_input: whether masks are inputs of the signatures.
+        prefill_logits: whether prefill signatures return logits, too; if not, a file has only what
+            decoding needs, as shipped files do.
         prompt: text to continue greedily; needs a checkpoint with a tokenizer.
         kv_cache_len: rows of the KV cache; a little longer than the case if None.
-        trust_remote_code: handed to transformers where it reads a checkpoint's files itself.
+        trust_remote_code: passed to transformers where it reads a checkpoint's files itself.
         cache: the cache directory; the user's own if None.
-        token_seed: of random tokens alone; ``seed`` if None.
+        token_seed: for random tokens only; ``seed`` if None.
         profile: how many examples of each invariant are drawn.
-        runtimes: what runs the file beside the LiteRT interpreter: ``compiled_model``,
+        runtimes: the runtimes that run the file besides the LiteRT interpreter: ``compiled_model``,
             ``tf_lite``, ``litert_lm``.
-        memory_budget: bytes that comparing the models may take, or a text as ``"8GiB"``; what is
-            available if None.
+        memory_budget: bytes that comparing the models may take, or a text such as ``"8GiB"``; what
+            is available if None.
     """
 
     size: str | None = None
@@ -90,7 +90,7 @@ class Selectors:
 
     @classmethod
     def of(cls, **given: Any) -> Selectors:
-        """Selectors from Python values; None means the default.
+        """Builds selectors from Python values; None means the default.
 
         Raises:
             UsageError: a name that is not a selector, or a value that no run could take.
@@ -123,7 +123,7 @@ class Selectors:
         return chosen.checked()
 
     def checked(self) -> Selectors:
-        """Itself, if its parts go together.
+        """Returns itself if its parts fit together.
 
         Raises:
             UsageError: nothing would be compared, or the steps do not fit the cache.
@@ -153,7 +153,7 @@ class Selectors:
 
     @property
     def legs(self) -> tuple[Leg, ...]:
-        """The legs of the chosen backends; a file is judged beside the model it comes from."""
+        """The legs of the chosen backends; a file is judged together with its source model."""
         authoring, conversion = Leg(AUTHORING), Leg(CONVERSION)
         if "tflite" not in self.backends:
             return (authoring,) if "reauthored" in self.backends else ()
@@ -166,10 +166,10 @@ class Selectors:
 
     @property
     def implementations(self) -> tuple[str, ...]:
-        """What invariants are asked of: the backends, a file with several kernels.
+        """The implementations that invariants examine: backends, and a file with several kernels.
 
-        Files are run with XNNPACK, which phones use, and with the built-in kernels; with the
-        reference kernels, which are slow, where they are chosen and every night.
+        Files run with XNNPACK, which phones use, and with the built-in kernels. They run with the
+        reference kernels, which are slow, if those are chosen, and every night.
         """
         nightly = ("reference",) if self.profile == "nightly" else ()
         kernels = dict.fromkeys(("xnnpack", "builtin", self.kernel, *nightly))
@@ -179,7 +179,7 @@ class Selectors:
 
     @property
     def audits(self) -> tuple[str, ...]:
-        """The audits of the chosen backends: signatures are a file's."""
+        """The audits of the chosen backends; only a file has the audit of signatures."""
         audits = ("config", "weights", "signatures")
         quantized = tuple(str(leg) for leg in self.legs if leg.kind == QUANTIZATION)
         if "tflite" in self.backends:
@@ -188,7 +188,7 @@ class Selectors:
 
     @property
     def step_names(self) -> tuple[str, ...] | None:
-        """The steps of the case; None where a prompt has to be tokenized first."""
+        """The steps of the case; None if a prompt must be tokenized first."""
         if self.prompt is not None:
             return None
         tokens = range(prompt_length(self.prefill))
@@ -196,14 +196,14 @@ class Selectors:
         return tuple(step.name for step in steps)
 
     def steps_of(self, leg: Leg) -> tuple[str, ...]:
-        """The steps that a leg is shown by: those of the case, or all as one nameless step.
+        """The steps that reports show for a leg: those of the case, or one nameless step.
 
-        LiteRT-LM is asked questions of its own, not the case's steps.
+        LiteRT-LM answers questions of its own and does not run the case's steps.
         """
         return ("",) if leg.runtime == LITERT_LM else self.step_names or ("",)
 
     def options(self) -> str:
-        """The options of the command line that choose the same; no cache, which changes nothing."""
+        """The command-line options that choose the same; omits the cache, which changes nothing."""
         told = []
         names = {"recipes": "recipe", "backends": "backend", "runtimes": "runtime"}
         for field in fields(self):
@@ -221,7 +221,7 @@ class Selectors:
         return " ".join(told)
 
     def arguments(self) -> dict[str, Any]:
-        """As ``edgeverify.suites.check`` takes them."""
+        """Returns the arguments as ``edgeverify.suites.check`` takes them."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
@@ -237,5 +237,5 @@ def _check_cache_len(selectors: Selectors) -> None:
     if selectors.prompt is None:
         tokens = range(prompt_length(selectors.prefill))
         steps = plan_steps(tokens, selectors.prefill, range(selectors.decode_steps))
-    # Without the tokenizer the steps are unknown, but the signatures must fit all the same.
+    # Without the tokenizer the steps are unknown, but the signatures must still fit.
     check_lengths(selectors.prefill, steps or plan_steps((0,), (1,), ()), rows, rows)

@@ -1,1 +1,1 @@
-"""All that is known of LiteRT files: graphs, conversion, quantization, bundles."""
+"""Everything specific to LiteRT files: graphs, conversion, quantization, bundles."""

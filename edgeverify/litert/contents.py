@@ -1,4 +1,4 @@
-"""What a .tflite is made of: its size, its operators, and which of them makes which tap."""
+"""Reads what a .tflite contains: its size, its operators, and which operator makes which tap."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from edgeverify.litert.flatbuffer.locate import locate_taps
 
 
 def file_facts(path: Path, cache: Path | None = None) -> FileFacts:
-    """The facts of a decoder's file, from the cache or by parsing it.
+    """Returns the facts of a decoder's file, from the cache or by parsing it.
 
     Args:
-        path: a .tflite with the signatures that ``edgeverify convert`` gives it.
+        path: a .tflite with the signatures that ``edgeverify convert`` writes.
         cache: another cache than the default one.
 
     Raises:

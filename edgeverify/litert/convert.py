@@ -21,7 +21,7 @@ from edgeverify.core.quiet import quiet
 from edgeverify.core.store import entries
 from edgeverify.litert.flatbuffer import ModelFile
 
-# A file is its float32 weights and a table: 0.5 MB for 12 blocks and two signatures.
+# A file consists of its float32 weights and a table: 0.5 MB for 12 blocks and two signatures.
 TABLE_BYTES = 16 * 2**20
 LAYOUTS = {
     "default": kv_utils.KV_LAYOUT_DEFAULT,
@@ -37,22 +37,22 @@ def convert(
     *,
     verbose: bool = False,
 ) -> None:
-    """Writes ``model`` to ``path``: signatures ``prefill_{n}`` and ``decode``, weights float32.
+    """Converts ``model`` to ``path``: signatures ``prefill_{n}`` and ``decode``, float32 weights.
 
-    The lightweight conversion is used: it yields the same operators and bit-identical logits
-    (SmolLM2-135M), and needs 35 s and 5.6 GB instead of 139 s and 14.3 GB for TinyLlama 1.1B.
+    It uses the lightweight conversion, which yields the same operators and bit-identical logits
+    (SmolLM2-135M) and needs 35 s and 5.6 GB instead of 139 s and 14.3 GB for TinyLlama 1.1B.
 
     Args:
         model: a re-authored model in eval mode, with ``config`` (a ``ModelConfig``).
-        case: gives the prefill lengths, the cache's length and layout, whether masks are inputs
-            and whether prefill returns logits.
+        case: sets the prefill lengths, the cache's length and layout, whether masks are inputs and
+            whether prefill returns logits.
         path: the file to write.
-        progress: told the stage.
-        verbose: let the converter write to the terminal.
+        progress: receives the stage.
+        verbose: True lets the converter write to the terminal.
 
     Raises:
-        ArtifactError: the disk has no room for the file, or the model cannot be converted; then
-            what the converter wrote has been shown.
+        ArtifactError: the disk has no room for the file, or the model cannot be converted. In the
+            second case, the converter's output has been shown.
     """
     config = ExportConfig(
         output_logits_on_prefill=case.prefill_logits,
@@ -77,7 +77,7 @@ def convert(
                 "tensor values, or whose shapes depend on them, cannot be exported",
             ) from error
     _let_go_of_weights()
-    # Parsing also finds a file that was cut short.
+    # Parsing also detects a file that was cut short.
     missing = case.signatures.keys() - ModelFile(path).signatures.keys()
     if missing:
         raise _failed(
@@ -86,12 +86,12 @@ def convert(
 
 
 def _require_room(model: nn.Module, case: Case, path: Path) -> None:
-    """Refuses a disk that is too full.
+    """Refuses a disk with too little free space.
 
     On a full disk the converter's writer ends the whole process ("LLVM ERROR: IO failure on
     output stream"), which nothing in Python can catch.
     """
-    # A tied table is counted, and stored, once.
+    # A tied table is counted once, because it is stored once.
     needed = sum(p.numel() * 4 for p in model.parameters()) + TABLE_BYTES
     entries.require_room(path.parent, needed, f"for the .tflite of {case.model} {case.size}")
 
@@ -108,9 +108,9 @@ def _convert(exportable: nn.Module, model_config: Any, case: Case, path: Path) -
 
 
 def sample_inputs(config: object, case: Case, length: int, batch: int = 1) -> dict:
-    """Inputs of one signature, for tracing.
+    """Makes the inputs of one signature, for tracing.
 
-    They are made anew for each signature: sharing them let one signature's export change the
+    Each signature gets new inputs: when they were shared, the export of one signature changed the
     next one's (litert-torch aae021e).
     """
     inputs: dict = {
@@ -136,10 +136,10 @@ def _failed(case: Case, reason: str, fix: str) -> ArtifactError:
 
 
 def _let_go_of_weights() -> None:
-    """Frees what torch.export leaves behind, which is the whole model: 4.2 GB at 1.1B.
+    """Frees what torch.export leaves in memory, which is the whole model: 4.2 GB at 1.1B.
 
-    torch 2.13 keeps the last exports' graph nodes in a global table, and the parameters with them;
-    the exported programs hold cycles.
+    torch 2.13 keeps the graph nodes of the last exports in a global table, and with them the
+    parameters. The exported programs contain reference cycles.
     """
     table = getattr(proxy_tensor, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", None)
     if table is not None:
@@ -148,6 +148,6 @@ def _let_go_of_weights() -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """The reason; what torch.export and the converter write below it is advice and tracebacks."""
+    """Returns the reason; below it, torch.export and the converter print advice and tracebacks."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else "no reason given"

@@ -1,4 +1,4 @@
-"""The weights of a .tflite: their names, how each is quantized, and how large it is."""
+"""Lists the weights of a .tflite: their names, quantization and sizes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from edgeverify.litert.flatbuffer import Graph, ModelFile, locate_taps
 from edgeverify.litert.flatbuffer import quantization as quant
 from edgeverify.litert.flatbuffer.weights import find_weights
 
-# Ops whose constants of two axes or more are weights, where nothing tells their parameter.
+# Ops whose constants of two axes or more are weights, if nothing shows their parameter.
 _TAKING = ("FULLY_CONNECTED", "EMBEDDING_LOOKUP", "GATHER", "BATCH_MATMUL", "CONV_2D")
 _KEPT_AS = ("float32", "float16", "bfloat16", "int16", "int8", "uint8", "int4", "uint4", "int2")
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight.
+    """One weight of a file.
 
     Attributes:
-        name: the Generative API's parameter, ``transformer_blocks.0.ff.w1.weight``, or the
-            tensor's own name where the graph does not tell the parameter.
-        dtype: as it is stored.
-        granularity: ``tensor``, ``channel``, ``block``, or ``""`` where there are no scales.
-        block_size: of blocks, or None.
-        shape: of the tensor.
-        size: bytes, scales of blocks left out.
-        buffer: of the file; weights that share one are tied.
+        name: the Generative API's parameter, ``transformer_blocks.0.ff.w1.weight``, or the tensor's
+            own name if the graph does not show the parameter.
+        dtype: the stored dtype.
+        granularity: ``tensor``, ``channel``, ``block``, or ``""`` if there are no scales.
+        block_size: the elements of a block, or None.
+        shape: the shape of the tensor.
+        size: bytes, without the scales of blocks.
+        buffer: the number of the file's buffer; weights that share a buffer are tied.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Weight:
 
 
 def weights_of(file: ModelFile) -> list[Weight]:
-    """Every weight of every signature once, in the order of execution.
+    """Returns every weight of every signature once, in the order of execution.
 
     Raises:
         ArtifactError: the parameters of a quantized weight do not fit it.
     """
     found: dict[tuple[str, int], Weight] = {}
     buffers: set[int] = set()
-    # A signature with logits names all of them; what another has beside is found by its op.
+    # A signature with logits names all weights; an extra weight of another is found by its op.
     for name in sorted(file.signatures, key=lambda n: "logits" not in file.signatures[n].outputs):
         graph, taken = _named(file, name)
         for label, tensor in taken:
@@ -70,7 +70,7 @@ def weights_of(file: ModelFile) -> list[Weight]:
 
 
 def _named(file: ModelFile, signature: str) -> tuple[Graph, list[tuple[str, int]]]:
-    """The graph of a signature, and its weights by parameter; without one, the name is empty."""
+    """Returns a signature's graph and its weights by parameter; the name is empty without one."""
     try:
         weights = find_weights(file, signature, locate_taps(file, signature))
     except (EdgeVerifyError, LookupError):  # no language model, or one of another form
@@ -83,7 +83,7 @@ def _named(file: ModelFile, signature: str) -> tuple[Graph, list[tuple[str, int]
 
 
 def _by_op(graph: Graph) -> Iterable[int]:
-    """Constants of two axes or more that a projection or a look-up takes."""
+    """Yields the constants of two axes or more that a projection or a look-up takes."""
     for op in graph.ops:
         if op.name in _TAKING:
             for tensor in op.inputs:
@@ -96,7 +96,7 @@ def _weight(file: ModelFile, graph: Graph, label: str, tensor: int) -> Weight | 
     span = None if tensor in graph.producer else file.buffer_span(raw.buffer)
     dtype = quant.DTYPES.get(raw.type, str(raw.type))
     if span is None or dtype not in _KEPT_AS:
-        return None  # made from constants, or numbers of positions
+        return None  # computed from constants, or numbers of positions
     found = quant.read(file, graph, tensor)
     scaled = found is not None and dtype not in ("float16", "bfloat16")
     return Weight(
@@ -111,7 +111,7 @@ def _weight(file: ModelFile, graph: Graph, label: str, tensor: int) -> Weight | 
 
 
 def totals(weights: Iterable[Weight]) -> dict[str, dict[str, int]]:
-    """Dtype → tensors, elements and bytes; a tied table counts once."""
+    """Sums the weights: dtype → tensors, elements and bytes; a tied table counts once."""
     each = {weight.buffer: weight for weight in weights}
     found: dict[str, dict[str, Any]] = {}
     for weight in each.values():

@@ -1,4 +1,4 @@
-"""Everything that is told of a file, as plain data. It runs in a contained child."""
+"""Collects what ``inspect`` reports of a file, as plain data. Runs in a contained child."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def inspect(path: Path) -> dict[str, Any]:
 
     Returns:
         ``schema``, ``file``, ``bytes``, ``format``, then ``container`` (of a .litertlm) and
-        ``model`` (see ``inspect_model``), each None where there is none.
+        ``model`` (see ``inspect_model``); each of the last two is None if the file has none.
 
     Raises:
-        ArtifactError: it cannot be read.
+        ArtifactError: the file cannot be read.
     """
     told = {"schema": SCHEMA, "file": str(path), "format": "tflite", "container": None}
     if not is_bundle(path):
@@ -56,13 +56,13 @@ def inspect_model(path: Path) -> dict[str, Any]:
     """Reads a .tflite.
 
     Returns:
-        ``bytes``, ``description``, ``metadata``, ``signatures`` (inputs and outputs with dtype
-        and shape), ``llm`` (``foreign.facts.Facts``, or ``{"unknown": reason}``), ``litert_lm``
-        (whether the engine takes it, and why), ``ops`` (signature → op → count), ``weights``
-        and ``weights_by_dtype``.
+        ``bytes``, ``description``, ``metadata``, ``signatures`` (inputs and outputs with dtype and
+        shape), ``llm`` (``litert.interface.Facts``, or ``{"unknown": reason}``), ``litert_lm``
+        (whether the engine accepts it, and why), ``ops`` (signature → op → count), ``weights`` and
+        ``weights_by_dtype``.
 
     Raises:
-        ArtifactError: it cannot be read.
+        ArtifactError: the file cannot be read.
     """
     file = ModelFile(path)
     weights = weights_of(file)
@@ -110,7 +110,7 @@ def _signature(file: ModelFile, signature: Signature) -> dict[str, Any]:
 
 
 def _metadata(file: ModelFile) -> dict[str, str]:
-    """Name → text, or how many bytes where it is none."""
+    """Returns the metadata: name → text, or the number of bytes if it is not short text."""
     found = {}
     for entry in file.model.metadata or ():
         name = (entry.name or b"").decode(errors="replace")

@@ -1,8 +1,8 @@
-"""What a .tflite of a language model tells of itself: signatures, cache, masks.
+"""Reads the interface of a language model's .tflite: signatures, KV cache, masks.
 
-The names are those that litert-torch's Generative API gives (``ExportableModule``): signatures
-``prefill_{n}``, or ``prefill`` alone, and ``decode``; inputs ``tokens``, ``input_pos``,
-``kv_cache_k_{i}``, ``kv_cache_v_{i}`` and, where masks are inputs, ``mask`` or ``mask_{kind}``.
+The names are those of litert-torch's Generative API (``ExportableModule``): signatures
+``prefill_{n}``, or only ``prefill``, and ``decode``; inputs ``tokens``, ``input_pos``,
+``kv_cache_k_{i}``, ``kv_cache_v_{i}`` and, if masks are inputs, ``mask`` or ``mask_{kind}``.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ DECODE = "decode"
 WRITES, SHAPES = "writes", "shapes"
 _PREFILL = re.compile(r"^prefill(_\d+)?$")
 _MASK = re.compile(r"^mask(?:_(\w+))?$")
-# What a conversation is run with; a cache or a mask of another dtype needs another driver.
+# The dtypes that a conversation is run with; a cache or mask of another dtype needs another driver.
 _NUMBERS = {"tokens": "int32", "input_pos": "int32"}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A language model's file, as far as it can be run.
+    """The facts about a language model's file that are needed to run it.
 
     Attributes:
-        prefill: the prefill signatures → tokens that they take, ascending.
+        prefill: prefill signature → the number of tokens that it takes, ascending.
         kv_layout: ``default`` or ``transposed``.
-        layout_from: ``writes`` where the axis that is written tells the layout, ``shapes`` where
-            nothing writes the cache in a way that is known and the shapes must tell.
-        kv_cache_len: rows of the cache.
-        blocks: transformer blocks.
-        vocabulary: width of the logits.
-        masks: kinds of the masks that are inputs, e.g. ``("global",)``; empty where masks are
-            built inside.
+        layout_from: ``writes`` if the axis that is written shows the layout, ``shapes`` if nothing
+            writes the cache in a known way and the shapes must show it.
+        kv_cache_len: the rows of the cache.
+        blocks: the number of transformer blocks.
+        vocabulary: the width of the logits.
+        masks: the kinds of the masks that are inputs, e.g. ``("global",)``; empty if masks are
+            built inside the model.
         prefill_logits: whether every prefill signature returns logits.
-        decode_batch: conversations that ``decode`` takes at once.
-        others: what else the file has that is not run → why.
+        decode_batch: conversations that one call of ``decode`` takes.
+        others: signature that is not run → why.
     """
 
     prefill: Mapping[str, int]
@@ -61,7 +61,7 @@ class Facts:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Facts:
-        """Back from JSON."""
+        """Restores the facts from JSON."""
         return cls(**{**data, "masks": tuple(data["masks"])})
 
 
@@ -69,7 +69,7 @@ def facts_of(file: ModelFile) -> Facts:
     """Reads a file's facts.
 
     Raises:
-        ArtifactError: it is no language model of this form; the message says what was found.
+        ArtifactError: the file is not a language model of this form; the message says what it has.
     """
     usable, others = _usable(file)
     if DECODE not in usable or len(usable) < 2:
@@ -105,7 +105,7 @@ def facts_of(file: ModelFile) -> Facts:
 
 
 def _usable(file: ModelFile) -> tuple[dict[str, Signature], dict[str, str]]:
-    """The signatures that a conversation is run with, and why the others are not."""
+    """Returns the signatures that a conversation runs, and why the others are not usable."""
     usable: dict[str, Signature] = {}
     others: dict[str, str] = {}
     for name, signature in file.signatures.items():
@@ -119,7 +119,7 @@ def _usable(file: ModelFile) -> tuple[dict[str, Signature], dict[str, str]]:
 
 
 def _unusual(file: ModelFile, signature: Signature) -> str:
-    """Why a signature cannot be run, or nothing."""
+    """Returns why a signature cannot be run, or an empty string."""
     name, blocks = signature.name, signature.num_blocks
     wanted = {"tokens", "input_pos"} | {
         f"kv_cache_{which}_{block}" for which in "kv" for block in range(max(blocks, 1))
@@ -153,7 +153,7 @@ def _layout(file: ModelFile, decode: Signature) -> tuple[str, str]:
     k, v = (_shape(file, DECODE, decode.inputs[f"kv_cache_{which}_0"]) for which in "kv")
     if k != v and k == (v[0], v[1], v[3], v[2]):
         return "transposed", SHAPES
-    # Equal shapes are those of the transposed layout only where rows and head_dim are equal.
+    # Equal shapes can be the transposed layout only if rows and head_dim are equal.
     if k == v and k[2] != k[3]:
         return "default", SHAPES
     if k == v:
@@ -171,7 +171,7 @@ def _length(file: ModelFile, name: str) -> int:
 
 
 def _twins(prefill: Mapping[str, int]) -> dict[str, str]:
-    """Prefill signatures that take as many tokens as one before them."""
+    """Returns prefill signature → an earlier one that takes as many tokens."""
     first: dict[int, str] = {}
     return {
         name: first[length]
@@ -181,7 +181,7 @@ def _twins(prefill: Mapping[str, int]) -> dict[str, str]:
 
 
 def _mask_kinds(signatures: list[Signature]) -> tuple[str, ...]:
-    """Kinds by the inputs' names; a single ``mask`` is a global one."""
+    """Returns the mask kinds from the inputs' names; a single ``mask`` is a global one."""
     names = dict.fromkeys(n for s in signatures for n in s.inputs)
     found = [match for name in names if (match := _MASK.match(name))]
     return tuple(dict.fromkeys(match.group(1) or "global" for match in found))

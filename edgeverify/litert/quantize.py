@@ -1,8 +1,8 @@
 """Quantizes a float .tflite: one conversion serves every recipe.
 
-ai-edge-quantizer works on the file, not on the model, and so does litert-torch's own conversion
-with a recipe: it quantizes the float file that it has just written. The results are the same, byte
-by byte (held by a test), at 2 s for SmolLM2-135M instead of 55 to 84 s.
+ai-edge-quantizer works on the file, not on the model. litert-torch's own conversion with a recipe
+does the same: it quantizes the float file that it has just written. The results are the same, byte
+by byte (a test checks this), in 2 s for SmolLM2-135M instead of 55 to 84 s.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ CACHE_VERSION = 2
 
 
 def quantized(path: Path, recipe: Recipe, *, cache: Path | None = None) -> Path:
-    """The file quantized, from the cache or made now.
+    """Returns the quantized file, from the cache or made now.
 
     Args:
         path: a float32 .tflite.
-        recipe: the rules; ``float32`` is the file itself.
+        recipe: the rules; ``float32`` returns ``path`` itself.
         cache: another cache than the default one.
 
     Raises:
-        RecipeError: the recipe cannot be applied to this file, e.g. because a width is no
+        RecipeError: the recipe cannot be applied to this file, e.g. because a width is not a
             multiple of its block, or it needs calibration data, or it would change nothing.
         ArtifactError: the file cannot be read, or the disk is full.
     """
@@ -47,7 +47,7 @@ def quantized(path: Path, recipe: Recipe, *, cache: Path | None = None) -> Path:
     key = entries.digest(
         "quantized",
         CACHE_VERSION,
-        # ai-edge-quantizer knows nothing of transformers, and the file is told by its bytes.
+        # ai-edge-quantizer does not use transformers, and the file's bytes identify the file.
         entries.versions("transformers"),
         entries.file_digest(path, root=cache),
         list(recipe.rules),
@@ -66,7 +66,7 @@ def _quantize(path: Path, recipe: Recipe, target: Path) -> None:
             worker = Quantizer(str(path), [dict(rule) for rule in recipe.rules])
             if worker.need_calibration:
                 raise ValueError("it quantizes activations statically, from calibration data")
-            # It maps both files, so that neither is held in memory as a whole.
+            # It maps both files, so that neither is in memory as a whole.
             worker.quantize(serialize_to_path=str(target), enable_progress_report=False)
     except MemoryError as error:
         raise ArtifactError(
@@ -94,7 +94,7 @@ def _quantize(path: Path, recipe: Recipe, target: Path) -> None:
 
 
 def _same_dtypes(one: Path, other: Path) -> bool:
-    """Whether two files have the same number of tensors of each dtype in each subgraph."""
+    """Checks whether two files have as many tensors of each dtype in each subgraph."""
     first, second = (
         [Counter(t.type for t in graph.tensors) for graph in ModelFile(path).model.subgraphs]
         for path in (one, other)
@@ -108,10 +108,10 @@ def _asks_for_nothing(recipe: Recipe) -> bool:
 
 @contextmanager
 def weights_cast_once() -> Iterator[None]:
-    """While it lasts, ai-edge-quantizer's float casting gives one array for one weight.
+    """Makes ai-edge-quantizer cast each float weight to one array inside the ``with``.
 
-    It goes through the quantizer's own registration, and puts back what was registered. The file
-    is the same, byte by byte (held by a test).
+    It uses the quantizer's own registration and restores the registered functions afterwards. The
+    file is the same, byte by byte (a test checks this).
     """
     from ai_edge_quantizer import algorithm_manager as manager
     from ai_edge_quantizer.algorithms.nonlinear_quantize import float_casting
@@ -137,11 +137,11 @@ def weights_cast_once() -> Iterator[None]:
 
 
 def _once(materialize: Callable[..., Any], cast: dict[Any, Any]) -> Callable[..., Any]:
-    """``materialize`` with the parameters of a weight's first reader for all its readers."""
+    """Wraps ``materialize``: all readers of a weight get the first reader's parameters."""
 
     def materialized(op_info: Any, graph_info: Any, *rest: Any, **options: Any) -> Any:
         tensors = [graph_info.subgraph_tensors[i] for i in op_info.op.inputs if i >= 0]
-        # Tensors of one buffer but another shape are other weights.
+        # Tensors of one buffer but with another shape are other weights.
         keys = {t.name.decode(): (t.buffer, tuple(t.shape)) for t in tensors if t.shape is not None}
         results = materialize(op_info, graph_info, *rest, **options)
         for result in results:

@@ -1,7 +1,7 @@
-"""Quantization recipes: by name, from a JSON file, or from a Python object of the user's own.
+"""Loads quantization recipes: by name, from a JSON file, or from the user's Python object.
 
-A recipe is a list of rules of ai-edge-quantizer: a later rule overrides an earlier one where both
-fit an operator. The named ones are those of litert-torch's own converter, by its names
+A recipe is a list of rules of ai-edge-quantizer: a later rule overrides an earlier one if both fit
+an operator. The named recipes are those of litert-torch's own converter, with its names
 (``QuantizationName`` in generative/utilities/converter.py).
 """
 
@@ -34,11 +34,11 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a float file is quantized.
+    """Says how a float file is quantized.
 
     Attributes:
-        name: as reports tell it: a name of ``RECIPES``, or a file's stem or an attribute.
-        rules: of ai-edge-quantizer, in order; none for ``float32``.
+        name: the name in reports: a name of ``RECIPES``, or a file's stem or an attribute.
+        rules: the rules of ai-edge-quantizer, in order; none for ``float32``.
     """
 
     name: str
@@ -46,15 +46,15 @@ class Recipe:
 
 
 def expand(given: Sequence[str], *, where: str = "--recipe") -> tuple[str, ...]:
-    """Recipes as they were given, each once and checked; ``all`` stands for every named one.
+    """Checks the user's recipes and returns each once; ``all`` means every named one.
 
     Args:
-        given: as text; ``FORMS`` says which.
-        where: told in errors.
+        given: the recipes as text, in one of the forms of ``FORMS``.
+        where: the option, for errors.
 
     Raises:
-        UsageError: none of the forms, or two with one name in the report, or one with the name of
-            another that it is not.
+        UsageError: a recipe has none of the forms; or two have the same name in the report; or one
+            has the name of a named recipe that it is not.
     """
     chosen: dict[str, None] = {}
     for text in given:
@@ -73,7 +73,7 @@ def expand(given: Sequence[str], *, where: str = "--recipe") -> tuple[str, ...]:
 
 
 def label(recipe: str) -> str:
-    """The name of a recipe in reports, in JSON and in file names."""
+    """Returns the name of a recipe in reports, in JSON and in file names."""
     if recipe.endswith(".json"):
         return Path(recipe).stem
     return recipe.rpartition(":")[2]
@@ -101,13 +101,13 @@ def _place(text: str) -> str:
 
 
 def load_recipe(recipe: str) -> Recipe:
-    """The rules of a recipe.
+    """Loads the rules of a recipe.
 
     Args:
         recipe: one of the forms of ``FORMS``, without ``all``.
 
     Raises:
-        RecipeError: the file or the object holds no recipe, or a rule is for an operation that
+        RecipeError: the file or the object is not a recipe, or a rule is for an operation that
             ai-edge-quantizer does not know.
         PortError: the module cannot be imported.
     """
@@ -144,7 +144,7 @@ def _object(recipe: str) -> Any:
 
 
 def _translated(recipe: str, config: Any) -> tuple[Mapping[str, Any], ...]:
-    """The rules of a ``QuantConfig`` or ``GenerativeQuantRecipe``, or rules as they are."""
+    """Returns the rules of a ``QuantConfig`` or ``GenerativeQuantRecipe``, or given rules."""
     from litert_torch.quantize.translate_recipe import translate_to_ai_edge_recipe
 
     if isinstance(config, list | tuple):
@@ -168,9 +168,9 @@ def _rules_of_file(path: Path) -> tuple[Mapping[str, Any], ...]:
 
 
 def _rules(where: object, found: Any) -> tuple[Mapping[str, Any], ...]:
-    """Rules as plain data; what else they say, the quantizer takes or refuses itself.
+    """Returns rules as plain data; the quantizer itself accepts or refuses their other contents.
 
-    Of an operation that it does not know it says nothing where the rule leaves it in float.
+    The quantizer does not report an unknown operation if the rule leaves it in float.
     """
     if not isinstance(found, list | tuple) or not found:
         raise _no_recipe(where, "it is no list of rules")
@@ -190,7 +190,7 @@ def _rules(where: object, found: Any) -> tuple[Mapping[str, Any], ...]:
 
 
 def _operations() -> tuple[str, ...]:
-    """What a rule may be for, by ai-edge-quantizer."""
+    """Returns the operations of ai-edge-quantizer that a rule may be for."""
     from ai_edge_quantizer.qtyping import TFLOperationName
 
     return tuple(operation.value for operation in TFLOperationName)

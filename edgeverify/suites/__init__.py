@@ -1,1 +1,1 @@
-"""Questions asked with legs: check, goldens, invariants, quality, bench, selftest, nightly."""
+"""Questions answered with legs: check, goldens, invariants, quality, bench, selftest, nightly."""

@@ -1,4 +1,4 @@
-"""Reads every entry of the cache again and says which are damaged."""
+"""Reads every entry of the cache again and reports which are damaged."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ DIGITS = frozenset("0123456789abcdef")
 
 
 def verify(root: Path, *, remove: bool = False) -> Iterator[tuple[Entry, str]]:
-    """Reads every entry again: yields each with what is wrong with it, or "".
+    """Reads every entry again and yields each with what is wrong with it, or "".
 
-    An entry must be readable as what its name says and, where its digest was noted when it was
-    made, hold what was written then.
+    An entry must be readable as what its name says. If its digest was recorded when it was made, it
+    must also have the same contents as then.
 
     Args:
         root: of the cache.
-        remove: remove what is damaged. The next run makes it again.
+        remove: remove damaged entries. The next run makes them again.
 
     Raises:
         ArtifactError: the cache cannot be written.
@@ -51,7 +51,7 @@ def _fault(root: Path, path: Path, child: Child) -> str:
                 return "does not hold what was written when it was made"
     try:
         if path.suffix == ".tflite":
-            # Where a table is damaged, reading it may end a process.
+            # Reading a damaged table may crash the process.
             child.call(READ, path)
         elif path.suffix == ".safetensors":
             _read_safetensors(path)
@@ -69,7 +69,7 @@ def _fault(root: Path, path: Path, child: Child) -> str:
 
 
 def read_tflite(path: Path) -> None:
-    """Reads a .tflite to its last index; run in a process of its own.
+    """Reads a .tflite to its last index; runs in a separate process.
 
     Raises:
         ArtifactError: it is damaged.

@@ -1,11 +1,11 @@
-"""Measures what right ports show, and derives the thresholds from it.
+"""Measures the ratios that correct ports show, and derives the thresholds from them.
 
 ``python -m edgeverify.suites.calibrate`` runs clean checks (registered ports × seeds × prefill
 lengths × KV layouts × kernels) and writes two files of the package: ``calibration.json``, one row
-per run with the largest ratios seen in it, and ``thresholds.json``, which ``compare`` reads. The
-numbers that decide a verdict are thus always beside the runs that chose them.
+per run with its largest ratios, and ``thresholds.json``, which ``compare`` reads. So the numbers
+that decide a verdict are always beside the runs that chose them.
 
-A threshold is the largest clean ratio seen, times ``MARGIN``, and never below ``FLOOR``.
+A threshold is the largest clean ratio, times ``MARGIN``, and never below ``FLOOR``.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from edgeverify_models import CATALOGUE
 
 CALIBRATION = Path(__file__).with_name("calibration.json")
 THRESHOLDS = Path(compare.__file__).with_name("thresholds.json")
-# A clean run just past the largest seen so far must not fail: the maximum over twice as many runs
+# A clean run just past the largest ratio so far must not fail: the maximum over twice as many runs
 # grows by a few per cent.
 MARGIN = 1.15
 FLOOR = {"rms": 1.5, "row": 4.0}
-# LiteRT-LM is held against the interpreter's logits alone: see edgeverify/engine/.
+# LiteRT-LM is compared only with the interpreter's logits: see edgeverify/legs/runtime/engine/.
 RUNTIMES = ("compiled_model", "tf_lite")
-# The tiny widths are no multiples of 128. The reference kernels give wrong numbers for weights in
-# blocks, and say nothing (tests/legs/quantization/test_damage.py).
+# The tiny widths are not multiples of 128. For weights in blocks, the reference kernels return
+# wrong numbers without an error (tests/legs/quantization/test_damage.py).
 RECIPES = tuple(name for name in NAMED if name != "dynamic_int4_block128")
 FOR_RECIPES = ("xnnpack", "builtin")
 LENGTHS = ((16, 32), (8, 24), (5, 48))
@@ -48,12 +48,12 @@ class CleanRun:
 
     Attributes:
         model, leg, seed, token_seed, prefill, kv_layout, kernel: what was run.
-        outcome: under the thresholds that were in force.
+        outcome: under the thresholds in force at that time.
         rms: largest rms ratio of a tap with at least ``MIN_ROWS_FOR_RMS`` rows.
-        rms_tap: where.
+        rms_tap: the tap of ``rms``.
         row: largest ratio of a single row.
-        row_tap: where.
-        isolated_rms, isolated_row: likewise, each block fed with the oracle's input.
+        row_tap: the tap of ``row``.
+        isolated_rms, isolated_row: the same, with the oracle's input fed into each block.
         taps: how many taps were compared.
     """
 
@@ -101,10 +101,12 @@ def summarise(leg: LegResult, rows_of: dict[str, int], **facts: Any) -> CleanRun
 
 
 def plan(seeds: int, models: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The runs: authoring over weights, lengths and layouts; conversion over tokens and kernels.
+    """Yields the runs of a calibration.
 
-    Converting takes most of the time, so one file per model and layout serves most of its
-    conversion runs, which differ by their tokens and kernels; other weights and other lengths are
+    Authoring varies weights, lengths and layouts; conversion varies tokens and kernels.
+
+    Converting takes most of the time. So one file per model and layout serves most of its
+    conversion runs, which differ by their tokens and kernels. Other weights and other lengths are
     converted once each.
     """
     for model in models:
@@ -143,7 +145,7 @@ def plan(seeds: int, models: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _recipes(kernel: str, token_seed: int) -> dict[str, Any]:
-    """Quantized files on half of the prompts: each has four recipes."""
+    """Adds quantized files on half of the prompts: each has four recipes."""
     return {"recipes": RECIPES} if kernel in FOR_RECIPES and token_seed % 2 == 0 else {}
 
 
@@ -162,7 +164,7 @@ def run(plans: Iterable[dict[str, Any]]) -> Iterator[CleanRun]:
                 "token_seed": selectors["token_seed"],
                 "prefill": tuple(selectors["prefill"]),
                 "kv_layout": selectors["kv_layout"],
-                # The kernel does not touch the other leg.
+                # The kernel does not affect the other leg.
                 "kernel": selectors.get("kernel", "") if leg.name != "authoring" else "",
             }
             run_key = (leg.name, *facts.values())
@@ -172,7 +174,7 @@ def run(plans: Iterable[dict[str, Any]]) -> Iterator[CleanRun]:
 
 
 def derive(runs: Sequence[CleanRun]) -> dict[str, dict[str, float]]:
-    """The thresholds of each leg, and of the block-by-block runs of all legs."""
+    """Returns the thresholds of each leg, and of the block-by-block runs of all legs."""
 
     def limits(rms: Iterable[float], row: Iterable[float]) -> dict[str, float]:
         return {
@@ -182,7 +184,7 @@ def derive(runs: Sequence[CleanRun]) -> dict[str, dict[str, float]]:
 
     kinds: dict[str, list[CleanRun]] = {}
     for run in runs:
-        # ``runtime:tf_lite`` and its siblings have their limits together.
+        # ``runtime:tf_lite`` and its siblings share their limits.
         kinds.setdefault(Leg.of(run.leg).kind, []).append(run)
     derived = {
         kind: limits([r.rms for r in of_kind], [r.row for r in of_kind])
@@ -193,7 +195,7 @@ def derive(runs: Sequence[CleanRun]) -> dict[str, dict[str, float]]:
 
 
 def load_runs(path: Path = CALIBRATION) -> list[CleanRun]:
-    """The runs of a calibration on disk."""
+    """Reads the runs of a calibration on disk."""
     rows = json.loads(path.read_text())["runs"]
     return [CleanRun(**{**row, "prefill": tuple(row["prefill"])}) for row in rows]
 
@@ -292,7 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     calibration.parent.mkdir(parents=True, exist_ok=True)
     calibration.write_text(_one_run_a_line(document))
-    # The limits of the invariants rest on other runs: see edgeverify/suites/invariants/__main__.py.
+    # The limits of the invariants come from other runs: see
+    # edgeverify/suites/invariants/__main__.py.
     others = {k: v for k, v in _known_thresholds(known).items() if k not in limits}
     text = json.dumps({**limits, **others}, indent=2)
     known.write_text(text + "\n")
@@ -301,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _files(folder: Path | None) -> tuple[Path, Path]:
-    """Where the calibration and the thresholds that follow from it are written."""
+    """Returns where the calibration and the thresholds that follow from it are written."""
     if folder is None:
         return CALIBRATION, THRESHOLDS
     return folder / CALIBRATION.name, folder / THRESHOLDS.name
@@ -312,7 +315,7 @@ def _known_thresholds(path: Path) -> dict[str, Any]:
 
 
 def _one_run_a_line(document: dict[str, Any]) -> str:
-    """JSON in which a new calibration reads as a diff."""
+    """Formats JSON so that a new calibration reads as a diff."""
     runs = ",\n    ".join(json.dumps(run) for run in document["runs"])
     text = json.dumps({**document, "runs": ["RUNS"]}, indent=2)
     return text.replace('"RUNS"', runs) + "\n"

@@ -1,7 +1,7 @@
-"""The whole line: port and checkpoint → case → backends → traces → comparison → report.
+"""The whole check: port and checkpoint → case → backends → traces → comparison → report.
 
-One whole model is resident at a time beside the weights themselves; what a later comparison needs
-is activations.
+One whole model is in memory at a time, besides the weights themselves; later comparisons need only
+activations.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def verify(
 
     Args:
         port: a port, a registered name, ``package.module:ATTR`` or ``path/to/file.py:ATTR``.
-        invariants: ask for the contracts of cache, mask, padding and batch, too.
-        golden: a folder whose goldens are to be compared with, too.
+        invariants: also check the contracts of cache, mask, padding and batch.
+        golden: a folder of goldens to compare with, too.
         verbose: show what the converter prints.
-        progress: told of each stage.
+        progress: receives each stage.
         selectors: what to run: the fields of ``edgeverify.legs.selectors.Selectors``.
 
     Returns:
@@ -91,14 +91,14 @@ def verify_goldens(
     verbose: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Holds a port against its goldens: a report without legs.
+    """Compares a port with its goldens and returns a report without legs.
 
     Args:
         port, verbose, progress: as for ``verify``.
         chosen: what to run; the steps are the golden's own.
         directory: of the goldens.
-        update: rewrite them from this run; then, and where one is missing and is written, the
-            outcome is ``fail``.
+        update: rewrite them from this run. The outcome is ``fail`` for a golden that is rewritten,
+            and for a missing one that is written.
         kinds: which of the goldens.
 
     Raises:
@@ -115,7 +115,7 @@ def verify_goldens(
 
 
 def _asked(report: Report, port: Port | str, chosen: Selectors) -> Report:
-    """The report with the command that makes it again, where its port has a name to be given."""
+    """Adds the command that makes the report again, if its port was named by a string."""
     if not isinstance(port, str):
         return report
     command = f"edgeverify check {shlex.quote(port)} {chosen.options()}".rstrip()

@@ -1,4 +1,4 @@
-"""A run whose file has one prefill signature: what is scored and, with decode, timed."""
+"""Plans a run whose file has one prefill signature: it is scored and, with decode, timed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from edgeverify.core.progress import Progress
 from edgeverify.legs.run import Run, prepare
 from edgeverify.legs.selectors import Selectors
 
-# Tokens of a window, which is the prefill signature that runs it. SmolLM2-135M, float32, 2 cores:
-# 291 tokens a second at 128, 296 at 256; the shorter one gives twice as many independent windows.
+# Tokens of a window, which is the length of the prefill signature. SmolLM2-135M, float32, 2 cores:
+# 291 tokens a second at 128, 296 at 256; the shorter window gives twice as many independent
+# windows.
 WINDOW = 128
 
 
@@ -24,16 +25,16 @@ def windowed_run(
     verbose: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Run, Any | None]:
-    """Opens the checkpoint and plans a file of ``prefill_{window}`` alone, or with ``decode``.
+    """Opens the checkpoint and plans a file with only ``prefill_{window}``, or also ``decode``.
 
-    Without, it is converted in half the time; its cache has the rows of a window. With decode it
-    has those of two, so that steps follow a full prefill.
+    Without decode, the file is converted in half the time, and its cache has the rows of one
+    window. With decode, its cache has the rows of two windows, so that steps follow a full prefill.
 
     Args:
         port: a port, or how one is named.
         chosen: its prefill lengths, steps and prompt are not used.
         window: tokens of the prefill signature.
-        decode: whether the file has the signature.
+        decode: whether the file has the signature ``decode``.
         verbose, progress: as for ``edgeverify.suites.check``.
 
     Returns:
@@ -42,7 +43,7 @@ def windowed_run(
     Raises:
         EdgeVerifyError: bad usage or bad input.
     """
-    # Steps that every model can be prepared with; they are not run.
+    # Every model can be prepared with these steps; they do not run.
     small = replace(chosen, prefill=(8,), decode_steps=1, prompt=None, kv_cache_len=None)
     run, tokenizer = prepare(port, small, verbose=verbose, progress=progress)
     positions = run.port.model_config(run.hf_config).max_seq_len

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from edgeverify.backends import packing, runtimes, tflite
+from edgeverify.backends import compiled_model, packing, runtimes, tflite
+from edgeverify.backends.interpreter import choose_opener
 from edgeverify.core.errors import ArtifactError, NoRoomError
 from edgeverify.core.units import shown
 
@@ -30,17 +31,17 @@ def free(monkeypatch: pytest.MonkeyPatch, memory: int | None) -> None:
 def test_packed_on_disk_gives_the_same_bits(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tflite.run(made.path, made.case)
     opened: list[bool] = []
-    own = tflite.compiled_model.open_file
+    own = compiled_model.open_file
 
     def spied(path: Path, *, packed_on_disk: bool, **rest: Any) -> Any:
         opened.append(packed_on_disk)
         return own(path, packed_on_disk=packed_on_disk, **rest)
 
-    monkeypatch.setattr(tflite.compiled_model, "open_file", spied)
+    monkeypatch.setattr(compiled_model, "open_file", spied)
     monkeypatch.setattr(packing, "ACTIVATIONS", 0)
     free(monkeypatch, made.path.stat().st_size)
     beside = sorted(os.listdir(made.path.parent))
-    opener, told = tflite.choose_opener(made.path, "xnnpack")
+    opener, told = choose_opener(made.path, "xnnpack")
     assert told.startswith("XNNPACK packs the weights in a file, once")
     lean = tflite.run(made.path, made.case, setup=tflite.Setup(opener=opener))
     assert opened == [True]
@@ -64,13 +65,13 @@ def test_blocks_and_taps_of_a_file_that_is_packed_on_disk(
     monkeypatch.setattr(packing, "ACTIVATIONS", 0)
     free(monkeypatch, made.path.stat().st_size)
     opened: list[Path] = []
-    own = tflite.compiled_model.open_file
+    own = compiled_model.open_file
 
     def spied(path: Path, **options: Any) -> Any:
         opened.append(path)
         return own(path, **options)
 
-    monkeypatch.setattr(tflite.compiled_model, "open_file", spied)
+    monkeypatch.setattr(compiled_model, "open_file", spied)
     whole, lean = tflite.run_file(made.path, made.case, oracle, setup=tflite.Setup(cache=tmp_path))
     assert len(opened) == len(set(opened)) == 2, "packed once untouched, once for both copies"
     fed = tflite.run_every_tap(made.path, made.case, oracle, setup=tflite.Setup(cache=tmp_path))
@@ -157,7 +158,7 @@ def test_what_compiled_model_refuses_without_need_is_left_to_the_interpreter(
 
     monkeypatch.setattr(packing, "LARGE", 0)
     monkeypatch.setattr(packing, "ACTIVATIONS", 0)
-    monkeypatch.setattr(tflite.compiled_model, "open_file", refuse)
+    monkeypatch.setattr(compiled_model, "open_file", refuse)
     oracle, _ = tflite.run_file(made.path, made.case, setup=tflite.Setup(cache=tmp_path))
     assert oracle.provenance["runtime"] == "Interpreter"
     free(monkeypatch, made.path.stat().st_size)

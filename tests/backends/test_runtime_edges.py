@@ -16,7 +16,7 @@ import pytest
 import torch
 from litert_torch.generative.layers import kv_cache as kv_utils
 
-from edgeverify.backends import tflite
+from edgeverify.backends.interpreter import open_file
 from edgeverify.core.case import KERNELS
 from edgeverify.core.errors import ArtifactError
 from edgeverify.legs.conversion import converted
@@ -41,7 +41,7 @@ def files() -> Callable[..., Path]:
 
 def runner(path: Path, signature: str, kernel: str) -> tuple[Any, dict[str, np.ndarray]]:
     """The signature's runner, and inputs of zeros, of ones for the cache."""
-    interpreter = tflite.open_file(path, kernel=kernel, num_threads=1)
+    interpreter = open_file(path, kernel=kernel, num_threads=1)
     found = interpreter.get_signature_runner(signature)
     inputs = {}
     for name, detail in found.get_input_details().items():

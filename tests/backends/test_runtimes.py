@@ -13,6 +13,7 @@ import pytest
 from edgeverify.backends import runtimes, tflite
 from edgeverify.core import taps
 from edgeverify.core.errors import ArtifactError
+from edgeverify.litert.flatbuffer.instrument import instrumented_copy
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +52,7 @@ def test_tensorflow_gives_logits_and_caches_of_every_step(made: Any) -> None:
 
 @pytest.mark.parametrize("runtime", runtimes.OPENERS)
 def test_an_instrumented_copy_gives_inner_taps(runtime: str, made: Any) -> None:
-    with tflite.instrumented_copy(made.path) as copy:
+    with instrumented_copy(made.path) as copy:
         trace = runtimes.run(made.path, made.case, runtime, instrumented=copy)
     assert {"prefill.0/blocks.0.attn.q", "decode.1/final_norm"} <= set(trace)
 

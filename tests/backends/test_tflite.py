@@ -20,6 +20,7 @@ from edgeverify.core.errors import ArtifactError
 from edgeverify.core.masks import mask
 from edgeverify.core.trace import Trace
 from edgeverify.litert.flatbuffer import ModelFile, instrument, locate_taps
+from edgeverify.litert.flatbuffer.instrument import instrumented_copy
 
 PATCHED = 2  # the block whose weights are changed below; there are blocks before and after it
 
@@ -147,14 +148,16 @@ def test_of_a_large_file_s_copy_the_table_alone_is_kept(
     own, plain = tmp_path / "own.tflite", tmp_path / "plain.tflite"
     shutil.copyfile(made.path, own)
     instrument(own, plain, isolate=isolate)
-    monkeypatch.setattr(tflite, "LARGEST_KEPT_COPY", 0)
+    # The package has a function of the same name.
+    module = sys.modules["edgeverify.litert.flatbuffer.instrument"]
+    monkeypatch.setattr(module, "LARGEST_KEPT_COPY", 0)
     copies = []
     for _ in range(2):
-        with tflite.instrumented_copy(own, isolate=isolate, root=tmp_path / "cache") as copy:
+        with instrumented_copy(own, isolate=isolate, root=tmp_path / "cache") as copy:
             copies.append(copy.read_bytes())
         assert not copy.exists()
         # The second time nothing is parsed.
-        monkeypatch.setattr(tflite, "instrumented", None)
+        monkeypatch.setattr(module, "instrumented", None)
     assert copies == [plain.read_bytes()] * 2
     (kept,) = (tmp_path / "cache" / "instrumented").glob("[!.]*")
     assert kept.stat().st_size < own.stat().st_size // 2

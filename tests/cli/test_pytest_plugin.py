@@ -284,7 +284,6 @@ def test_selectors_are_passed_on(project: Project) -> None:
 
 WORKERS = """\
 import dataclasses, importlib.util, sys, types
-import edgeverify.cli.launch
 
 spec = importlib.util.spec_from_file_location("shared", {shared!r})
 shared = importlib.util.module_from_spec(spec)
@@ -297,7 +296,6 @@ def verify(port, **selectors):
 
 sys.modules["edgeverify.suites.check"] = types.ModuleType("edgeverify.suites.check")
 sys.modules["edgeverify.suites.check"].verify = verify
-edgeverify.cli.launch.load_port = lambda model: model
 """
 
 

@@ -59,7 +59,7 @@ def test_the_same_port_has_the_same_digests() -> None:
 def test_another_process_has_the_same_digests() -> None:
     names = ("gemma2", "openelm")
     script = (
-        "import sys, models; from edgeverify import fingerprint;"
+        "import sys, edgeverify_models as models; from edgeverify.legs import fingerprint;"
         "from tests.legs.test_fingerprint import built;"
         "print(*(fingerprint.of_module(built(models.load(name))) for name in sys.argv[1:]))"
     )

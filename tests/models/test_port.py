@@ -117,6 +117,7 @@ def test_construction_leaves_torch_as_it_was_and_draws_nothing(name):
     assert nn.Module.register_parameter is original
 
 
+@pytest.mark.slow  # imports all ports in a process of its own: 15 s of CPU
 def test_ports_stand_on_litert_torch_alone():
     """No port imports the verifier, transformers or LiteRT-Torch's examples."""
     code = (

@@ -1,4 +1,4 @@
-"""One small interface to every implementation: prefill, decode, read the cache, rewind."""
+"""One small interface to all implementations: prefill, decode, read the cache, rewind."""
 
 from edgeverify.backends.sessions.session import Cache, Session
 

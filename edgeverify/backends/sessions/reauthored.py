@@ -1,4 +1,4 @@
-"""The re-authored model as a session, in the way the converted file is called."""
+"""The re-authored model as a session, called as the converted file is called."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from edgeverify.backends.sessions.session import Cache, Session
 from edgeverify.core import taps
 from edgeverify.core.case import Case, Step
 
-# From (N, S, H) of a default cache's own axes (B, S, N, H), and of a transposed cache's K (B, N, S,
-# H) and V (B, N, H, S), to (S, N, H), without the batch.
+# Axis orders that turn a cache into (S, N, H), without the batch. A default cache is (B, S, N, H);
+# a transposed cache has K (B, N, S, H) and V (B, N, H, S).
 TO_ROWS = {
     "default": {"k": (0, 1, 2), "v": (0, 1, 2)},
     "transposed": {"k": (1, 0, 2), "v": (2, 0, 1)},
@@ -34,11 +34,11 @@ TO_ROWS = {
 
 
 class ReauthoredSession(Session):
-    """A re-authored model. With a batch, the default layout (the transposed one takes none).
+    """A session of a re-authored model. A batch needs the default KV layout (not the transposed).
 
     Args:
         model: float32, in eval mode.
-        case: gives rows, prefill lengths, KV layout and how masks come.
+        case: gives the rows, the prefill lengths, the KV layout and how masks are passed.
         batch: conversations of a batched decode step.
     """
 
@@ -60,7 +60,7 @@ class ReauthoredSession(Session):
         self._clear()
 
     def read_cache(self) -> dict[str, np.ndarray]:
-        """A copy of the cache."""
+        """Returns a copy of the cache."""
         return self._rows(self._cache, 0)
 
     def write_cache(self, cache: Cache) -> None:
@@ -68,7 +68,7 @@ class ReauthoredSession(Session):
         self._cache = self._cache_of([cache])
 
     def masks_of_step(self, signature: str, tokens: Sequence[int]) -> list[np.ndarray]:
-        """As the Generative API's attention functions get them."""
+        """Returns the masks as the Generative API's attention functions receive them."""
         seen: list[np.ndarray] = []
         real = len(tokens)
         length = 1 if signature == "decode" else int(signature.removeprefix("prefill_"))

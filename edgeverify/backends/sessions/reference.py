@@ -13,11 +13,11 @@ from edgeverify.core import taps
 
 
 class ReferenceSession(Session):
-    """The model of truth. Its cache holds the valid rows only.
+    """A session of the Hugging Face reference. Its cache has only the valid rows.
 
     Args:
         model: from ``backends.reference.build``.
-        rows, lengths: of the file it stands beside, so that the same scripts fit both.
+        rows, lengths: those of the file that it is compared with, so the same scripts fit both.
         batch: conversations of a batched step; the model itself takes any number.
     """
 
@@ -41,7 +41,7 @@ class ReferenceSession(Session):
             self._cache.crop(-dropped)
 
     def read_cache(self) -> dict[str, np.ndarray]:
-        """The valid rows."""
+        """Returns the valid rows."""
         return _rows(self._cache, 0)
 
     def write_cache(self, cache: Cache) -> None:
@@ -71,7 +71,8 @@ class ReferenceSession(Session):
         return output.logits.numpy()
 
     def _clear(self) -> None:
-        # Without the config it keeps every row of sliding layers, too; the mask alone decides.
+        # A cache built without the config also keeps every row of sliding layers; only the mask
+        # decides what they see.
         self._cache = DynamicCache()
 
 

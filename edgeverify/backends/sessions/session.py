@@ -1,14 +1,14 @@
-"""A session: one conversation on one implementation, with its KV cache in the open.
+"""A session: one conversation on one implementation, with a KV cache that can be read and written.
 
-The session keeps to what a converted file needs from its caller, so that no test asks for what no
-caller may do:
+The session follows the rules that a converted file sets for its caller, so no test does what a
+caller must not do:
 
-- a step's positions are consecutive and begin right after the last real token: a signature uses
-  the first one alone to place its rows;
-- a chunk that does not fill its signature is padded at its end; the pads' rows lie after the real
-  ones, and the next step writes over them;
-- a step fits the cache with its pads: at the end the runtime would move the whole chunk back over
-  older rows. It is refused before the runtime sees it.
+- The positions of a step are consecutive and begin right after the last real token, because a
+  signature uses only the first position to place its rows.
+- A chunk that does not fill its signature is padded at its end. The pads' rows lie after the real
+  ones, and the next step overwrites them.
+- A step, pads included, fits the cache. Otherwise the runtime would move the whole chunk back over
+  older rows. The session refuses such a step before the runtime receives it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from edgeverify.core.errors import CacheFullError, UsageError
 
-# ``kv.{i}.k`` and ``kv.{i}.v`` → (S, N, H) float32, S the rows of the cache.
+# ``kv.{i}.k`` and ``kv.{i}.v`` → (S, N, H) float32; S is the number of cache rows.
 Cache: TypeAlias = Mapping[str, np.ndarray]
 PAD = 0
 
@@ -30,13 +30,13 @@ class Session(abc.ABC):
     """One conversation. It begins with an empty cache at position 0.
 
     Attributes:
-        name: of the implementation, e.g. ``tflite-xnnpack``.
-        rows: of the cache.
-        lengths: of the prefill signatures, ascending.
-        position: valid rows of the cache, which is the position of the next token.
-        fixed: whether steps have the signatures' lengths and the cache its full length; otherwise
-            (the Hugging Face reference) chunks are not padded and the cache grows.
-        batch: rows that ``decode_batch`` takes; 0 where it is not possible.
+        name: the implementation, e.g. ``tflite-xnnpack``.
+        rows: the number of cache rows.
+        lengths: the lengths of the prefill signatures, ascending.
+        position: the number of valid cache rows, which is the position of the next token.
+        fixed: whether steps have the signatures' lengths and the cache its full length. If not
+            (the Hugging Face reference), chunks are not padded and the cache grows.
+        batch: rows that ``decode_batch`` takes; 0 if it is not possible.
     """
 
     fixed = True
@@ -53,14 +53,14 @@ class Session(abc.ABC):
 
         Args:
             tokens: at least one id.
-            length: of the signature; the smallest that takes the tokens if left out.
-            pads: ids that fill the signature; zeros if left out.
+            length: length of the signature; None takes the smallest that fits the tokens.
+            pads: ids that fill the signature; None takes zeros.
 
         Returns:
             Logits (T, V) float32 of the real tokens, None if the signature returns none.
 
         Raises:
-            UsageError: no such signature, or it does not take so many tokens.
+            UsageError: there is no such signature, or the tokens do not fit it.
             CacheFullError: the step, pads included, would end past the cache's last row.
         """
         length = self._fitting(len(tokens)) if length is None else length
@@ -91,7 +91,7 @@ class Session(abc.ABC):
         """Goes back to ``position``. The rows from there on count as unwritten.
 
         Raises:
-            UsageError: not between 0 and the present position.
+            UsageError: ``position`` is not between 0 and the present position.
         """
         if not 0 <= position <= self.position:
             raise UsageError(
@@ -108,30 +108,32 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def read_cache(self) -> dict[str, np.ndarray]:
-        """A copy of the cache: ``kv.{i}.k|v`` → (S, N, H) float32, in forward order.
+        """Returns a copy of the cache: ``kv.{i}.k|v`` → (S, N, H) float32, in forward order.
 
-        Where the cache grows, S is the present position.
+        If the cache grows, S is the present position.
         """
 
     @abc.abstractmethod
     def write_cache(self, cache: Cache) -> None:
-        """Replaces the cache by one of the shapes that ``read_cache`` gives."""
+        """Replaces the cache by one with the shapes that ``read_cache`` returns."""
 
     def masks_of_step(self, signature: str, tokens: Sequence[int]) -> list[np.ndarray] | None:
-        """The masks that reach the attention in a step, (T, S) each, real rows only.
+        """Returns the masks that reach the attention in a step, (T, S) each, real rows only.
 
-        The session stays where it is.
+        The session's position does not change.
 
         Returns:
-            None where masks cannot be read at all; no entries where the model passes by the place
-            where they are read.
+            None if masks cannot be read at all; an empty list if the model bypasses the place where
+            they are read.
         """
         return None
 
     def decode_batch(
         self, tokens: Sequence[int], caches: Sequence[Cache]
     ) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
-        """One decode step of several conversations at the present position; the session stays.
+        """Runs one decode step of several conversations; the session's position does not change.
+
+        The step runs at the present position.
 
         Args:
             tokens: one id for each of ``batch`` rows.
@@ -147,7 +149,7 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def _step(self, signature: str, tokens: list[int], real: int) -> np.ndarray | None:
-        """Runs one signature at the present position; logits of its tokens, pads too."""
+        """Runs one signature at the present position; returns the logits of its tokens and pads."""
 
     @abc.abstractmethod
     def _clear(self) -> None:

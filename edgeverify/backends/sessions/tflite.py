@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify.backends import tflite
+from edgeverify.backends.interpreter import CACHE_ORDER, call, check_room, open_fitting, runner_of
 from edgeverify.backends.sessions.session import Cache, Session
 from edgeverify.core import taps
 from edgeverify.core.case import Case, Step
@@ -16,16 +16,16 @@ from edgeverify.core.masks import masks_of
 
 
 class TfliteSession(Session):
-    """A converted file, called with the caches as inputs and outputs.
+    """A session of a converted file, called with the caches as inputs and outputs.
 
     Args:
         path: the file.
-        case: gives rows, prefill lengths, KV layout and how masks come.
+        case: gives the rows, the prefill lengths, the KV layout and how masks are passed.
         kernel: ``xnnpack``, ``builtin`` or ``reference``.
-        num_threads: of the interpreter.
+        num_threads: threads of the interpreter.
 
     Raises:
-        ArtifactError: the file cannot be opened, or is not of the case.
+        ArtifactError: the file cannot be opened, or does not fit the case.
     """
 
     def __init__(
@@ -38,21 +38,21 @@ class TfliteSession(Session):
     ) -> None:
         super().__init__(f"tflite-{kernel}", case.kv_cache_len, case.prefill_lengths)
         self._path, self._case = path, case
-        self._interpreter = tflite.open_fitting(path, kernel=kernel, num_threads=num_threads)
+        self._interpreter = open_fitting(path, kernel=kernel, num_threads=num_threads)
         self._runners: dict[str, Any] = {}
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
         for step in self._signatures():
-            runner = tflite.runner_of(self._interpreter, path, step.signature)
+            runner = runner_of(self._interpreter, path, step.signature)
             self._runners[step.signature] = runner
             shapes = {n: tuple(d["shape"]) for n, d in runner.get_input_details().items()}
             self._shapes[step.signature] = shapes
-            tflite.check_room(path, case, step, shapes)
+            check_room(path, case, step, shapes)
         batch = self._shapes["decode"]["tokens"][0]
         self.batch = batch if batch > 1 else 0
         self._clear()
 
     def read_cache(self) -> dict[str, np.ndarray]:
-        """A copy of the cache."""
+        """Returns a copy of the cache."""
         return self._rows(self._cache, 0)
 
     def write_cache(self, cache: Cache) -> None:
@@ -91,7 +91,7 @@ class TfliteSession(Session):
             **cache,
             **masks_of(self._case, step, shapes),
         }
-        return tflite.call(self._runners[signature], self._path, step, inputs, shapes)
+        return call(self._runners[signature], self._path, step, inputs, shapes)
 
     def _signatures(self) -> list[Step]:
         return [
@@ -104,7 +104,7 @@ class TfliteSession(Session):
         self._cache = {n: np.zeros(s, np.float32) for n, s in shapes.items() if "kv_cache" in n}
 
     def _rows(self, outputs: Cache, row: int) -> dict[str, np.ndarray]:
-        order = tflite.CACHE_ORDER[self._case.kv_layout]
+        order = CACHE_ORDER[self._case.kv_layout]
         blocks = sum(name.startswith("kv_cache_k_") for name in self._cache)
         return {
             taps.kv(index, which): np.array(
@@ -115,7 +115,7 @@ class TfliteSession(Session):
         }
 
     def _inputs_of(self, caches: Sequence[Cache]) -> dict[str, np.ndarray]:
-        order = tflite.CACHE_ORDER[self._case.kv_layout]
+        order = CACHE_ORDER[self._case.kv_layout]
         named = {}
         for name in caches[0]:
             _, index, which = name.split(".")

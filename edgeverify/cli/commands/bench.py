@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edgeverify.cli.commands.evaluate import WITHOUT
+from edgeverify.cli.frame import Loud, framed
 from edgeverify.cli.options import add_selectors, parse
 from edgeverify.core.case import KERNELS
 from edgeverify.core.choices import one_of, whole_number
@@ -15,6 +16,9 @@ from edgeverify.core.errors import UsageError
 from edgeverify.legs import selectors
 from edgeverify.legs.ports import check_name
 from edgeverify.report.files import check_paths, write_atomically
+
+if TYPE_CHECKING:
+    from edgeverify.suites.bench.run import Bench
 
 MAX_THREADS, MAX_REPEATS = 1024, 1000
 
@@ -50,19 +54,16 @@ def run(options: argparse.Namespace) -> str:
     if file is None:
         check_name(options.model, chosen.size)
 
-    from edgeverify.cli import launch
-    from edgeverify.report.progress import progress_for
     from edgeverify.suites.bench import tables
 
-    result = launch.bench(
-        options.model if file is None else file,
-        chosen,
-        kernels,
-        threads=threads,
-        repeats=repeats,
-        verbose=options.verbose,
-        progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
-    )
+    given = {"threads": threads, **({} if repeats is None else {"repeats": repeats})}
+
+    def measure(suite: Any, loud: Loud) -> Bench:
+        if file is not None:
+            return suite.bench_file(file, kernels, **given, progress=loud["progress"])
+        return suite.bench_model(options.model, chosen, kernels, **given, **loud)
+
+    result = framed("edgeverify.suites.bench.run", measure, options)
     print("\n".join(tables.lines(result)))
     if options.json:
         text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from edgeverify.cli.commands.golden import check_directory
 from edgeverify.cli.commands.show_report import show
+from edgeverify.cli.frame import framed
 from edgeverify.cli.options import add_selectors, parse
 from edgeverify.legs.ports import check_name
 from edgeverify.report.files import FORMATS, check_paths
@@ -45,18 +45,14 @@ def run(options: argparse.Namespace) -> str:
     if options.golden:
         check_directory("--golden", options.golden)
 
-    from edgeverify.cli import launch
-    from edgeverify.report.progress import progress_for
     from edgeverify.report.series import read_folder
 
     earlier = read_folder(options.history) if options.history else ()
-    report = launch.check(
-        options.model,
-        chosen,
-        invariants=options.invariants,
-        golden=options.golden,
-        verbose=options.verbose,
-        progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
+    asked = {"invariants": options.invariants, "golden": options.golden, **chosen.arguments()}
+    report = framed(
+        "edgeverify.suites.check",
+        lambda suite, loud: suite.verify(options.model, **asked, **loud),
+        options,
     )
     show(report, paths, quiet=options.quiet, verbose=options.verbose, earlier=earlier)
     return report.outcome

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from edgeverify.cli.commands.inspect import check_file
 from edgeverify.cli.commands.show_report import show
+from edgeverify.cli.frame import framed
 from edgeverify.core.case import DEFAULT_DECODE_STEPS, KERNELS
 from edgeverify.core.choices import one_of
 from edgeverify.core.errors import UsageError
-from edgeverify.core.progress import Progress
-from edgeverify.core.results import Report
 from edgeverify.legs.ports import check_name
 from edgeverify.report.files import FORMATS, check_paths
 
@@ -59,32 +57,14 @@ def run(options: argparse.Namespace) -> str:
         )
     one_of("--kernel", options.kernel, KERNELS)
 
-    from edgeverify.core.quiet import without_chatter
-    from edgeverify.report.progress import progress_for
-
-    # It draws on the terminal, which is out of reach while chatter is silenced.
-    progress = progress_for(sys.stderr, quiet=options.quiet or options.verbose)
-    report = without_chatter(lambda: _verify(options, progress), enabled=not options.verbose)
+    names = ("size", "kernel", "decode_steps", "seed", "prompt", "trust_remote_code", "cache")
+    asked = {name: getattr(options, name) for name in names}
+    asked |= {"checkpoint": options.checkpoint, "port": options.model, "recipe": options.recipe}
+    asked |= {"seconds": options.time_limit} if options.time_limit else {}
+    report = framed(
+        "edgeverify.legs.foreign.check",
+        lambda suite, loud: suite.verify_artifact(options.file, **asked, **loud),
+        options,
+    )
     show(report, paths, quiet=options.quiet, verbose=options.verbose)
     return report.outcome
-
-
-def _verify(options: argparse.Namespace, progress: Progress) -> Report:
-    from edgeverify.legs.foreign.check import SECONDS, verify_artifact
-
-    return verify_artifact(
-        options.file,
-        checkpoint=options.checkpoint,
-        port=options.model,
-        recipe=options.recipe,
-        seconds=options.time_limit or SECONDS,
-        verbose=options.verbose,
-        progress=progress,
-        size=options.size,
-        kernel=options.kernel,
-        decode_steps=options.decode_steps,
-        seed=options.seed,
-        prompt=options.prompt,
-        trust_remote_code=options.trust_remote_code,
-        cache=options.cache,
-    )

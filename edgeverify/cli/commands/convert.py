@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
+from edgeverify.cli.frame import framed
 from edgeverify.cli.options import add_selectors, parse
 from edgeverify.core.choices import one_of
 from edgeverify.core.errors import UsageError
@@ -39,16 +39,11 @@ def run(options: argparse.Namespace) -> str:
     _check_output(options.output)
     check_name(options.model, chosen.size)
 
-    from edgeverify.cli import launch
-    from edgeverify.report.progress import progress_for
-
-    files = launch.convert(
-        options.model,
-        chosen,
-        options.output,
-        format=options.format,
-        verbose=options.verbose,
-        progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
+    asked = {"output": options.output, "format": options.format, **chosen.arguments()}
+    files = framed(
+        "edgeverify.legs.export",
+        lambda suite, loud: suite.convert_model(options.model, **asked, **loud),
+        options,
     )
     for file in files:
         print(file)

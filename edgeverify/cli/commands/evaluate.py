@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeverify.cli.frame import framed
 from edgeverify.cli.options import add_selectors, parse
 from edgeverify.core.choices import whole_number
 from edgeverify.core.errors import UsageError
@@ -60,27 +60,22 @@ def run(options: argparse.Namespace) -> str:
     """
     chosen = parse(options)
     check_name(options.model, chosen.size)
-    given = {"--json": options.json, "--markdown": options.markdown}
-    check_paths({option: path for option, path in given.items() if path})
+    files = {"--json": options.json, "--markdown": options.markdown}
+    check_paths({option: path for option, path in files.items() if path})
     if options.text is not None and not options.text.is_file():
         raise UsageError("there is no such file", where=f"--text {options.text}")
     tokens = whole_number("--tokens", options.tokens, None, lowest=2)
     window = whole_number("--window", options.window, None, lowest=2, highest=selectors.MAX_LENGTH)
     gates = _gates(options, chosen)
 
-    from edgeverify.cli import launch
-    from edgeverify.report.progress import progress_for
     from edgeverify.suites.quality import tables
 
-    result = launch.evaluate(
-        options.model,
-        chosen,
-        text=options.text,
-        tokens=tokens,
-        window=window,
-        gates=gates,
-        verbose=options.verbose,
-        progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
+    given = {"text": options.text, "tokens": tokens, "gates": gates}
+    given |= {} if window is None else {"window": window}
+    result = framed(
+        "edgeverify.suites.quality.run",
+        lambda suite, loud: suite.evaluate(options.model, chosen, suite.Asked(**given), **loud),
+        options,
     )
     shown = tables.lines(result)
     print("\n".join(shown[:1] if options.quiet and result.passed else shown))

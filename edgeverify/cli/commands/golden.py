@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from edgeverify.cli.commands.show_report import show
+from edgeverify.cli.frame import framed
 from edgeverify.cli.options import add_selectors, parse
 from edgeverify.core.errors import UsageError
-from edgeverify.core.results import worst_outcome
+from edgeverify.core.results import Report, worst_outcome
 from edgeverify.legs.ports import catalogue, check_name
 from edgeverify.report.files import FORMATS, check_paths
 
@@ -81,20 +81,18 @@ def run(options: argparse.Namespace) -> str:
     for model in models:
         check_name(model, chosen.size)
 
-    from edgeverify.cli import launch
-    from edgeverify.report.progress import progress_for
+    asked = {"directory": options.golden_dir, "update": options.update_golden}
+
+    def compare(model: str) -> Report:
+        return framed(
+            "edgeverify.suites.check",
+            lambda suite, loud: suite.verify_goldens(model, chosen, **asked, **loud),
+            options,
+        )
 
     outcomes = []
     for model in models:
-        progress = progress_for(sys.stderr, quiet=options.quiet or options.verbose)
-        report = launch.golden(
-            model,
-            chosen,
-            options.golden_dir,
-            update=options.update_golden,
-            verbose=options.verbose,
-            progress=progress,
-        )
+        report = compare(model)
         # What a rewriting has changed cannot be asked for again.
         all_of_it = options.verbose or options.update_golden
         show(report, paths, quiet=options.quiet, verbose=all_of_it)

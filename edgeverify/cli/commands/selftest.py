@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from edgeverify.cli.frame import Loud, framed
 from edgeverify.core.choices import one_of
+from edgeverify.core.quiet import hush
 from edgeverify.core.results import FAIL, PASS
 from edgeverify.legs.ports import catalogue
 from edgeverify.report.files import check_paths, write_atomically
+
+if TYPE_CHECKING:
+    from edgeverify.suites.selftest.matrix import Result
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -36,19 +41,17 @@ def run(options: argparse.Namespace) -> str:
     given = {"--json": options.json, "--markdown": options.markdown}
     check_paths({option: path for option, path in given.items() if path})
 
-    from edgeverify.cli import launch
-    from edgeverify.report.progress import progress_for
     from edgeverify.suites.selftest import tables
 
-    result = launch.selftest(
-        models,
-        options.fault,
-        quick=options.quick,
-        cache=options.cache,
-        workers=options.jobs,
-        verbose=options.verbose,
-        progress=progress_for(sys.stderr, quiet=options.quiet or options.verbose),
-    )
+    def try_faults(suite: Any, loud: Loud) -> Result:
+        jobs = suite.plan(
+            models, suite.catalogue.choose(options.fault, models), quick=options.quick
+        )
+        workers = 1 if len(jobs) == 1 else options.jobs or suite.WORKERS
+        given = {"cache": options.cache, "progress": loud["progress"]}
+        return suite.run(jobs, workers=workers, prepare=hush, **given)
+
+    result = framed("edgeverify.suites.selftest.matrix", try_faults, options)
     shown = tables.lines(result)
     print("\n".join(shown[:1] if options.quiet and result.summary.passed else shown))
     if options.json:

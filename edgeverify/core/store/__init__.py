@@ -1,1 +1,1 @@
-"""The cache: content-addressed entries, who uses them, and their upkeep."""
+"""The cache: content-addressed entries, leases of the processes that use them, and upkeep."""

@@ -1,9 +1,9 @@
-"""The cache of everything expensive: content-addressed, atomic, shared by processes.
+"""Caches every expensive result: content-addressed, atomic, shared by processes.
 
-An entry is ``{root}/{kind}/{key}{suffix}``. It is made in a directory of its own beside its place
-and moved there when whole, so a run that is killed leaves nothing that a later one could take for
-an entry. A lock per entry lets a second process wait for the first instead of repeating its work.
-Who uses what is noted by ``cache_use``; ``EDGEVERIFY_CACHE_SIZE`` bounds the whole.
+An entry is ``{root}/{kind}/{key}{suffix}``. It is made in its own directory beside its final place
+and moved there when complete. So a killed run leaves nothing that a later run could take for an
+entry. Each entry has a lock: a second process waits for the first instead of repeating its work.
+``leases`` records which process uses which entry; ``EDGEVERIFY_CACHE_SIZE`` bounds the total size.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from edgeverify.core.units import bytes_of, shown
 from edgeverify.core.whole_file import whole_file
 
 PACKAGE_FOLDER = Path(__file__).parents[2]  # edgeverify itself
-# Packages whose version decides what a conversion, a trace or a quantization yields.
+# Packages whose version affects the result of a conversion, a trace or a quantization.
 PACKAGES = (
     "torch",
     "litert-torch",
@@ -43,15 +43,18 @@ PACKAGES = (
     "transformers",
     "numpy",
 )
-# Hashing runs at about 1.5 GB/s, so a smaller file is hashed in less time than a look-up is worth.
+# Hashing runs at about 1.5 GB/s, so hashing a smaller file takes less time than a look-up.
 REMEMBERED_BYTES = 8 * 2**20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# The last two: a file stands where the cache, or a folder of it, should be.
+# The last two: there is a file where the cache, or a folder of it, should be.
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def cache_root() -> Path:
-    """``$EDGEVERIFY_CACHE``, else ``$XDG_CACHE_HOME/edgeverify``, else ``~/.cache/edgeverify``."""
+    """Returns the cache's folder.
+
+    ``$EDGEVERIFY_CACHE``, else ``$XDG_CACHE_HOME/edgeverify``, else ``~/.cache/edgeverify``.
+    """
     if own := os.environ.get("EDGEVERIFY_CACHE"):
         return Path(own).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):
@@ -60,10 +63,10 @@ def cache_root() -> Path:
 
 
 def versions(*without: str) -> dict[str, str]:
-    """Installed package → version, read without importing any of them.
+    """Returns installed package → version, without importing any of them.
 
     Args:
-        without: packages that what is made does not depend on.
+        without: packages that the cached result does not depend on.
     """
     found = {}
     for package in PACKAGES:
@@ -83,9 +86,9 @@ def environment(**more: Any) -> dict[str, Any]:
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256, as hex, of values: bytes, arrays, dataclasses, paths, and what JSON can hold.
+    """Returns the SHA-256, as hex, of values: bytes, arrays, dataclasses, paths, JSON values.
 
-    Equal values have equal digests in every process; mappings do not depend on their order.
+    Equal values have equal digests in every process; the order of a mapping's keys does not matter.
 
     Raises:
         TypeError: a part has no canonical form.
@@ -123,13 +126,14 @@ def _jsonable(value: Any) -> Any:
 
 
 def source_digest(*patterns: str) -> str:
-    """Digest of files of this package, so that a change to them makes new cache entries.
+    """Digests files of this package, so that a change to them makes new cache entries.
 
     Args:
-        patterns: globs below the package's folder, e.g. ``"litert/flatbuffer/*.py"``.
+        patterns: globs relative to the package's folder, e.g. ``"litert/flatbuffer/*.py"``.
 
     Raises:
-        ValueError: a pattern matches no file. After a rename, code would silently leave the keys.
+        ValueError: a pattern matches no file. Otherwise a rename would silently drop code from the
+            keys.
     """
     sha = hashlib.sha256()
     for pattern in patterns:
@@ -142,9 +146,9 @@ def source_digest(*patterns: str) -> str:
 
 
 def file_digest(path: Path, *, root: Path | None = None) -> str:
-    """SHA-256, as hex, of a file's contents.
+    """Returns the SHA-256, as hex, of a file's contents.
 
-    A large file is hashed once and remembered by its path, size, time of change and inode.
+    A large file is hashed once; its digest is cached by its path, size, times of change and inode.
 
     Raises:
         ArtifactError: the file cannot be read.
@@ -183,18 +187,18 @@ def cached(
     *,
     root: Path | None = None,
 ) -> Path:
-    """The entry's path; makes the entry if it is not there.
+    """Returns the entry's path; makes the entry if it does not exist.
 
     Args:
         kind: the folder, e.g. ``"converted"``.
         key: what the entry depends on, from ``digest``.
         suffix: the file name's ending, e.g. ``".tflite"``.
-        make: writes the entry to the path it is given.
+        make: a function that writes the entry to the path that it receives.
         root: another cache than ``cache_root()``.
 
     Raises:
         ArtifactError: the cache cannot be written, the disk is full, or ``make`` wrote nothing.
-            Whatever else ``make`` raises passes through. In every case no partial entry is left.
+            Whatever else ``make`` raises passes through. In no case does a partial entry remain.
     """
     root = root or cache_root()
     folder = root / kind
@@ -230,7 +234,7 @@ def cached(
 
 
 def place(source: Path, target: Path) -> None:
-    """Copies an entry out of the cache; ``target`` is there whole or not at all.
+    """Copies an entry out of the cache; ``target`` is then complete or absent.
 
     Raises:
         ArtifactError: the folder cannot be written, or the disk is full.
@@ -259,7 +263,7 @@ def require_room(folder: Path, needed: int, what: str) -> None:
 
 @contextmanager
 def full_disk_told(folder: Path) -> Iterator[None]:
-    """Turns a full disk into a DiskFullError, however the library that wrote reported it."""
+    """Turns a full disk into a DiskFullError, however the writing library reported it."""
     try:
         yield
     except DiskFullError:
@@ -284,7 +288,7 @@ def full_disk_told(folder: Path) -> Iterator[None]:
 def tells_full_disk(error: BaseException | None) -> bool:
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
-    # Native writers (safetensors, the converter) carry the reason in their text only.
+    # Native writers (safetensors, the converter) give the reason only in their text.
     return error is not None and "no space left on device" in str(error).lower()
 
 
@@ -299,9 +303,9 @@ def full_disk(folder: Path) -> DiskFullError:
 
 @contextmanager
 def working_folder(folder: Path) -> Iterator[Path]:
-    """A folder within ``folder`` for the time being.
+    """Makes a temporary folder inside ``folder``.
 
-    What a killed process left of one is removed by the next that works there.
+    The next process that works there removes what a killed process left.
 
     Raises:
         ArtifactError: ``folder`` cannot be written, or the disk is full.

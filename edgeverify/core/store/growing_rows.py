@@ -1,8 +1,8 @@
-"""Arrays that are the first rows of others, held once.
+"""Stores arrays that are the first rows of other arrays only once.
 
-A KV cache is recorded after every step. All but a few of its rows are those of the step before, so
-that a copy for each step would take memory with the square of the steps: 3.9 GB for 256 decode
-steps of 4 layers of SmolLM-135M, where 2.1 GB do.
+A KV cache is recorded after every step. All but a few of its rows equal those of the step before. A
+copy for each step would take memory that grows with the square of the steps: 3.9 GB for 256 decode
+steps of 4 layers of SmolLM-135M, where 2.1 GB are enough.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# key → the array whose first rows it is, and how many
+# key → (the array whose first rows it is, the number of rows)
 Shared = dict[str, tuple[str, int]]
 
 
 class GrowingRows:
-    """One array that is recorded again and again, (1, T, …), with more rows each time."""
+    """One array, (1, T, …), that is recorded again and again, each time with more rows."""
 
     def __init__(self) -> None:
         self._room = np.empty((1, 0))
         self._rows = 0
 
     def put(self, array: np.ndarray) -> np.ndarray:
-        """The same values, bit by bit; where they go on from those before, in the same memory.
+        """Returns the same values, bit by bit; in the same memory if they continue those before.
 
         Args:
             array: (1, T, …), contiguous.
@@ -33,8 +33,8 @@ class GrowingRows:
         if same_memory or not self._goes_on(array):
             room = array
         elif rows > room.shape[1]:
-            # What was given out before keeps the smaller room alive: twice the size, so that all
-            # of those together are no larger than the last.
+            # Arrays that were returned before keep the smaller room alive. Doubling the size keeps
+            # all of those together no larger than the last.
             room = np.empty((1, max(rows, 2 * room.shape[1]), *array.shape[2:]), array.dtype)
             room[:, :rows] = array
         else:
@@ -51,7 +51,7 @@ class GrowingRows:
 
 
 def parted(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Shared]:
-    """The arrays that must be written, and those which are the first rows of one of them."""
+    """Separates the arrays to be written from those that are the first rows of one of them."""
     longest: dict[tuple[int, str, tuple[int, ...]], str] = {}
     places = {}
     for key, array in arrays.items():
@@ -71,10 +71,10 @@ def parted(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Sha
 def joined(
     held: Mapping[str, np.ndarray], shared: Mapping[str, tuple[str, int]]
 ) -> dict[str, np.ndarray]:
-    """The inverse of ``parted``, in another order.
+    """Reverses ``parted``; the order of the keys may differ.
 
     Raises:
-        KeyError, ValueError: ``shared`` names an array or rows that there are not.
+        KeyError, ValueError: ``shared`` names an array or rows that do not exist.
     """
     found = dict(held)
     for key, (of, rows) in shared.items():
@@ -89,5 +89,5 @@ def _address(array: np.ndarray) -> int:
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
-    """As integers: -0.0 is not 0.0, and NaN is itself."""
+    """Views an array as integers, in which -0.0 differs from 0.0 and NaN equals itself."""
     return array.view(f"u{array.itemsize}")

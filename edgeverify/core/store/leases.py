@@ -1,9 +1,10 @@
-"""Who uses which entry of the cache, so that none is removed under a running process.
+"""Records which process uses which entry of the cache, so that no used entry is removed.
 
-All of it is in ``{root}/.use``: a *note* for each entry, which holds its digest and whose time of
-change is the entry's last use, and a *lease* for each process, locked for as long as that lives.
-An entry that was last used before the oldest living process began is used by nobody. Using and
-removing pass a common gate, so that neither comes between the other's two steps.
+All of it is in ``{root}/.use``. Each entry has a *note*, which contains the entry's digest and
+whose time of change is the entry's last use. Each process has a *lease*, a file that is locked for
+as long as the process lives. If an entry was last used before the oldest living process began, no
+process uses it. Using and removing an entry both pass a common gate, so that neither happens
+between the other's two steps.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from edgeverify.core.store.locks import locked
 from edgeverify.core.whole_file import whole_file
 
 FOLDER = ".use"
-# Without locks nobody knows who lives: what was used this recently may be in use.
+# Without locks it is unknown which processes live: an entry used this recently may be in use.
 WITHOUT_LOCKS = 86400.0
 _leases: dict[Path, int] = {}
 
 
 def hit(root: Path, entry: Path) -> bool:
-    """Whether the entry is there; from now on this process uses it.
+    """Checks whether the entry exists; if so, this process uses it from now on.
 
-    A cache that cannot be written is read as it is: nothing can be removed from it either.
+    A cache that cannot be written is only read: nothing can be removed from it either.
     """
     if not entry.exists():
         return False
@@ -50,7 +51,7 @@ def hit(root: Path, entry: Path) -> bool:
 
 
 def made(root: Path, entry: Path, content: Path) -> None:
-    """Notes the digest of an entry that is about to be moved to its place.
+    """Writes the note of an entry that is about to be moved to its place.
 
     Raises:
         OSError: the note cannot be written.
@@ -83,9 +84,9 @@ def begin(root: Path) -> None:
 
 
 def living(root: Path) -> float:
-    """When the oldest living process that uses the cache began, in seconds; inf if none lives.
+    """Returns when the oldest living process of the cache began, in seconds; inf without one.
 
-    Leases of processes that are gone are removed.
+    Also removes the leases of processes that no longer exist.
     """
     if not locks.AVAILABLE:
         return time.time() - WITHOUT_LOCKS
@@ -100,7 +101,7 @@ def living(root: Path) -> float:
 
 
 def remove(root: Path, entry: Path, *, even_if_used: bool = False) -> bool:
-    """Removes an entry with its note, unless a living process may use it; whether it did.
+    """Removes an entry and its note unless a living process may use it; returns whether it did.
 
     Raises:
         OSError: the cache cannot be written.
@@ -114,13 +115,13 @@ def remove(root: Path, entry: Path, *, even_if_used: bool = False) -> bool:
 
 
 def last_use(root: Path, entry: Path) -> float:
-    """When an entry was last used, in seconds; where there is no note, when it was made."""
+    """Returns when an entry was last used, in seconds; without a note, when it was made."""
     note = note_of(root, entry)
     return (note if note.exists() else entry).stat().st_mtime
 
 
 def digest_of(root: Path, entry: Path) -> str | None:
-    """The digest that was noted when the entry was made; None if none was."""
+    """Returns the digest from the entry's note; None if it has none."""
     try:
         return note_of(root, entry).read_text() or None
     except FileNotFoundError:
@@ -128,7 +129,7 @@ def digest_of(root: Path, entry: Path) -> str | None:
 
 
 def note_of(root: Path, entry: Path) -> Path:
-    """Where an entry's note is."""
+    """Returns the path of an entry's note."""
     return root / FOLDER / "notes" / entry.relative_to(root)
 
 

@@ -1,4 +1,4 @@
-"""Lock files between processes. A lock dies with its process, however that ends."""
+"""Locks files between processes. A lock ends with its process, however the process ends."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: nothing is held, and work may be done twice
+except ImportError:  # not a POSIX system: nothing is locked, and work may be done twice
     fcntl = None  # type: ignore[assignment]
 
 AVAILABLE = fcntl is not None
 
 
 def acquire(path: Path, *, wait: bool = True) -> int | None:
-    """Holds a lock file; the descriptor that holds it, or None where another process does.
+    """Locks a file; returns the locked descriptor, or None if another process has the lock.
 
-    Closing the descriptor lets go.
+    Closing the descriptor releases the lock.
     """
     if fcntl is None:
         raise OSError("there are no file locks on this system")
@@ -43,7 +43,7 @@ def acquire(path: Path, *, wait: bool = True) -> int | None:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Holds a lock file and removes it at the end; yields whether it is held."""
+    """Locks a file and removes it at the end; yields whether the lock was obtained."""
     if fcntl is None:
         yield wait
         return
@@ -60,7 +60,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 @contextmanager
 def gate(path: Path, *, alone: bool) -> Iterator[None]:
-    """Passes a gate that many may pass together, or one alone; its file stays.
+    """Passes a gate: many processes share it, or one has it exclusively; its file stays.
 
     Raises:
         OSError: the file cannot be made.

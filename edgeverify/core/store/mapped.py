@@ -1,13 +1,14 @@
-"""Arrays in memory-mapped files, whose pages are given back when they have been used.
+"""Memory-maps arrays and releases their pages after use.
 
-A page of a mapped file counts as resident memory from its first use on, and Linux takes it back
-only when memory runs out. ``forget`` gives it back at once: the page is no longer the process's,
-but stays in the system's file cache for as long as there is room for it, so that the next use costs
-a look-up, not a read. What is no such array, ``forget`` leaves alone, so that code which may have
-either need not ask.
+A page of a mapped file counts as resident memory from its first use on, and Linux reclaims it only
+when memory runs out. ``forget`` releases it at once: the page no longer belongs to the process, but
+stays in the system's file cache for as long as there is room for it. The next use then costs a
+look-up, not a read. ``forget`` ignores an array that is not mapped, so callers that may have either
+kind need not check.
 
-A mapping is private: what is written into it is never written to the file, and is lost when it is
-forgotten. Scratch files alone are shared with their file, so that nothing written there is lost.
+A mapping is private: what is written into it never reaches the file, and is lost when ``forget``
+releases it. Only new files (``map_new``) and scratch files are shared with their file, so that
+nothing written to them is lost.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ import numpy as np
 from edgeverify.core.store.growing_rows import joined, parted
 
 PAGE = mmap.PAGESIZE
-# Python names it from 3.13 on; the number is that of Linux's asm-generic/mman-common.h.
+# Python has this name from 3.13 on; the number is from Linux's asm-generic/mman-common.h.
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
-# First byte → (the byte after the last, the mapping) of all mappings that live.
+# First byte → (the byte after the last, the mapping), for all mappings that are alive.
 _MAPPINGS: dict[int, tuple[int, weakref.ref[mmap.mmap]]] = {}
 
 
 def map_file(path: Path) -> np.ndarray:
-    """Maps a file for reading; what is written into the array stays in memory.
+    """Maps a file for reading; writing to the array changes only memory, not the file.
 
     Returns:
         (bytes,) uint8.
@@ -41,25 +42,25 @@ def map_file(path: Path) -> np.ndarray:
     with path.open("rb") as file:
         if not hasattr(mmap, "MAP_PRIVATE"):
             return _mapped(file, mmap.ACCESS_COPY)
-        # Linux refuses a writable mapping that is larger than the memory, in case all of it is
-        # written to, unless it is told not to keep room for that.
+        # Linux refuses a writable mapping that is larger than the memory, because all of it might
+        # be written to, unless a flag says not to reserve room for that.
         flags = mmap.MAP_PRIVATE | _NORESERVE
         return register(mmap.mmap(file.fileno(), 0, flags, mmap.PROT_READ | mmap.PROT_WRITE))
 
 
 def map_new(path: Path, size: int) -> np.ndarray:
-    """Makes a file of ``size`` zero bytes and maps it; what is written goes into the file."""
+    """Makes a file of ``size`` zero bytes and maps it; writing to the array changes the file."""
     with path.open("x+b") as file:
         file.truncate(size)
         return _mapped(file, mmap.ACCESS_WRITE)
 
 
 def scratch(size: int, folder: Path) -> np.ndarray:
-    """``map_new`` of a file without a name, which is gone when the array is.
+    """Maps a new file without a name, which disappears together with the array.
 
     Args:
         size: in bytes.
-        folder: lies on the disk that has room for it.
+        folder: a folder on a disk that has room for the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -68,7 +69,7 @@ def scratch(size: int, folder: Path) -> np.ndarray:
 
 
 def offsets(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
-    """Where arrays of these sizes (in bytes) begin, each on a page of its own; and the end."""
+    """Returns where arrays of these sizes (in bytes) begin, each on its own page, and the end."""
     begins, end = {}, 0
     for name, size in sizes.items():
         begins[name] = end
@@ -77,12 +78,12 @@ def offsets(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
 
 
 def is_mapped(*holders: Any) -> bool:
-    """Whether all of the arrays or tensors lie in mapped files."""
+    """Checks whether all of the arrays or tensors lie in mapped files."""
     return all(_mapping_of(*_range(holder)) is not None for holder in holders)
 
 
 def forget(*holders: Any) -> None:
-    """Gives the pages of mapped arrays or tensors back; leaves all others alone.
+    """Releases the pages of mapped arrays or tensors; ignores all others.
 
     Their contents are read from the file again when they are next used.
     """
@@ -92,7 +93,7 @@ def forget(*holders: Any) -> None:
         if found is None or _DONTNEED is None:
             continue
         start, mapping = found
-        # Whole pages alone: neighbours may have been written to.
+        # Only whole pages: neighbours may have been written to.
         first = -(-(begin - start) // PAGE) * PAGE
         last = (begin - start + size) // PAGE * PAGE
         if begin + size == start + len(mapping):
@@ -102,7 +103,7 @@ def forget(*holders: Any) -> None:
 
 
 def spilled(arrays: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
-    """The same arrays, moved into a scratch file."""
+    """Returns the same arrays, moved into a scratch file."""
     held, shared = parted(arrays)
     begins, end = offsets({name: array.nbytes for name, array in held.items()})
     if not end:
@@ -119,17 +120,17 @@ def spilled(arrays: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndar
 
 
 def register(mapping: mmap.mmap) -> np.ndarray:
-    """Makes a mapping of a file one whose pages ``forget`` gives back.
+    """Registers a mapping of a file, so that ``forget`` can release its pages.
 
     Args:
-        mapping: for reading, or shared with its file, if it is not to lose what is written to it.
+        mapping: opened for reading; or shared with its file, if what is written must not be lost.
 
     Returns:
-        All of it, (bytes,) uint8.
+        The whole mapping, (bytes,) uint8.
     """
     array = np.frombuffer(mapping, np.uint8)
     begin, size = _range(array)
-    # Addresses are used again: a mapping that is gone must be gone from here before.
+    # Addresses are reused: a mapping must leave this table before its address is free again.
     weakref.finalize(mapping, _MAPPINGS.pop, begin, None)
     _MAPPINGS[begin] = (begin + size, weakref.ref(mapping))
     return array
@@ -140,7 +141,7 @@ def _mapped(file: IO[bytes], access: int) -> np.ndarray:
 
 
 def _range(holder: Any) -> tuple[int, int]:
-    """Address and bytes of a contiguous array or tensor."""
+    """Returns the address and the bytes of a contiguous array or tensor."""
     if isinstance(holder, np.ndarray):
         return holder.__array_interface__["data"][0], holder.nbytes
     if holder.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""Looking after the cache: what is in it, bounding it, and reading all of it again."""
+"""Maintains the cache: lists its entries and limits its size."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from edgeverify.core.store import leases
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry.
+    """One entry of the cache.
 
     Attributes:
         kind: the folder, e.g. ``converted``.
         path: where it is.
         size: in bytes.
         made: when, in seconds since 1970.
-        used: when last.
+        used: when it was last used, in seconds since 1970.
     """
 
     kind: str
@@ -32,11 +32,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was removed, what had to stay because a living process may use it, and what is left.
+    """The entries that were removed, those that stayed although due, and the remaining bytes.
 
     Attributes:
-        removed: least recently used first.
-        spared: would have been removed.
+        removed: the least recently used first.
+        spared: entries that stayed only because a living process may use them.
         left: bytes in the cache now.
     """
 
@@ -46,7 +46,7 @@ class Pruned:
 
 
 def entries(root: Path) -> list[Entry]:
-    """All whole entries, by kind and then the least recently used first."""
+    """Returns all complete entries, sorted by kind and then the least recently used first."""
     return sorted(_entries(root), key=lambda entry: (entry.kind, entry.used, entry.path))
 
 
@@ -66,12 +66,12 @@ def _entries(root: Path) -> Iterator[Entry]:
 
 
 def prune(root: Path, *, max_size: int | None = None, older_than: float | None = None) -> Pruned:
-    """Removes entries, the least recently used first.
+    """Removes entries, the least recently used first, until the limits are met.
 
     Args:
-        root: of the cache.
-        max_size: bytes that may be left.
-        older_than: seconds: what was not used for longer is removed whatever the size.
+        root: the cache's folder.
+        max_size: the bytes that may remain.
+        older_than: seconds; an entry that was unused for longer is removed whatever the size.
 
     Raises:
         ArtifactError: the cache cannot be written.

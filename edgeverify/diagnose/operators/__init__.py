@@ -1,4 +1,4 @@
-"""Which operators of a .tflite differ from the re-authored model, both computed in float64."""
+"""Finds operators of a .tflite that differ from the re-authored model, both in float64."""
 
 from edgeverify.diagnose.operators.localise import op_findings
 from edgeverify.diagnose.operators.sources import Source, find_sources

@@ -1,7 +1,7 @@
-"""A signature's operators as one flat list, the bodies of composites included.
+"""Lists a signature's operators as one flat list, including the bodies of composites.
 
-A composite is an operator with a graph of its own. Whether a kernel replaces it or its body is run
-is the runtime's choice; here the body counts, and its tensors are named by the way to them.
+A composite is an operator with its own graph. The runtime chooses whether a kernel replaces it or
+its body is run. Here the body counts. Its tensors are named by the composites that lead to them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 from edgeverify.diagnose.operators.kernels import Call
 from edgeverify.litert.flatbuffer import Graph, ModelFile
 
-# (the composites' operator numbers on the way, the tensor's number in the last graph)
+# (operator numbers of the enclosing composites, the tensor's number in the innermost graph)
 Tensor = tuple[tuple[int, ...], int]
 # schema.fbs, enum TensorType. All floats are computed in float64.
 DTYPES: dict[int, np.dtype[Any]] = {
@@ -32,12 +32,12 @@ class FileOp:
     """One operator of a signature, at any depth.
 
     Attributes:
-        way: numbers of the composites that it is in, outermost first.
+        way: numbers of the composites that contain it, outermost first.
         subgraph: its graph's number in the file.
         index: its number in that graph.
         call: what it computes.
-        inputs, outputs: its tensors; absent ones are left out.
-        tensor_name: of its first output, which keeps the torch module's path.
+        inputs, outputs: its tensors, without absent ones.
+        tensor_name: name of its first output, which keeps the torch module's path.
     """
 
     way: tuple[int, ...]
@@ -50,7 +50,7 @@ class FileOp:
 
     @property
     def place(self) -> tuple[int, ...]:
-        """Its number in the signature's graph and in each body on the way to it."""
+        """Its number in the signature's graph and in each enclosing body."""
         return (*self.way, self.index)
 
 
@@ -58,8 +58,8 @@ class FlatGraph:
     """The operators of one signature, in execution order.
 
     Attributes:
-        ops: those that compute; composites are replaced by their bodies.
-        composites: outermost composites, by their number: its own op.
+        ops: the operators that compute; composites are replaced by their bodies.
+        composites: number of an outermost composite → the composite's own op.
         inputs, outputs: name → tensor, of the signature.
     """
 
@@ -80,13 +80,13 @@ class FlatGraph:
                 self.consumers.setdefault(tensor, []).append(op)
 
     def real(self, tensor: Tensor) -> Tensor:
-        """The tensor that this one is another name of: across a composite's border."""
+        """Resolves a tensor that is another name of one across a composite's border."""
         while tensor in self._alias:
             tensor = self._alias[tensor]
         return tensor
 
     def constant(self, tensor: Tensor) -> np.ndarray | None:
-        """The value that the file holds for it, floats as float64; None if it is computed."""
+        """Returns the value stored in the file, floats as float64; None if it is computed."""
         way, number = tensor
         raw = self._raw(way).tensors[number]
         span = self.file.buffer_span(raw.buffer)

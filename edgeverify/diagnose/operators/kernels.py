@@ -1,7 +1,7 @@
-"""What each operator type of a .tflite means, in float64.
+"""Defines what each operator type of a .tflite computes, in float64.
 
-The definitions are those of the schema (tensorflow/lite/schema/schema.fbs) and of the runtime's
-reference kernels; only the operators that language models of the Generative API are made of.
+The definitions follow the schema (tensorflow/lite/schema/schema.fbs) and the runtime's reference
+kernels. Only the operators that occur in language models of the Generative API are defined.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class UnknownOpError(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """One operator to be computed.
+    """One operator call.
 
     Attributes:
         name: its type, e.g. ``FULLY_CONNECTED``.
         options: the schema's options object, or None.
-        shape: of its output, as the file states it.
-        dtype: of its output; ``float64`` for every float.
+        shape: shape of its output, as the file states it.
+        dtype: dtype of its output; ``float64`` for every float.
     """
 
     name: str
@@ -38,15 +38,15 @@ class Call:
 
 
 def compute(call: Call, inputs: Sequence[Array]) -> Array:
-    """The operator's output.
+    """Computes the operator's output.
 
     Args:
         call: which operator.
-        inputs: float64, integer or boolean arrays; absent optional inputs are left out.
+        inputs: float64, integer or boolean arrays, without absent optional inputs.
 
     Raises:
-        UnknownOpError: it is not defined here.
-        ValueError: the inputs do not fit it.
+        UnknownOpError: the operator is not defined here.
+        ValueError: the inputs do not fit the operator.
     """
     if call.name not in KERNELS:
         raise UnknownOpError(f"operator {call.name} is not defined")
@@ -126,7 +126,7 @@ def _gather_nd(call: Call, inputs: list[Array]) -> Array:
 
 
 def _update_slice(call: Call, inputs: list[Array]) -> Array:
-    """As in StableHLO, a start that is too late is moved back until the update fits."""
+    """Updates a slice; as in StableHLO, a start that is too late moves back until it fits."""
     target, update, starts = inputs
     spans = zip(starts, update.shape, target.shape, strict=True)
     begins = [min(max(int(s), 0), n - length) for s, length, n in spans]

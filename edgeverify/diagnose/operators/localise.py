@@ -18,7 +18,8 @@ from edgeverify.litert.flatbuffer import ModelFile
 if TYPE_CHECKING:
     from torch import nn
 
-# Above this, one step is looked at instead of one of each signature: the one with the fewest rows.
+# Above this size, only one step is examined, the one with the fewest rows, instead of one step of
+# each signature.
 LARGE_FILE = 200 * 2**20
 NOTHING_DIFFERS = (
     "no operator was seen to compute anything but the model's values: look at the kernels (another "
@@ -33,7 +34,7 @@ def op_findings(
     model: nn.Module,
     case: Case,
 ) -> tuple[Finding, ...]:
-    """One finding ``conversion.op`` for each operator that is a source of the leg's failure.
+    """Returns one finding ``conversion.op`` for each operator that causes the leg's failure.
 
     Args:
         path: the file.
@@ -42,8 +43,8 @@ def op_findings(
         case: what was run.
 
     Returns:
-        The findings, by signature and execution order. Where the file's graph says the same as the
-        model, one ``conversion.op.unchecked`` says that it is not to blame.
+        The findings, by signature and execution order. If the file's graph computes the same as the
+        model, one ``conversion.op.unchecked`` says that the graph is not the cause.
     """
     file = ModelFile(path)
     steps = failing_steps(leg, case)
@@ -71,7 +72,7 @@ def op_findings(
 
 
 def failing_steps(leg: LegResult, case: Case) -> list[Step]:
-    """The first step of each signature in which a tap fails."""
+    """Returns the first step of each signature in which a tap fails."""
     failed = {taps.split(result.tap)[0] for result in leg.taps if result.outcome == FAIL}
     found: dict[str, Step] = {}
     for step in case.steps:
@@ -81,7 +82,7 @@ def failing_steps(leg: LegResult, case: Case) -> list[Step]:
 
 
 def describe(source: Source, signature: str) -> str:
-    """One sentence on a source: which operator, where, how far off."""
+    """Describes a source in one sentence: which operator, where, and how large its error is."""
     op = source.op
     inside = f" in the body of op {op.way[0]}" if op.way else ""
     ratio = source.error_ratio
@@ -100,10 +101,10 @@ def describe(source: Source, signature: str) -> str:
 
 
 def module_of(source: Source) -> str:
-    """The torch module of a source: of the value that it should give, or by its tensor's name.
+    """Returns a source's torch module, from its expected value or from its tensor's name.
 
     The converter joins equal operators of several modules under the first one's name, so the value
-    counts first.
+    takes precedence.
     """
     if source.expected is not None:
         return source.expected.module or "(the model itself)"
@@ -111,7 +112,10 @@ def module_of(source: Source) -> str:
 
 
 def module_names(parts: Sequence[str]) -> list[str]:
-    """``…attention.TransformerBlock_0`` → ``TransformerBlock_0``, ``…Linear_w1;1`` → ``w1``."""
+    """Returns the module names in the parts of a tensor's name.
+
+    ``…attention.TransformerBlock_0`` gives ``TransformerBlock_0``, ``…Linear_w1;1`` gives ``w1``.
+    """
     names = []
     for part in parts:
         found = _CLASS.search(part.split(";")[0])

@@ -1,6 +1,6 @@
-"""Says which value of the model an operator's output is.
+"""Finds the value of the model that equals an operator's output.
 
-Both sides are computed in float64, so all that may differ is a constant that the converter folded
+Both sides are computed in float64, so only constants may differ: those that the converter folded
 and rounded to float32.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from edgeverify.diagnose.operators.model_values import ModelValue
 
-# Relative to the largest value of the row. The largest seen in the clean files of seven ports, both
-# layouts, is 9.5e-8: one or two roundings to float32 (2^-24 = 6e-8).
+# Relative to the largest value of the row. The largest difference in the clean files of seven
+# ports, both layouts, is 9.5e-8: one or two roundings to float32 (2^-24 = 6e-8).
 ROUNDING = 3e-7
 # The converter writes -inf in a mask as float32's lowest number, -3.4e38; sums with it are near it.
 UNBOUNDED = 1e38
@@ -24,12 +24,12 @@ LARGEST_RANK_MOVED = 5  # 120 orders of the axes
 
 
 def difference(array: np.ndarray, truth: np.ndarray) -> float:
-    """The largest difference of any element, over the largest value of its row (the last axis).
+    """Returns the largest difference of any element, over the largest value of its row (last axis).
 
     Masked places (±inf, or float32's lowest number) must be the same on both sides.
 
     Returns:
-        0 for equal arrays, inf where they cannot be compared. Integers differ by 0 or inf.
+        0 for equal arrays, inf if they cannot be compared. Integers differ by 0 or inf.
     """
     if array.shape != truth.shape or array.dtype.kind != truth.dtype.kind:
         return np.inf
@@ -52,9 +52,9 @@ def difference(array: np.ndarray, truth: np.ndarray) -> float:
 
 
 class ValueIndex:
-    """The model's values, to be looked up by shape and content.
+    """An index of the model's values by shape and content.
 
-    Axes of length 1 do not count: they move no element.
+    Axes of length 1 are ignored, because they move no element.
     """
 
     def __init__(self, values: Sequence[ModelValue]) -> None:
@@ -63,7 +63,7 @@ class ValueIndex:
         self._order: dict[int, int] = {}
         numbered = list(enumerate(values))
         floats = [(n, _as_float(v)) for n, v in numbered if v.array.dtype.kind in "iu"]
-        self._kept = [*numbered, *floats]  # alive, as they are told by their identity
+        self._kept = [*numbered, *floats]  # kept alive, because they are identified by id()
         self._cast = {id(value) for _, value in floats}
         for number, value in self._kept:
             self._order[id(value)] = number
@@ -82,22 +82,22 @@ class ValueIndex:
                 parts[part.shape].add(value, part)
 
     def find(self, array: np.ndarray) -> ModelValue | None:
-        """The model's value that ``array`` is, in the same order of its elements."""
+        """Returns the model's value that equals ``array``, with its elements in the same order."""
         squeezed = array.squeeze()
         group = self._groups.get((squeezed.dtype.kind, squeezed.shape))
         return None if group is None else group.find(squeezed)
 
     def like(self, shape: tuple[int, ...], kind: str) -> tuple[ModelValue, ...]:
-        """The different values that have this shape; integers are none of the floats."""
+        """Returns the distinct values of this shape; for floats, without integers cast to float."""
         group = self._groups.get((kind, tuple(n for n in shape if n != 1)))
         return () if group is None else tuple(v for v in group.values if id(v) not in self._cast)
 
     def order(self, value: ModelValue) -> int:
-        """The place of one of these values in the order of the computation."""
+        """Returns the position of one of these values in the order of the computation."""
         return self._order[id(value)]
 
     def moved(self, array: np.ndarray) -> bool:
-        """Whether ``array`` is a value of the model in another order, regrouped or not repeated.
+        """Whether ``array`` is a value of the model that was reordered, regrouped or not repeated.
 
         The converter moves such operations across those that come before or after them.
         """
@@ -115,12 +115,12 @@ class ValueIndex:
 
 
 def _as_float(value: ModelValue) -> ModelValue:
-    """PyTorch computes with integers and floats together; a file casts the integers first."""
+    """Casts integers: PyTorch computes with integers and floats together, a file casts first."""
     return replace(value, array=value.array.astype(np.float64))
 
 
 def _repeated_parts(array: np.ndarray) -> Iterator[np.ndarray]:
-    """What is repeated, for each axis along which a float array repeats itself."""
+    """Yields the repeated part, for each axis along which a float array repeats itself."""
     if array.dtype.kind == "f" and array.ndim > 1 and array.size:
         for axis in range(array.ndim):
             first = array.take([0], axis)
@@ -129,7 +129,7 @@ def _repeated_parts(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class _Group:
-    """Values of one shape, each kept once."""
+    """Values of one shape, each stored once."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -143,7 +143,7 @@ class _Group:
         return np.random.default_rng(count).uniform(0.5, 1.5, count)
 
     def _sum(self, array: np.ndarray) -> tuple[float, float]:
-        """A weighted sum that tells unlike arrays quickly, and how far like ones' may be apart."""
+        """Returns a weighted sum that separates unequal arrays quickly, and its tolerance."""
         flat = array.reshape(-1).astype(np.float64)
         flat = np.where(np.abs(flat) < UNBOUNDED, flat, 0)
         largest = float(np.abs(flat).max(initial=0))

@@ -1,7 +1,7 @@
-"""Every intermediate value of the re-authored model, in float64, and the module that made it.
+"""Records every intermediate value of the re-authored model in float64, with its module.
 
-The converter translates PyTorch's core operators one by one, so this is what the operators of a
-right file hold, apart from what the converter moves, merges or splits.
+The converter translates PyTorch's core operators one by one. The operators of a correct file
+therefore have these values, apart from what the converter moves, merges or splits.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class ModelValue:
     """One intermediate value.
 
     Attributes:
-        module: path of the innermost module that was running, ``transformer_blocks.2.ff.w2``; ""
-            for the model itself.
-        op: PyTorch's name for what made it, ``aten.mul.Tensor``.
+        module: path of the innermost running module, ``transformer_blocks.2.ff.w2``; "" for the
+            model itself.
+        op: PyTorch's name of the operator that made it, ``aten.mul.Tensor``.
         array: float64, integer or boolean.
     """
 
@@ -40,7 +40,7 @@ class ModelValue:
 
 @dataclass
 class StepValues:
-    """What one step computes.
+    """The values that one step computes.
 
     Attributes:
         inputs: the file's input names → arrays: tokens, positions, caches, masks.
@@ -56,12 +56,12 @@ def record(
     case: Case,
     steps: set[str],
 ) -> dict[str, StepValues]:
-    """Runs the case in float64 and keeps every value of some of its steps.
+    """Runs the case in float64 and records every value of some of its steps.
 
     Args:
-        model: the re-authored model; left as it is.
+        model: the re-authored model; unchanged after the run.
         case: as for ``backends.reauthored.run``.
-        steps: names of the steps to be kept.
+        steps: names of the steps to record.
 
     Returns:
         Step → its inputs and values, pad rows included.
@@ -86,7 +86,7 @@ def record(
         stack.enter_context(_module_paths(model, recorder))
         handle = model.register_forward_pre_hook(before, with_kwargs=True)
         stack.callback(handle.remove)
-        # Of the kernels for attention, only this one is made of operators that can be seen.
+        # Of the attention kernels, only this one consists of operators that can be recorded.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(recorder)
         reauthored.run(model, shortened, dtype=torch.float64)
@@ -107,15 +107,15 @@ def _inputs(kwargs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 class _Recorder(TorchDispatchMode):
-    """Keeps what every core operator returns; others are taken apart first."""
+    """Records what every core operator returns; decomposes other operators first."""
 
     def __init__(self) -> None:
         super().__init__()
         self.into: list[ModelValue] | None = None
         self.modules: list[str] = [""]
-        # As a plain dict: the table is one that overrides [] but not get().
+        # A plain dict is needed: PyTorch's table overrides [] but not get().
         self.decompositions = dict(torch._decomp.core_aten_decompositions().items())
-        # PyTorch takes it for a core operator; no file has it.
+        # PyTorch counts these operators as core operators, but no file has them.
         self.decompositions |= torch._decomp.get_decompositions(
             [torch.ops.aten.native_layer_norm, torch.ops.aten.var_mean]
         )
@@ -145,9 +145,9 @@ class _Recorder(TorchDispatchMode):
 
 @contextmanager
 def _module_paths(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
-    """Tells the recorder which module is running."""
+    """Informs the recorder which module is running."""
 
-    def leave(*_: Any) -> None:  # what a hook returns would replace the output
+    def leave(*_: Any) -> None:  # None, because a hook's return value replaces the output
         recorder.modules.pop()
 
     with ExitStack() as stack:

@@ -1,16 +1,17 @@
-"""Finds the operators of a file that are the source of a difference from the model.
+"""Finds the operators of a file that cause a difference from the model.
 
-Both are computed in float64 on the same inputs, so that no threshold for float32's noise is needed.
+Both are computed in float64 on the same inputs, so no threshold for float32's noise is needed.
 An operator agrees if its output is a value of the model. It is a source if it differs while its
 inputs agree. Three things need care:
 
-- The converter merges and moves operators, so some outputs of a right file are no value of the
-  model. They are no difference as long as everything that is made of them agrees.
-- A wrong output may be another value of the model (V where K belongs); it then shows at a later
-  operator. So inputs are replaced by other values of the model, and where that makes the operator
-  agree, the one that made the input is to blame.
-- Behind a source nothing agrees. Its right output is looked for among the model's values, the one
-  that makes most operators behind it agree; with it put in, further sources are found.
+- The converter merges and moves operators, so some outputs of a correct file are not a value of
+  the model. They do not count as differences if everything computed from them agrees.
+- A wrong output may be another value of the model (V where K belongs). It then becomes visible at a
+  later operator. The search therefore replaces inputs by other values of the model. If that makes
+  the operator agree, the operator that made the input is the source.
+- Nothing agrees behind a source. Its correct output is searched for among the model's values: the
+  one that makes most operators behind it agree. With that value inserted, the search finds further
+  sources.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ from edgeverify.diagnose.operators.model_values import ModelValue, StepValues
 from edgeverify.litert.flatbuffer.locate import LAYOUT_OPS
 
 AGREES, DIFFERS, UNJUDGED = "agrees", "differs", "unjudged"
-# How far back a wrong input is followed, and how many operators behind a source may have no
-# counterpart in the model before it is rejoined. A norm's or an index's rewriting takes up to 9.
+# How many operators back a wrong input is traced, and how many operators behind a source may have
+# no counterpart in the model before the search rejoins it. A rewritten norm or index takes up to 9.
 FARTHEST_BACK = 12
 FARTHEST_AHEAD = 16
 MOST_SOURCES = 32
 LARGEST_KEPT = 4 * 2**20  # bytes of a constant in float64; larger ones are read again
-# Of the model's values of one shape the nearest, and how many that fit are tried in full.
+# Of the model's values of one shape: how many of the nearest are considered, and how many of those
+# that fit are tried in full.
 MOST_CANDIDATES = 12
-# Values between an operator's inputs and its output: views, and what the converter merged.
+# Values between an operator's inputs and its output: views, and operators the converter merged.
 NEAR = 24
 MOST_TRIED = 4
 
@@ -47,10 +49,10 @@ class Source:
 
     Attributes:
         op: the operator.
-        expected: the value of the model that it should give; None if it is not known.
+        expected: the value of the model that it should output; None if it is not known.
         error: the largest difference from it, over the largest value of the row.
-        suspects: where no value of the model lies between them, all operators it may be, this one
-            included; else only this one.
+        suspects: if no value of the model lies between them, all operators that may be the source,
+            this one included; else only this one.
     """
 
     op: FileOp
@@ -60,7 +62,7 @@ class Source:
 
     @property
     def error_ratio(self) -> float | None:
-        """``error`` over what the rounding of a constant explains."""
+        """``error`` over the error that the rounding of a constant explains."""
         return None if self.error is None else self.error / ROUNDING
 
 
@@ -69,11 +71,11 @@ class _State:
     """One evaluation of the graph.
 
     Attributes:
-        values: tensor → array; a value of the model where it agrees.
+        values: tensor → array; the model's value if the operator agrees.
         status: place of an operator → ``AGREES``, ``DIFFERS`` or ``UNJUDGED``.
-        matches: tensor → the value of the model that it is.
-        differing: operators that differ and are made into something that does.
-        doubtful: places of those among them that are made into something that agrees, too.
+        matches: tensor → the value of the model that it equals.
+        differing: operators that differ and whose output leads to another difference.
+        doubtful: places of those among them whose output also leads to an agreement.
     """
 
     values: Mapping[Tensor, np.ndarray | None]
@@ -85,7 +87,7 @@ class _State:
 
 @dataclass(frozen=True)
 class _Repair:
-    """An operator's output replaced by a value of the model, and what then still differs."""
+    """An operator's output replaced by a value of the model, and the remaining differences."""
 
     op: FileOp
     value: ModelValue
@@ -93,11 +95,11 @@ class _Repair:
 
 
 def find_sources(graph: FlatGraph, step: StepValues) -> tuple[Source, ...]:
-    """The sources of one step, in execution order of their discovery.
+    """Returns the sources of one step, in the order of their discovery, which is execution order.
 
     Args:
-        graph: the signature's.
-        step: what the model computes there, in float64.
+        graph: the signature's graph.
+        step: the model's values in that step, in float64.
     """
     return _Search(graph, step).run()
 
@@ -137,18 +139,19 @@ class _Search:
         return tuple(found)
 
     def certain(self, differing: list[FileOp], state: _State) -> FileOp:
-        """The first that differs for sure: nothing that is made of it agrees, in no order."""
+        """Returns the first certain difference: nothing computed from it agrees, in any order."""
         sure = (op for op in differing if op.place not in state.doubtful)
         return next((op for op in sure if not self.moved(op, state)), differing[0])
 
     def best_repair(
         self, differing: list[FileOp], state: _State, put_in: Mapping[Tensor, ModelValue]
     ) -> _Repair | None:
-        """Puts right one operator so that the first that differs for sure does so no longer.
+        """Repairs one operator so that the first certain difference disappears.
 
-        That operator may have no counterpart in the model, so that it cannot be put right itself;
-        one after it then can, which excuses it. Of all repairs the best leaves the least
-        differences; of equal ones it is the earliest, since later ones follow from it.
+        The operator with that difference may have no counterpart in the model. Then it cannot be
+        repaired itself, but an operator after it can, and this excuses it. The best repair leaves
+        the fewest differences; among equal ones it is the earliest, because later ones follow from
+        it.
         """
         first = self.certain(differing, state)
         window = differing[: differing.index(first) + FARTHEST_AHEAD]
@@ -168,7 +171,7 @@ class _Search:
         return best
 
     def explains(self, repair: _Repair, first: FileOp, state: _State) -> bool:
-        """Whether the first operator now agrees, by a value that the model computes right there."""
+        """Whether the first operator now agrees, by a value that the model computes nearby."""
         near = self.distance(repair.op, repair.value, state) <= NEAR
         return near and repair.state.status[first.place] == AGREES
 
@@ -190,21 +193,21 @@ class _Search:
         )
 
     def candidates(self, op: FileOp, state: _State) -> list[ModelValue]:
-        """The nearest values of the model that have the shape of an operator's output."""
+        """Returns the nearest values of the model that have the shape of an operator's output."""
         found = self.index.like(op.call.shape, op.call.dtype.kind)
         return sorted(found, key=lambda value: self.distance(op, value, state))[:MOST_CANDIDATES]
 
     def distance(self, op: FileOp, value: ModelValue, state: _State) -> int:
-        """How many values the model computes between the operator's inputs and ``value``.
+        """Returns how many values the model computes between the operator's inputs and ``value``.
 
-        It tells apart values that would do as well: those of other blocks.
+        The distance separates ``value`` from equally suitable values of other blocks.
         """
         made = [state.matches[t] for t in op.inputs if t in state.matches]
         gap = self.index.order(value) - max(map(self.index.order, made), default=0)
         return gap if gap >= 0 else len(self.order) * 100 - gap
 
     def suspects(self, op: FileOp, differing: list[FileOp], state: _State) -> list[FileOp]:
-        """Those of the differing operators that ``op`` depends on that may be the source."""
+        """Returns the differing operators before ``op``, or ``op``, that may be the source."""
         before = self.before(op)
         found = [
             other
@@ -218,11 +221,12 @@ class _Search:
             found.append(op)
         elif not found:
             found.append(self.first_move(op, differing))
-        # Else what only moves elements is no source, as what it moves is none of the model's.
+        # Otherwise an operator that only moves elements is not a source, because its input is not a
+        # value of the model.
         return found
 
     def first_move(self, op: FileOp, differing: list[FileOp]) -> FileOp:
-        """Of operators in a row that only move elements, and all give a wrong order, the first."""
+        """Returns the first of consecutive operators that only move elements into a wrong order."""
         maker = self.graph.producer.get(op.inputs[0])
         while maker is not None and maker in differing and maker.call.name in LAYOUT_OPS:
             op, maker = maker, self.graph.producer.get(maker.inputs[0])
@@ -238,7 +242,7 @@ class _Search:
         return Source(suspects[0], repair.value, error, tuple(suspects))
 
     def unrepaired(self, op: FileOp, state: _State) -> Source:
-        """One behind which nothing is left to agree, such as what makes the logits."""
+        """Returns a source behind which nothing can agree, such as the maker of the logits."""
         array = state.values[op.outputs[0]]
         candidates = self.index.like(op.call.shape, op.call.dtype.kind)
         if array is None or not candidates or op.call.dtype.kind != "f":
@@ -249,7 +253,7 @@ class _Search:
         return Source(op, nearest, error, (op,))
 
     def moved(self, op: FileOp, state: _State) -> bool:
-        """Whether a differing output is a value of the model but for the order of its elements."""
+        """Whether a differing output equals a value of the model except for its elements' order."""
         array = state.values[op.outputs[0]]
         return array is not None and self.index.moved(array)
 
@@ -282,7 +286,7 @@ class _Search:
     def judge(
         self, op: FileOp, values: Mapping[Tensor, np.ndarray | None]
     ) -> tuple[np.ndarray | None, str, ModelValue | None]:
-        """An operator's output and the value of the model that it is, which then replaces it."""
+        """Returns an operator's output and the equal value of the model, which then replaces it."""
         inputs = [self.value(tensor, values) for tensor in op.inputs]
         known = [array for array in inputs if array is not None]
         if len(known) < len(inputs):
@@ -313,7 +317,7 @@ class _Search:
     def differing(
         self, status: Mapping[tuple[int, ...], str]
     ) -> tuple[tuple[FileOp, ...], frozenset[tuple[int, ...]]]:
-        """Operators that differ and are made into something that does; the doubtful among them."""
+        """Returns operators that differ and lead to a difference, and the doubtful among them."""
         excused: set[tuple[int, ...]] = set()
         hopeful: set[tuple[int, ...]] = set()
         for op in reversed(self.graph.ops):
@@ -337,7 +341,7 @@ class _Search:
     def rejoin(
         self, op: FileOp, state: _State, put_in: Mapping[Tensor, ModelValue]
     ) -> Iterator[_Repair]:
-        """Every value of the model that, as the output of ``op``, makes a user of it agree."""
+        """Yields every model value that, as the output of ``op``, makes a user of it agree."""
         out = op.outputs[0]
         users = self.graph.consumers.get(out, [])
         scored: list[tuple[int, int, ModelValue]] = []
@@ -352,7 +356,7 @@ class _Search:
     def blame(
         self, op: FileOp, state: _State, put_in: Mapping[Tensor, ModelValue]
     ) -> Iterator[_Repair]:
-        """Earlier operators whose output, replaced by a value of the model, makes ``op`` agree."""
+        """Yields earlier operators that make ``op`` agree once a model value is their output."""
         traced = self.traced(op, None, state, FARTHEST_BACK)
         for maker, value in itertools.islice(traced, MOST_CANDIDATES):
             if maker.outputs[0] not in put_in:
@@ -361,7 +365,7 @@ class _Search:
     def traced(
         self, op: FileOp, target: np.ndarray | None, state: _State, steps: int
     ) -> Iterator[tuple[FileOp, ModelValue]]:
-        """Makers of inputs that, replaced, give ``target`` (or any value of the model)."""
+        """Yields makers of inputs and values for them that give ``target`` (or any model value)."""
         if steps == 0:
             return
         for tensor in dict.fromkeys(op.inputs):
@@ -389,7 +393,7 @@ class _Search:
         return difference(array, target) <= ROUNDING
 
     def behind(self, op: FileOp) -> set[tuple[int, ...]]:
-        """Places of the operators that depend on ``op``."""
+        """Returns the places of the operators that depend on ``op``."""
         found: set[tuple[int, ...]] = set()
         todo = [op]
         while todo:
@@ -401,7 +405,7 @@ class _Search:
         return found
 
     def before(self, op: FileOp) -> set[tuple[int, ...]]:
-        """Places of the operators that ``op`` depends on, itself included."""
+        """Returns the places of the operators that ``op`` depends on, itself included."""
         found = {op.place}
         todo = [op]
         while todo:

@@ -1,8 +1,8 @@
 """Checkpoints: the weights of a run, from files, from the Hub, or seeded.
 
-``open_checkpoint`` judges all that can be judged without the data (config, family, index, headers,
-names, shapes, dtypes) and ``Checkpoint.tensors`` what needs it. Every failure is an
-``EdgeVerifyError``; files of a failed checkpoint are left as they were, and nothing is written.
+``open_checkpoint`` checks everything that needs no tensor data (config, family, index, headers,
+names, shapes, dtypes); ``Checkpoint.tensors`` checks the rest. Every failure is an
+``EdgeVerifyError``. The files of a failed checkpoint are not changed, and nothing is written.
 """
 
 from __future__ import annotations

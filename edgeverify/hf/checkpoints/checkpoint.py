@@ -1,4 +1,4 @@
-"""``open_checkpoint``: one entry for every source of weights."""
+"""Opens checkpoints: ``open_checkpoint`` is the entry point for every source of weights."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Checkpoint:
     """The weights of a run.
 
     Attributes:
-        hf_config: the Hugging Face config, HF's own keys; the checkpoint's own if it has one.
-        size: the port's size that has this config, else ``"custom"``.
+        hf_config: the Hugging Face config with HF's own keys; the checkpoint's own if it has one.
+        size: the port's size that has this config, or ``"custom"``.
         identity: a digest of the contents (seeded: of the scheme, the config and the seed).
         description: one line for the report.
-        tokenizer_dir: what ``AutoTokenizer.from_pretrained`` takes, or None.
-        gguf_file: its ``gguf_file``, if the tokenizer is in a GGUF.
+        tokenizer_dir: the argument of ``AutoTokenizer.from_pretrained``, or None.
+        gguf_file: its argument ``gguf_file`` if the tokenizer is in a GGUF, else None.
     """
 
     hf_config: Mapping[str, Any]
@@ -50,22 +50,24 @@ class Checkpoint:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Loads the weights: HF names → contiguous float32 CPU tensors, in forward order.
 
-        bfloat16, float16 and float64 are converted; float32 ones are memory-mapped, not copied.
-        A tied head is left out: its table stands for both. May be called more than once.
+        bfloat16, float16 and float64 tensors are converted; float32 ones are memory-mapped, not
+        copied. A tied head is left out, because its table stands for both. May be called more than
+        once.
 
         Raises:
-            CheckpointError: NaN or Inf, a tied head that differs from its table, unreadable data.
+            CheckpointError: a value is NaN or Inf, a tied head differs from its table, or the data
+                cannot be read.
         """
         return self._load()
 
     def mapped(self) -> dict[str, torch.Tensor]:
-        """The same as ``tensors``, bit by bit, from a memory-mapped file: none is resident.
+        """Returns the same as ``tensors``, bit by bit, from a memory-mapped file: none is resident.
 
-        What is not float32 safetensors is first written, piece by piece, to the cache as float32.
-        Pages that have been used are given back by ``edgeverify.core.store.mapped.forget``.
+        Tensors that are not float32 safetensors are first written to the cache as float32, piece by
+        piece. ``edgeverify.core.store.mapped.forget`` releases the pages that have been used.
 
         Raises:
-            CheckpointError: as ``tensors``.
+            CheckpointError: as for ``tensors``.
         """
         return self.tensors() if self._map is None else self._map(self.identity)
 
@@ -79,19 +81,19 @@ def open_checkpoint(
     trust_remote_code: bool = False,
     cache_root: Path | None = None,
 ) -> Checkpoint:
-    """Opens a checkpoint and refuses it, if it must be refused, before any tensor is loaded.
+    """Opens a checkpoint and refuses a wrong one before any tensor is loaded.
 
     Args:
         source: a directory, a file, a hub id, or None for seeded random weights.
-        port: the family it must belong to.
+        port: the family that the checkpoint must belong to.
         size: for seeded weights, the port's size (default: ``port.default_size``). For files
-            without a ``config.json``, the size whose config they have. For others it must
+            without a ``config.json``, the size that gives their config. For all others it must
             agree with their config.
-        seed: of the seeded weights.
-        trust_remote_code: is handed to transformers where it reads files itself (GGUF), and
-            changes nothing else: a config's ``auto_map`` is never followed, because both
-            implementations are local code.
-        cache_root: another place for dequantized GGUF tensors and digests.
+        seed: the seed of seeded weights.
+        trust_remote_code: passed to transformers where it reads files itself (GGUF). It changes
+            nothing else: a config's ``auto_map`` is never followed, because both implementations
+            are local code.
+        cache_root: another cache for dequantized GGUF tensors and digests.
 
     Raises:
         UsageError: the port has no such size.

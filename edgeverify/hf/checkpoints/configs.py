@@ -1,4 +1,4 @@
-"""The config of a checkpoint: found, judged against the port, and named as one of its sizes."""
+"""Finds a checkpoint's config, checks it against the port, and names the port's size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def require_size(port: Port, size: str | None) -> None:
     """Refuses a size that the port does not have.
 
     Raises:
-        UsageError: with the port's sizes.
+        UsageError: there is no such size; lists the port's sizes.
     """
     if size is not None and size not in port.hf_configs:
         raise UsageError(
@@ -35,13 +35,14 @@ def require_size(port: Port, size: str | None) -> None:
 
 
 def of_files(weights: Weights, port: Port, size: str | None) -> tuple[dict[str, Any], object]:
-    """Reads ``config.json`` beside the weights, or takes the config of ``size`` if there is none.
+    """Reads ``config.json`` beside the weights, or returns the config of ``size`` if absent.
 
     Returns:
-        The config, and where it is from, for messages.
+        The config and its origin, for messages.
 
     Raises:
-        CheckpointError: no config, a damaged one, one of another family, or not that of ``size``.
+        CheckpointError: there is no config, or it is damaged, of another family, or not that of
+            ``size``.
     """
     path = weights.directory / "config.json"
     if path.is_file():
@@ -60,10 +61,10 @@ def of_files(weights: Weights, port: Port, size: str | None) -> tuple[dict[str, 
 
 
 def require_family(config: Mapping[str, Any], port: Port, where: object) -> None:
-    """Refuses the config of another family.
+    """Refuses a config of another family.
 
     Raises:
-        CheckpointError: ``model_type`` is none of the port's configs'.
+        CheckpointError: none of the port's configs has this ``model_type``.
     """
     types = sorted({str(known.get("model_type")) for known in port.hf_configs.values()})
     found = config.get("model_type")
@@ -79,10 +80,10 @@ def require_family(config: Mapping[str, Any], port: Port, where: object) -> None
 def require_agreement(
     config: Mapping[str, Any], port: Port, size: str | None, where: object
 ) -> None:
-    """Refuses a size that was asked for and is not the checkpoint's.
+    """Refuses a requested size that is not the checkpoint's.
 
     Raises:
-        CheckpointError: naming the keys that differ.
+        CheckpointError: the configs differ; names the keys.
     """
     if size is None:
         return
@@ -98,7 +99,7 @@ def require_agreement(
 
 
 def build_reference(config: Mapping[str, Any], port: Port, where: object) -> nn.Module:
-    """Builds the reference on the meta device, and the port's config to see that it can.
+    """Builds the reference on the meta device and checks that the port's config can be built.
 
     Raises:
         CheckpointError: one of the two refuses the config.
@@ -114,10 +115,10 @@ def build_reference(config: Mapping[str, Any], port: Port, where: object) -> nn.
 def expected_of(
     config: Mapping[str, Any], port: Port, where: object, cache: Path | None
 ) -> Expected:
-    """The tensors of the reference of a config, which is built where they are not known yet.
+    """Returns the tensors of a config's reference, which is built only if they are not cached.
 
     Raises:
-        CheckpointError: as ``build_reference``.
+        CheckpointError: as for ``build_reference``.
     """
 
     def make() -> Any:
@@ -140,7 +141,7 @@ def _require_port(config: Mapping[str, Any], port: Port, where: object) -> None:
 
 
 def size_of(config: Mapping[str, Any], port: Port) -> str:
-    """The port's size that describes the same model, else ``"custom"``."""
+    """Returns the port's size that describes the same model, or ``"custom"``."""
     for size, known in port.hf_configs.items():
         if not _differences(config, known, f"port {port.name!r}, size {size!r}"):
             return size

@@ -1,4 +1,4 @@
-"""What a checkpoint of a config must hold, taken from the reference model itself."""
+"""Determines the tensors that a checkpoint must have, from the reference model itself."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 
 from edgeverify.core.errors import CheckpointError
 
-# Widened or rounded to float32, which is what every implementation here computes in. Others
-# (float8, int8, …) need scales that a plain tensor does not carry.
+# Dtypes that are widened or rounded to float32, in which every implementation here computes. Others
+# (float8, int8, …) need scales that a plain tensor does not have.
 READABLE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored tensor: its file, its shape and its dtype by torch's name, e.g. ``bfloat16``."""
+    """One stored tensor: its file, its shape and its torch dtype name, e.g. ``bfloat16``."""
 
     file: Path
     shape: tuple[int, ...]
@@ -27,14 +27,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Expected:
-    """The tensors of a model.
+    """The tensors that a model loads.
 
     Attributes:
         model: the HF class, for messages.
-        shapes: name → shape, in forward order, each parameter once.
-        tied: further name → the name of the very same parameter (a tied head).
-        untied_head: head that the class would tie if the config asked for it → its table.
-        ignored: patterns of names that the HF class itself drops while loading.
+        shapes: name → shape, in forward order; each parameter occurs once.
+        tied: additional name → the name of the same parameter (a tied head).
+        untied_head: a head that the class would tie if the config said so → its table.
+        ignored: patterns of names that the HF class itself ignores while loading.
     """
 
     model: str
@@ -45,7 +45,7 @@ class Expected:
 
 
 def expected_tensors(model: nn.Module) -> Expected:
-    """Lists what the reference model (on the meta device will do) loads from a checkpoint."""
+    """Lists the tensors that the reference model loads; it may be on the meta device."""
     names: dict[int, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     tied: dict[str, str] = {}
@@ -58,8 +58,8 @@ def expected_tensors(model: nn.Module) -> Expected:
     tieable = getattr(model, "_tied_weights_keys", None) or {}
     untied = {k: v for k, v in dict(tieable).items() if k in shapes and v in shapes}
     ignored = set(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
-    # transformers 5 (`_adjust_missing_and_unexpected_keys`) does the same: old checkpoints carry
-    # one inv_freq per layer, which is computed from the config now.
+    # transformers 5 (`_adjust_missing_and_unexpected_keys`) does the same: old checkpoints have one
+    # inv_freq per layer, which is now computed from the config.
     if any(name.endswith("rotary_emb.inv_freq") for name, _ in model.named_buffers()):
         ignored.add(r"rotary_emb\.inv_freq")
     return Expected(type(model).__name__, shapes, tied, untied, tuple(sorted(ignored)))
@@ -68,19 +68,19 @@ def expected_tensors(model: nn.Module) -> Expected:
 def resolve(
     expected: Expected, entries: Mapping[str, Entry], where: Path
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Matches a checkpoint's tensors with the model's, exactly.
+    """Matches a checkpoint's tensors exactly with the model's.
 
     Args:
-        expected: the model's side.
-        entries: the checkpoint's side, by its names.
+        expected: the model's tensors.
+        entries: the checkpoint's tensors, by its names.
         where: the checkpoint, for messages.
 
     Returns:
-        The model's name → the checkpoint's name, in forward order; and a tied name that the
-        checkpoint lists as well → the stored name that it must equal.
+        Two mappings: the model's name → the checkpoint's name, in forward order; and a tied name
+        that the checkpoint also lists → the stored name that it must equal.
 
     Raises:
-        CheckpointError: names missing, unknown, of another shape or of a dtype that cannot be read.
+        CheckpointError: a name is missing or unknown, a shape is wrong, or a dtype cannot be read.
     """
     ignored = {
         name
@@ -95,7 +95,7 @@ def resolve(
     for alias, name in expected.tied.items():
         if alias not in stored:
             continue
-        # A writer that drops duplicates may keep either name of a tied tensor.
+        # A writer that drops duplicates may store either name of a tied tensor.
         if take.setdefault(name, alias) != alias:
             copies[alias] = take[name]
     _require_names(expected, take, stored, where)

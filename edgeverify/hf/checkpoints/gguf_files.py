@@ -1,7 +1,7 @@
-"""GGUF: config and tensors through transformers' own reader, dequantized once.
+"""Reads GGUF config and tensors with transformers' own reader and dequantizes them once.
 
-transformers fills what a GGUF lacks with random values, so the loading report is checked; and it
-reads float32 hyperparameters as float64, so an eps of 1e-5 arrives as 9.999999747e-06.
+transformers fills tensors that a GGUF lacks with random values, so the loading report is checked.
+It also reads float32 hyperparameters as float64, so an eps of 1e-5 arrives as 9.999999747e-06.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from edgeverify_models.port import Port
 
 _NEEDED = ("gguf", "accelerate")
-# What decides how a GGUF's bytes become tensors and config values.
+# Packages that decide how a GGUF's bytes become tensors and config values.
 _PACKAGES = ("gguf", "transformers")
 _FORMAT = "gguf-1"
-# Said of where and how it was loaded, which a copy in another place need not repeat, and defaults
-# of every transformers config.
+# Keys about where and how the model was loaded, which are irrelevant to a copy in another place,
+# and defaults of every transformers config.
 _NOISE = (
     "_name_or_path",
     "_model_name_or_path",
@@ -54,11 +54,11 @@ _NOISE = (
 
 @dataclass(frozen=True)
 class OpenedGguf:
-    """A GGUF that passed: its config, a digest, a note, and how to load it.
+    """A GGUF that passed the checks: its config, a digest, a note, and how to load it.
 
-    The digest is of its contents and of the versions of what turns them into tensors.
-
-    ``plan`` dequantizes it where that has not been done, and gives what ``load_tensors`` takes.
+    The digest covers the file's contents and the versions of the packages that turn them into
+    tensors. ``plan`` dequantizes the file if that has not been done, and returns the arguments of
+    ``load_tensors``.
     """
 
     hf_config: dict[str, Any]
@@ -75,13 +75,13 @@ def open_gguf(
     trust_remote_code: bool,
     cache_root: Path | None,
 ) -> OpenedGguf:
-    """Reads and judges a GGUF's config; its tensors are dequantized on the first load.
+    """Reads and checks a GGUF's config; its tensors are dequantized on the first load.
 
-    A ``config.json`` beside the file wins over the config inside, which cannot hold every key
-    (e.g. Gemma 2's query_pre_attn_scalar); the note tells where the two differ.
+    A ``config.json`` beside the file overrides the config inside, which cannot contain every key
+    (e.g. Gemma 2's query_pre_attn_scalar). The note names the keys that differ.
 
     Raises:
-        CheckpointError: the extra is not installed, the file is damaged, or of another model.
+        CheckpointError: the extra is not installed, or the file is damaged or of another model.
     """
     file = weights.files[0]
     _require_extra(file)
@@ -162,7 +162,7 @@ def _read_config(file: Path, trust_remote_code: bool) -> dict[str, Any]:
 
 
 def _shortest(value: Any) -> Any:
-    """The number that was meant by a float32 one: 9.999999747378752e-06 → 1e-05."""
+    """Returns the number that a float32 value stands for: 9.999999747378752e-06 → 1e-05."""
     if isinstance(value, dict):
         return {key: _shortest(inner) for key, inner in value.items()}
     if isinstance(value, float) and float(np.float32(value)) == value:
@@ -199,7 +199,7 @@ def _dequantize(file: Path, target: Path, trust_remote_code: bool) -> None:
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Silences transformers' progress bars and tells its errors as one line."""
+    """Silences transformers' progress bars and reports its errors in one line."""
     failure: Exception | None = None
     with quiet():
         try:

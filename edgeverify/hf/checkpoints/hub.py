@@ -1,4 +1,4 @@
-"""Checkpoints by hub id, through huggingface_hub and its own cache."""
+"""Downloads checkpoints by hub id, with huggingface_hub and its own cache."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _SMALL += ["merges.txt", "generation_config.json", "chat_template*"]
 
 
 def download(hub_id: str, port: Port) -> Path:
-    """Brings a repository's config, then its weights, into the Hub's cache.
+    """Downloads a repository's config, then its weights, into the Hub's cache.
 
-    The config comes first and alone, so that a model of another family is told before gigabytes
-    are fetched. PyTorch files are fetched only where there are no safetensors.
+    The config is downloaded first, on its own, so that a model of another family is refused before
+    gigabytes are fetched. PyTorch files are fetched only if there are no safetensors.
 
     Args:
         hub_id: ``org/name``.
-        port: the family it must belong to.
+        port: the family that the model must belong to.
 
     Returns:
         The snapshot's directory.
 
     Raises:
-        CheckpointError: not a hub id, or the Hub does not give it; with what to do.
+        CheckpointError: it is not a hub id, or the Hub does not provide it; says what to do.
     """
     if not _HUB_ID.fullmatch(hub_id):
         raise CheckpointError(

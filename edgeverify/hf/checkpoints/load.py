@@ -1,4 +1,4 @@
-"""Loads the tensors of plain files and checks what only the data can tell."""
+"""Loads the tensors of plain files and checks what only their data can show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeverify.core.errors import CheckpointError
 from edgeverify.hf.checkpoints.expected import Entry, some
 from edgeverify.hf.checkpoints.locate import Format
 
-# What ``load_tensors`` takes, in its order.
+# The arguments of ``load_tensors``, in order.
 Plan: TypeAlias = tuple[Format, Mapping[str, Entry], Mapping[str, str], Mapping[str, str], Path]
 
 
@@ -30,14 +30,14 @@ def load_tensors(
         form: how the files are read.
         entries: the stored tensors.
         take: the model's name → the stored name.
-        copies: further stored name of a tied tensor → the stored name that it must equal.
+        copies: additional stored name of a tied tensor → the stored name that it must equal.
         where: the checkpoint, for messages.
 
     Returns:
-        The model's names → float32 tensors in the order of ``take``; float32 ones are not copied.
+        The model's names → float32 tensors, in the order of ``take``; float32 ones are not copied.
 
     Raises:
-        CheckpointError: a value is NaN or Inf, or a tied tensor differs from its other name.
+        CheckpointError: a value is NaN or Inf, or a tied tensor differs from its other copy.
     """
     stored: dict[str, torch.Tensor] = {}
     with told_when_gone(where):
@@ -53,7 +53,7 @@ def load_tensors(
 
 @contextmanager
 def told_when_gone(where: Path) -> Iterator[None]:
-    """Tells as a ``CheckpointError`` that a file is no longer what it was when it was opened."""
+    """Raises a ``CheckpointError`` if a file changed after it was opened."""
     try:
         yield
     except OSError as error:
@@ -70,14 +70,14 @@ def require_finite(
     where: Path,
     done: Callable[[torch.Tensor], Any] = lambda _: None,
 ) -> None:
-    """Refuses NaN and Inf; ``done`` is called with each tensor that has been looked at.
+    """Refuses NaN and Inf; calls ``done`` with each tensor after it was checked.
 
     Raises:
-        CheckpointError: naming each tensor that holds some.
+        CheckpointError: a value is NaN or Inf; names each such tensor.
     """
     odd = []
     for name, tensor in stored.items():
-        # One pass and no mask of the tensor's size; NaN passes through both ends.
+        # One pass, without a mask of the tensor's size; NaN reaches both ends.
         ends = torch.stack(torch.aminmax(tensor)) if tensor.numel() else torch.zeros(2)
         if not torch.isfinite(ends).all():
             odd.append(f"{name!r} ({_census(tensor)})")
@@ -100,7 +100,7 @@ def _census(tensor: torch.Tensor) -> str:
 def require_tied(
     alias: str, name: str, left: torch.Tensor, right: torch.Tensor, where: Path
 ) -> None:
-    """Refuses a tied tensor ``alias`` that holds other values than ``name``."""
+    """Refuses a tied tensor ``alias`` whose values differ from those of ``name``."""
     if left.data_ptr() != right.data_ptr() and not torch.equal(left, right):
         raise CheckpointError(
             f"tensor {alias!r} differs from {name!r}, though the config ties them",

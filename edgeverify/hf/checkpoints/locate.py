@@ -1,4 +1,4 @@
-"""Which files of a directory are the weights, and which are to be left alone."""
+"""Decides which files of a directory are the weights, and which are to be ignored."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from edgeverify.hf.checkpoints.safetensors_files import list_safetensors, read_s
 from edgeverify.hf.checkpoints.torch_files import list_torch, read_torch
 
 TENSORS_FIX = "give a directory with config.json and .safetensors, or name the file"
-# What a trainer leaves beside the weights, and adapters, which are not a model.
+# Files that a trainer leaves beside the weights, and adapters, which are not a model.
 _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|adapter_model)")
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 
 @dataclass(frozen=True)
 class Format:
-    """One way of storing tensors: how to list a file and how to read tensors from it."""
+    """One file format of tensors: how to list a file and how to read tensors from it."""
 
     name: str
     suffixes: tuple[str, ...]
@@ -51,12 +51,12 @@ class Weights:
     """The files of a checkpoint.
 
     Attributes:
-        where: the directory or file that was given, for messages.
-        directory: where ``config.json`` and the tokenizer are looked for.
-        files: the weights, in order of their names.
-        format: how they are read; None for GGUF.
-        index: the shards' index, if there is one.
-        unused: further files that could be taken for weights, each with the reason.
+        where: the directory or file that the user named, for messages.
+        directory: the folder with ``config.json`` and the tokenizer, if they exist.
+        files: the weights, sorted by name.
+        format: how the files are read; None for GGUF.
+        index: the shards' index, or None.
+        unused: other files that could be taken for weights, each with the reason.
     """
 
     where: Path
@@ -68,10 +68,11 @@ class Weights:
 
 
 def locate(path: Path) -> Weights:
-    """Finds the weights at a path that exists: safetensors before PyTorch before GGUF.
+    """Finds the weights at an existing path: safetensors before PyTorch before GGUF.
 
     Raises:
-        CheckpointError: none are there, several could be meant, a shard or its index is missing.
+        CheckpointError: there are no weights, several files are possible, or a shard or its index
+            is missing.
         OSError: something cannot be read.
     """
     if path.is_dir():
@@ -123,7 +124,7 @@ def _locate_in(directory: Path) -> Weights:
 
 
 def _of_format(directory: Path, form: Format, found: list[Path], unused: list[str]) -> Weights:
-    # transformers looks for the whole file first, then for the index; so do we.
+    # transformers looks for the whole file first, then for the index; this code does the same.
     whole, index = directory / form.whole, directory / form.index
     if whole in found:
         unused += [f"{p.name} (there is {form.whole})" for p in found if p != whole]
@@ -161,7 +162,7 @@ def _only(directory: Path, found: list[Path]) -> Path:
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """Reads ``weight_map``: tensor name → the shard's file name.
+    """Reads an index's ``weight_map``: tensor name → the shard's file name.
 
     Raises:
         CheckpointError: the index is damaged or points out of its directory.
@@ -187,7 +188,7 @@ def read_index(index: Path) -> dict[str, str]:
 
 
 def list_entries(weights: Weights, form: Format) -> dict[str, Entry]:
-    """Lists the tensors of all files; with an index, checks that both agree on every tensor.
+    """Lists the tensors of all files; checks that an index agrees with them on every tensor.
 
     Raises:
         CheckpointError: a file is damaged, a tensor is in two shards, or the index does not match.
@@ -235,7 +236,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        CheckpointError: the file is not one.
+        CheckpointError: the file is not a JSON object.
         OSError: it cannot be read.
     """
     try:

@@ -1,8 +1,8 @@
-"""Checkpoints as memory-mapped float32 files, so that no tensor needs to be resident.
+"""Memory-maps checkpoints as float32 files, so that no tensor needs to be resident.
 
-Safetensors that are float32 are mapped where they lie. What has another dtype or another format,
-or is drawn, is written once, piece by piece, to a float32 file in the cache: each tensor begins on
-a page of its own, in the order of the model, and nothing else is in the file.
+Float32 safetensors are mapped where they are. Tensors of another dtype or format, and drawn
+tensors, are written once, piece by piece, to a float32 file in the cache. In this file each tensor
+begins on its own page, in the order of the model, and there is nothing else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PIECE = 1 << 24
 def drawn(
     draws: Mapping[str, seeded.Draw], seed: int, identity: str, cache_root: Path | None
 ) -> State:
-    """Seeded tensors (see ``seeded``), drawn into a file of the cache."""
+    """Returns seeded tensors (see ``seeded``), drawn into a file of the cache."""
 
     def write(outs: State) -> None:
         for name, out in outs.items():
@@ -51,15 +51,15 @@ def stored(
     identity: str,
     cache_root: Path | None,
 ) -> State:
-    """The tensors of plain files, memory-mapped: bit by bit what ``load.load_tensors`` gives.
+    """Memory-maps the tensors of plain files: bit by bit the result of ``load.load_tensors``.
 
     Args:
         form, entries, take, copies, where: as for ``load_tensors``.
-        identity: the checkpoint's, by which its float32 copy is found again.
-        cache_root: another cache than the user's own.
+        identity: the checkpoint's identity, the key of its float32 copy.
+        cache_root: another cache than the default one.
 
     Raises:
-        CheckpointError: as ``load_tensors``.
+        CheckpointError: as for ``load_tensors``.
     """
     wanted = (*take.values(), *copies)
     with told_when_gone(where):
@@ -93,14 +93,14 @@ def _require_right(found: State, copies: Mapping[str, str], where: Path) -> None
 def _read(
     form: Format, entries: Mapping[str, Entry], wanted: tuple[str, ...]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The stored tensors, file by file; those of a mapped file are not resident together."""
+    """Yields the stored tensors, file by file; a mapped file's are not resident together."""
     for file in sorted({entries[name].file for name in wanted}):
         names = [name for name in wanted if entries[name].file == file]
         if form is SAFETENSORS:
             found = map_safetensors(file)
             yield from ((name, found[name]) for name in names)
         elif zipfile.is_zipfile(file):
-            # torch's mapping gives its pages back when its last tensor goes.
+            # torch's mapping releases its pages when its last tensor is deleted.
             for name in names:
                 yield from form.read(file, [name])
         else:
@@ -121,13 +121,13 @@ def _written(
     identity: str,
     cache_root: Path | None,
 ) -> State:
-    """The float32 file of these tensors, from the cache or written now.
+    """Maps the float32 file of these tensors, from the cache or written now.
 
     Args:
         shapes: name → shape, in the order of the file.
-        write: fills all tensors, which are zero.
-        identity: of what they hold.
-        cache_root: another cache than the user's own.
+        write: fills all tensors, which are zero before.
+        identity: identifies the tensors' values.
+        cache_root: another cache than the default one.
     """
     begins, end = offsets({name: _FLOAT32 * math.prod(s) for name, s in shapes.items()})
 

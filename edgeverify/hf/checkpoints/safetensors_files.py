@@ -1,4 +1,4 @@
-"""Safetensors: the header read and checked without the data, the data memory-mapped.
+"""Reads safetensors: checks the header without the data, and memory-maps the data.
 
 Format: 8 bytes of header length (little-endian), the header as JSON, the tensors' bytes.
 https://huggingface.co/docs/safetensors
@@ -19,7 +19,7 @@ from edgeverify.core.errors import CheckpointError
 from edgeverify.core.store.mapped import map_file
 from edgeverify.hf.checkpoints.expected import Entry
 
-# What reading a JSON of another form than the format's can raise.
+# The exceptions of reading a JSON whose form is not the format's.
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
 # The format's own limit (safetensors, `MAX_HEADER_SIZE`).
 _MAX_HEADER_BYTES = 100_000_000
@@ -40,7 +40,7 @@ _DTYPES = {
 
 
 def list_safetensors(path: Path) -> dict[str, Entry]:
-    """Reads the header and checks that the file is as long as it says.
+    """Reads the header and checks that the file is as long as the header says.
 
     Raises:
         CheckpointError: the file is cut short, not safetensors, or its header is damaged.
@@ -78,7 +78,7 @@ def read_safetensors(path: Path, names: Sequence[str]) -> Iterator[tuple[str, to
     """Yields the named tensors in their stored dtype, as views of the memory-mapped file.
 
     Raises:
-        CheckpointError: the file is not what it was when it was listed.
+        CheckpointError: the file changed after it was listed.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -89,9 +89,9 @@ def read_safetensors(path: Path, names: Sequence[str]) -> Iterator[tuple[str, to
 
 
 def map_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file that has been listed, in their stored dtype; none is read.
+    """Maps all tensors of a listed file, in their stored dtype, without reading any.
 
-    They are views of one mapping whose pages ``edgeverify.core.store.mapped.forget`` gives back.
+    They are views of one mapping, whose pages ``edgeverify.core.store.mapped.forget`` releases.
     """
     contents = map_file(path)
     begin = 8 + int.from_bytes(contents[:8].tobytes(), "little")

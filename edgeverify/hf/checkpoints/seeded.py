@@ -1,19 +1,20 @@
-"""Seeded random weights: a whole model of any size without a download.
+"""Draws seeded random weights: a whole model of any size without a download.
 
 The values are chosen so that every part of the model is *observable* in its activations:
 
-- matrices, tables and heads are N(0, 1/columns). A matrix then keeps the scale of its input (norms
-  give about 1), so scores and logits have a standard deviation near 1, where softmax is neither
-  flat nor one-hot and a softcap bites (measured: 0.6 caps for both in the tiny Gemma 2). The
-  embeddings are 1 in Gemma, which multiplies the table by sqrt(hidden), and small elsewhere (0.02
-  at 2560 columns), so that the eps of the first norm shows;
-- norm weights are ±(1 + 0.2·N), less 1 where the model adds it: never the neutral value, so that a
-  norm whose weight was not loaded is seen. The signs keep a tied head from echoing its input:
-  with positive weights the greedy token is the input in 48 of 48 rows of the tiny Gemma 1;
+- matrices, tables and heads are N(0, 1/columns). A matrix then preserves the scale of its input
+  (norms give about 1), so scores and logits have a standard deviation near 1, at which softmax is
+  neither flat nor one-hot and a softcap has an effect (measured: 0.6 caps for both in the tiny
+  Gemma 2). The embeddings are 1 in Gemma, which multiplies the table by sqrt(hidden), and small
+  elsewhere (0.02 at 2560 columns), so that the eps of the first norm has an effect;
+- norm weights are ±(1 + 0.2·N), less 1 where the model adds it. They are never the neutral value,
+  so that a norm whose weight was not loaded is detected. The signs keep a tied head from echoing
+  its input: with positive weights the greedy token is the input in 48 of 48 rows of the tiny Gemma
+  1;
 - biases are 0.1·N, never zero.
 
-Each tensor has a generator of its own, seeded with (seed, name): it depends on no other tensor,
-on no order and on no number of threads. numpy's generator is used, because torch's has
+Each tensor has its own generator, seeded with (seed, name). So a tensor does not depend on other
+tensors, on their order or on the number of threads. The generator is numpy's, because torch's has
 SIMD-dependent code paths that differ in the last bit between machines.
 """
 
@@ -40,13 +41,13 @@ _PIECE = 1 << 24
 
 @dataclass(frozen=True)
 class Draw:
-    """How one tensor is drawn, float32.
+    """Says how one float32 tensor is drawn.
 
     Attributes:
-        shape: of the tensor.
-        std: of the normal distribution.
-        norm: the tensor is ±(1 + std · N(0, 1)), not std · N(0, 1).
-        offset: what is added to that.
+        shape: the shape of the tensor.
+        std: the standard deviation of the normal distribution.
+        norm: True: the tensor is ±(1 + std · N(0, 1)); False: it is std · N(0, 1).
+        offset: the number added to that.
     """
 
     shape: tuple[int, ...]
@@ -62,7 +63,7 @@ def plan_draws(model: nn.Module) -> dict[str, Draw]:
         model: the reference, on the meta device.
 
     Returns:
-        Parameter name → draw, in forward order; a tied parameter once, under its first name.
+        Parameter name → draw, in forward order; a tied parameter occurs once, under its first name.
     """
     draws: dict[str, Draw] = {}
     for name, parameter in model.named_parameters():
@@ -79,7 +80,7 @@ def plan_draws(model: nn.Module) -> dict[str, Draw]:
 
 
 def draw_tensors(draws: Mapping[str, Draw], seed: int) -> dict[str, torch.Tensor]:
-    """Draws all tensors, float32, in the order of ``draws``."""
+    """Draws all tensors, in float32 and in the order of ``draws``."""
     with ThreadPoolExecutor(_THREADS) as pool:
         drawn = pool.map(lambda name: draw_tensor(name, draws[name], seed), draws)
         return dict(zip(draws, drawn, strict=True))
@@ -99,7 +100,7 @@ def draw_into(
     seed: int,
     done: Callable[[np.ndarray], None] = lambda _: None,
 ) -> None:
-    """Draws one tensor into ``values`` (contiguous float32); ``done`` is called with each piece."""
+    """Draws one tensor into ``values`` (contiguous float32); calls ``done`` with each piece."""
     entropy = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = np.random.Generator(np.random.PCG64(int.from_bytes(entropy, "little")))
     flat = values.reshape(-1)
@@ -117,7 +118,7 @@ def draw_into(
 
 
 def _adds_one(norm: nn.Module) -> bool:
-    """Whether a norm scales by ``1 + weight``, so that with a weight of 0 its input passes."""
+    """Checks whether a norm scales by ``1 + weight``, so that weight 0 passes its input."""
     probe = copy.deepcopy(norm).to_empty(device="cpu")
     with torch.no_grad():
         for parameter in probe.parameters():

@@ -1,7 +1,7 @@
-"""PyTorch state dicts, read without running what is in them.
+"""Reads PyTorch state dicts without running any code in them.
 
-``torch.load`` only ever with ``weights_only=True``: its unpickler builds tensors and containers
-and refuses every other call before it is made.
+``torch.load`` is always called with ``weights_only=True``: its unpickler builds tensors and
+containers and refuses every other call before it is made.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from edgeverify.core.errors import CheckpointError
 from edgeverify.hf.checkpoints.expected import Entry, some
 
-# What trainers wrap a state dict in, in the order in which it is looked for.
+# The keys under which trainers wrap a state dict, in the order in which they are tried.
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
-# torch's own words (`torch/_weights_only_unpickler.py`) for a call that it did not make.
+# torch's own message (`torch/_weights_only_unpickler.py`) for a call that it refused.
 _REFUSED = re.compile(
     r"GLOBAL (\S+) (?:was not an allowed|whose module)"
     r"|unrecognized function (?:<.*?function )?(\w+)"
@@ -29,10 +29,10 @@ _UNPICKLER = "WeightsUnpickler error:"
 
 
 def list_torch(path: Path) -> dict[str, Entry]:
-    """Lists a state dict's tensors; those of a zip file (torch ≥ 1.6) stay on the disk.
+    """Lists a state dict's tensors; those of a zip file (torch ≥ 1.6) stay on disk.
 
     Raises:
-        CheckpointError: the pickle holds more than tensors, is damaged, or is no state dict.
+        CheckpointError: the pickle contains more than tensors, is damaged, or is not a state dict.
         OSError: the file cannot be read.
     """
     return {
@@ -45,7 +45,7 @@ def read_torch(path: Path, names: Sequence[str]) -> Iterator[tuple[str, torch.Te
     """Yields the named tensors in their stored dtype, contiguous, memory-mapped where possible.
 
     Raises:
-        CheckpointError: the file is not what it was when it was listed.
+        CheckpointError: the file changed after it was listed.
     """
     state = _load(path)
     for name in names:
@@ -53,7 +53,7 @@ def read_torch(path: Path, names: Sequence[str]) -> Iterator[tuple[str, torch.Te
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
-    with path.open("rb"):  # an unreadable file is told as such, not as a bad pickle
+    with path.open("rb"):  # an unreadable file is reported as such, not as a bad pickle
         pass
     # The older format is one stream and cannot be mapped.
     mapped = zipfile.is_zipfile(path)
@@ -76,7 +76,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
             expected="a state dict of tensors and nothing else",
             fix="get the weights as .safetensors, from someone you trust",
         )
-    # What precedes is advice to load without weights_only.
+    # The text before it is advice to load without weights_only.
     lines = text.rpartition(_UNPICKLER)[2].strip().splitlines()
     return CheckpointError(
         f"cannot be read as a PyTorch state dict ({(lines or [type(error).__name__])[0][:200]})",
@@ -87,7 +87,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
 
 
 def _unwrapped(loaded: Any, path: Path) -> Any:
-    """Steps into ``{"model_state_dict": …}`` and the like, unless tensors lie on this level."""
+    """Enters ``{"model_state_dict": …}`` and the like, unless this level contains tensors."""
     while isinstance(loaded, Mapping):
         if any(isinstance(value, torch.Tensor) for value in loaded.values()):
             break

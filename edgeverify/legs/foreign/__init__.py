@@ -1,1 +1,1 @@
-"""Files that edgeverify did not convert: what they are, and whether they are the reference."""
+"""Checks files that edgeverify did not convert: what they are, and if they match the reference."""

@@ -1,7 +1,7 @@
-"""The audits of a file alone: what it says itself, against the HF config and the checkpoint.
+"""Audits a file without its module: compares its contents with HF config and checkpoint.
 
-They are those of ``edgeverify.audits``, without the re-authored module: the file may come from
-another. What only a module would show is left to the run.
+The audits are those of ``edgeverify.audits``, but without the re-authored module, because the file
+may come from another one. What only a module would show is left to the run.
 """
 
 from __future__ import annotations
@@ -49,16 +49,18 @@ def audit(
     state: State,
     recipe: Recipe | None = None,
 ) -> dict[str, AuditResult]:
-    """The three audits. What cannot be read is ``unchecked``, with what was raised.
+    """Runs the three audits of a file.
+
+    What cannot be read is ``unchecked``, with the exception that was raised.
 
     Args:
-        path: the .tflite, which a child has read without harm.
+        path: the .tflite, which a child has already read without harm.
         case: of the file.
         facts: of the file.
         hf_config: of the checkpoint.
-        config: the port's ``ModelConfig`` of it: how q, k and v are fused.
+        config: the port's ``ModelConfig`` of it, which says how q, k and v are fused.
         state: the checkpoint, HF names → float32 tensors.
-        recipe: by which the file was made, if that is known.
+        recipe: the recipe that made the file, if it is known.
     """
     file = ModelFile(path)
     said = declared(hf_config)
@@ -106,7 +108,7 @@ def _config(
 ) -> AuditResult:
     family = str(hf_config.get("model_type"))
     found = audit_config(said, [reading], family=family, rows=case.kv_cache_len)
-    # A field without a place is one that nothing shows.
+    # If a field has no place, nothing in the file shows it.
     checks = tuple(
         c if c.where else replace(c, outcome=NOT_APPLICABLE, reason=LEFT_TO_THE_RUN)
         for c in found.checks

@@ -1,4 +1,4 @@
-"""A Case for a file that is there already: its lengths, cache and masks are given."""
+"""The Case of an existing file, which fixes its lengths, cache and masks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from edgeverify.litert.interface import DECODE, Facts
 
 @dataclass(frozen=True)
 class FileCase(Case):
-    """A case whose signatures have the names that the file gives them.
+    """A case whose signatures have the names that the file uses.
 
     Attributes:
-        names: the prefill signatures → tokens, ascending.
+        names: (prefill signature, tokens) pairs, ascending.
     """
 
     names: tuple[tuple[str, int], ...] = ()
@@ -27,7 +27,7 @@ class FileCase(Case):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FileCase:
-        """Back from JSON, which has lists for tuples."""
+        """Builds a case from JSON, which has lists for tuples."""
         steps = tuple(Step(**{**step, "tokens": tuple(step["tokens"])}) for step in data["steps"])
         names = tuple((name, length) for name, length in data["names"])
         lengths = tuple(data["prefill_lengths"])
@@ -43,7 +43,7 @@ class FileCase(Case):
 
 
 def wanted_tokens(facts: Facts) -> int:
-    """Tokens of a prompt that fills every prefill signature and then pads one."""
+    """Number of tokens of a prompt that fills every prefill signature and then pads one."""
     return prompt_length(tuple(facts.prefill.values()))
 
 
@@ -58,17 +58,17 @@ def case_of(
     greedy: bool = False,
     window: int | None = None,
 ) -> FileCase:
-    """The case of a file.
+    """Returns the case of a file.
 
-    A prompt that does not fit the file's cache is shortened until it does: then the longest
-    signatures may go without a step, and are in ``unused``. A file whose ``decode`` takes several
+    A prompt that does not fit the file's cache is shortened until it does. Then the longest
+    signatures may have no step; ``unused`` lists them. A file whose ``decode`` takes several
     conversations at once is not decoded.
 
     Args:
         facts: of the file.
         prompt: token ids.
         decode: the token fed at each decode step.
-        model, size: told in reports.
+        model, size: names for reports.
         kernel: runs the file.
         greedy, window: as in ``Case``.
 

@@ -1,7 +1,7 @@
 """Verifies a file that edgeverify did not convert against the Hugging Face reference.
 
-The file is opened, read and run by a contained child. This process runs the reference, compares,
-and reads the file's constants once the child has read the same tables without harm.
+A contained child opens, reads and runs the file. This process runs the reference and compares. It
+reads the file's constants only after the child has read the same tables without harm.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from edgeverify.litert.recipes import ALL, FLOAT32, Recipe, expand, load_recipe
 from edgeverify_models.port import Port
 
 TASKS = "edgeverify.legs.foreign.tasks"
-# Of one call of the child that runs the file: 26 s for SmolLM2-135M (541 MB, 11 steps, run as a
-# whole and block by block) on two busy cores.
+# Time limit of one call of the child that runs the file. SmolLM2-135M (541 MB, 11 steps, run as a
+# whole and block by block) takes 26 s on two busy cores.
 SECONDS = 600.0
 _PREFIX = ".checking."
 _ABANDONED = 24 * 3600  # seconds; no check takes a day
@@ -58,14 +58,14 @@ class _File:
     """The file under check.
 
     Attributes:
-        named: as it was given.
+        named: the path as the user gave it.
         path: the .tflite.
-        container: what a .litertlm says of it; None for a .tflite.
-        facts: what it is.
+        container: what a .litertlm says about it; None for a .tflite.
+        facts: what the file is.
         weights: dtype → totals.
-        child: opens it.
+        child: the process that opens the file.
         folder: for traces.
-        seconds: of one call.
+        seconds: time limit of one call.
     """
 
     named: Path
@@ -78,7 +78,7 @@ class _File:
     seconds: float
 
     def ask(self, task: str, **arguments: Any) -> Any:
-        """Has the child run a task of ``foreign.running`` on the file."""
+        """Has the child run a task of ``foreign.tasks`` on the file."""
         told = {"facts": self.facts.to_dict(), "folder": self.folder, **arguments}
         name = f"{TASKS}:{task}"
         return self.child.call(name, self.path, shown=self.named, seconds=self.seconds, **told)
@@ -104,19 +104,20 @@ def verify_artifact(
         path: the file.
         checkpoint: a directory, file or hub id of the reference's weights.
         port: as in ``verify``; found by the checkpoint's ``model_type`` if left out.
-        recipe: by which the file was quantized; its layers are held against what it promises.
-        seconds: after which the child that runs the file is ended.
+        recipe: the recipe that quantized the file; the file's layers are compared with what the
+            recipe promises.
+        seconds: time limit after which the child that runs the file is ended.
         verbose: let the libraries write to the terminal.
-        progress: told of each stage.
+        progress: receives each stage.
         selectors: of ``edgeverify.legs.selectors.Selectors``: ``size``, ``kernel``,
             ``decode_steps``, ``seed``, ``prompt``, ``trust_remote_code``, ``cache``.
 
     Returns:
-        The report, with the leg ``conversion`` of a float file or ``quantization`` of another.
+        The report, with the leg ``conversion`` for a float file or ``quantization`` for any other.
 
     Raises:
-        EdgeVerifyError: bad usage or bad input, a file that is no language model of a known form,
-            and one that crashes or hangs the child.
+        EdgeVerifyError: bad usage or bad input, a file that is not a language model of a known
+            form, or one that crashes or hangs the child.
     """
     chosen = Selectors.of(checkpoint=str(checkpoint), **selectors)
     promised = _promised(recipe) if recipe else None
@@ -153,8 +154,8 @@ def _opened(path: Path, chosen: Selectors, seconds: float, progress: Progress) -
     for old in root.glob(f"{_PREFIX}*"):
         if time.time() - old.stat().st_mtime > _ABANDONED:  # left by a run that was killed
             shutil.rmtree(old, ignore_errors=True)
-    # Beside the cache, where there is room for copies of a model; the file's own folder may be
-    # somebody else's.
+    # The folder is beside the cache, where there is room for copies of a model; the file's own
+    # folder may belong to somebody else.
     with TemporaryDirectory(dir=root, prefix=_PREFIX) as name, contained.Child() as child:
         folder, container, model = Path(name), None, path
         with progress.stage("read the file"):
@@ -169,7 +170,7 @@ def _opened(path: Path, chosen: Selectors, seconds: float, progress: Progress) -
 def _prepare(
     port: Port, chosen: Selectors, file: _File, *, verbose: bool, progress: Progress
 ) -> tuple[Run, Any | None]:
-    """Opens the checkpoint and plans the case that the file can be run with."""
+    """Opens the checkpoint and plans the case that the file can run."""
     opened = open_checkpoint(
         chosen.checkpoint,
         port,
@@ -221,8 +222,8 @@ def _judge(
         else:
             leg, traces["tflite"] = _quantization(run, file, config, baseline)
     except ArtifactError as error:
-        # A file that is known to be another model may well be one that cannot be run like this
-        # one: its vocabulary may be smaller. What is known must not be lost over it.
+        # A file that is known to be another model may be one that cannot be run like this one; for
+        # example, its vocabulary may be smaller. That must not discard what is already known.
         if all(audit_.outcome != FAIL for audit_ in audits.values()):
             raise
         leg = without_taps(asked, UNCHECKED, str(error))
@@ -245,12 +246,12 @@ def _conversion(run: Run, file: _File, baseline: Baseline) -> tuple[LegResult, T
 def _quantization(
     run: Run, file: _File, config: Any, baseline: Baseline
 ) -> tuple[LegResult, Trace]:
-    """Has the child run a quantized file, and judges it with the weights that it holds.
+    """Has the child run a quantized file, and judges it with the file's own weights.
 
-    Whether those are the checkpoint's is the audit's question.
+    The audit answers whether those weights are the checkpoint's.
 
     Raises:
-        ArtifactError: what the file computes with cannot be told.
+        ArtifactError: it cannot be determined what the file computes with.
     """
     if file.facts.layout_from == SHAPES:
         raise ArtifactError(
@@ -272,7 +273,7 @@ def _quantization(
 
 
 def _run(run: Run, file: _File, oracle: Trace) -> tuple[Trace, Trace | None]:
-    """The child's traces of the file: as a whole and, where its taps are known, block by block."""
+    """The child's traces of the file: as a whole and, if its taps are known, block by block."""
     oracle.save(file.folder / tasks.ORACLE)
     with run.timed("run the file"):
         written = file.ask("run", case=asdict(run.case))
@@ -300,7 +301,7 @@ def _load(file: _File, name: str) -> Trace:
 
 
 def _described(case: Mapping[str, Any], file: _File) -> dict[str, Any]:
-    """The report's case, with what the file is."""
+    """The report's case, with a description of the file."""
     own = {"file": str(file.named), "facts": file.facts.to_dict(), "weights": dict(file.weights)}
     if file.container is not None:
         own["container"] = dict(file.container)

@@ -1,4 +1,4 @@
-"""The port of a checkpoint, by the ``model_type`` of its config."""
+"""Finds the port of a checkpoint by the ``model_type`` of its config."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from edgeverify_models.port import Port
 def port_for(checkpoint: str) -> Port:
     """Finds the port of a checkpoint.
 
-    Of several ports with one ``model_type`` the one is taken that has a size of this very config;
-    without one, the first whose ``model_config`` takes the config: they are then the same family
-    under several names, and read it alike.
+    Several ports may have the same ``model_type``. Then the port that has a size of exactly this
+    config is taken; if there is none, the first whose ``model_config`` accepts the config. Such
+    ports are the same family under several names and read the config alike.
 
     Args:
         checkpoint: a directory, a file beside a ``config.json``, or a hub id of the catalogue.
@@ -40,7 +40,7 @@ def port_for(checkpoint: str) -> Port:
 
 
 def of_config(config: Mapping[str, Any], where: object) -> Port:
-    """The registered port of a config.
+    """Returns the registered port of a config.
 
     Raises:
         UsageError: there is none.

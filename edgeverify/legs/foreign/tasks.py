@@ -1,6 +1,6 @@
-"""What the contained child does with a file: reads what it is, runs it, writes traces.
+"""The tasks of the contained child: reads what a file is, runs it, writes traces.
 
-Nothing here imports torch: the child is to start in a fraction of a second.
+Nothing here imports torch, because the child must start in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeverify.backends import tflite
+from edgeverify.backends.interpreter import choose_opener
 from edgeverify.core.localise import forget_unfed
 from edgeverify.core.trace import Trace
 from edgeverify.legs.foreign.case import FileCase
@@ -19,17 +20,17 @@ from edgeverify.litert.flatbuffer import Located, ModelFile, instrument, locate_
 from edgeverify.litert.interface import SHAPES, Facts, facts_of
 
 NOT_LOCATED = "nothing writes the KV cache in a way that is known, so that no tap can be located"
-# What ``run`` writes into its folder, and what it reads from there.
+# The files that ``run`` reads from its folder and writes into it.
 WHOLE, ISOLATED, EVERY_TAP, ORACLE = (
     f"{name}.safetensors" for name in ("whole", "isolated", "every-tap", "oracle")
 )
 
 
 def survey(file: Path) -> dict[str, Any]:
-    """What decides how a file is checked: ``facts`` and ``weights`` (dtype → totals).
+    """Returns what decides how a file is checked: ``facts`` and ``weights`` (dtype → totals).
 
     Raises:
-        ArtifactError: it is no language model of a known form, or damaged.
+        ArtifactError: the file is damaged, or not a language model of a known form.
     """
     opened = ModelFile(file)
     facts = facts_of(opened)
@@ -49,19 +50,19 @@ def run(
     facts: Mapping[str, Any],
     folder: str,
 ) -> list[str]:
-    """Runs a file as a whole and, where its taps can be located, block by block.
+    """Runs a file as a whole and, if its taps can be located, block by block.
 
     Args:
         file: the .tflite.
         case: a ``FileCase`` as a dict.
         facts: ``Facts.to_dict()``.
-        folder: holds the oracle's trace, ``ORACLE``; traces and copies of the file go there.
+        folder: contains the oracle's trace, ``ORACLE``; traces and copies of the file go there.
 
     Returns:
         The traces that were written: ``WHOLE`` and ``ISOLATED``.
     """
     planned, known, place = FileCase.from_dict(case), Facts.from_dict(facts), Path(folder)
-    setup = tflite.Setup(opener=tflite.choose_opener(file, planned.kernel)[0])
+    setup = tflite.Setup(opener=choose_opener(file, planned.kernel)[0])
     if known.layout_from == SHAPES:
         trace = tflite.run(file, planned, setup)
         _explain(trace)
@@ -85,12 +86,12 @@ def run_every_tap(
     facts: Mapping[str, Any],
     folder: str,
 ) -> None:
-    """Runs a file with every tap fed by the oracle, into ``EVERY_TAP``; else as ``run``."""
+    """Like ``run``, but feeds every tap with the oracle and writes ``EVERY_TAP``."""
     planned, blocks, place = FileCase.from_dict(case), int(facts["blocks"]), Path(folder)
     located = _located(file, planned)
     copy = place / "copy.tflite"
     instrument(file, copy, located, every_tap=True)
-    setup = tflite.Setup(opener=tflite.choose_opener(file, planned.kernel)[0])
+    setup = tflite.Setup(opener=choose_opener(file, planned.kernel)[0])
     fed = Trace.load(place / ORACLE).arrays
     trace = tflite.run(file, planned, setup, instrumented=copy, inject=fed)
     for step in planned.steps:
@@ -100,13 +101,13 @@ def run_every_tap(
 
 
 def _located(file: Path, case: FileCase) -> dict[str, Located]:
-    """The taps of the signatures that are run; others need not be of a known form."""
+    """The taps of the signatures that run; other signatures need not have a known form."""
     opened = ModelFile(file)
     return {name: locate_taps(opened, name) for name in case.signatures}
 
 
 def _explain(trace: Trace) -> None:
-    """Says of each inner tap why it could not be read."""
+    """Records for each inner tap why it could not be read."""
     for key, reason in trace.unavailable.items():
         if not reason.startswith("the signature returns no logits"):
             trace.unavailable[key] = NOT_LOCATED

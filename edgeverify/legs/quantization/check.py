@@ -25,12 +25,12 @@ from edgeverify.litert.recipes import FLOAT32, Recipe, load_recipe
 
 @dataclass(frozen=True)
 class Checked:
-    """One recipe: the verdict on its file.
+    """The verdict on the file of one recipe.
 
     Attributes:
         leg: ``quantization:{recipe}``.
-        audit: of the file's weights; None where there is no file.
-        file: as it was run, if it was.
+        audit: of the file's weights; None if there is no file.
+        file: the file as it ran; None if it did not run.
     """
 
     leg: LegResult
@@ -41,18 +41,18 @@ class Checked:
 def check_recipes(
     run: Run, chosen: Sequence[str], path: Path, baseline: Baseline, *, blocked: str = ""
 ) -> Iterator[Checked]:
-    """Checks the file of each recipe but ``float32``.
+    """Checks the file of each recipe except ``float32``.
 
     Args:
         run: of the original checkpoint, decode tokens known.
-        chosen: recipes, as ``edgeverify.litert.recipes.expand`` gives them.
+        chosen: recipes, as ``edgeverify.litert.recipes.expand`` returns them.
         path: the float file.
         baseline: the reference with the checkpoint's own weights.
-        blocked: why the files cannot be judged, because their float file is wrong already; they
-            are audited all the same.
+        blocked: why the files cannot be judged, because their float file is already wrong; they are
+            still audited.
 
     Raises:
-        RecipeError: a recipe holds no rules.
+        RecipeError: a recipe contains no rules.
     """
     for name in chosen:
         if name != FLOAT32:
@@ -72,21 +72,21 @@ def _check(run: Run, recipe: Recipe, path: Path, baseline: Baseline, blocked: st
         return Checked(without_taps(leg, UNCHECKED, reason), audit)
     try:
         judged = judge_file(run, file, weights, leg, baseline)
-    except ArtifactError as error:  # the other recipes' verdicts must not be lost over one file
+    except ArtifactError as error:  # one bad file must not lose the other recipes' verdicts
         return Checked(without_taps(leg, UNCHECKED, str(error)), audit)
     return Checked(judged.leg, audit, judged)
 
 
 def audit_quantized(run: Run, path: Path, recipe: Recipe) -> tuple[AuditResult, FileWeights | None]:
-    """Holds a quantized file's weights against the checkpoint's and against its recipe.
+    """Compares a quantized file's weights with the checkpoint's and with its recipe.
 
     Args:
         run: of the original checkpoint.
         path: the file.
-        recipe: by which it was made.
+        recipe: the recipe that made it.
 
     Returns:
-        The audit, and what the file computes with; None where that cannot be told.
+        The audit, and what the file computes with; None if that cannot be determined.
     """
     title = str(Leg(QUANTIZATION, recipe.name))
     config, state = run.model().config, run.state()

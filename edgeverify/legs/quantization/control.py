@@ -1,9 +1,10 @@
 """The control: the reference with the activations rounded as the file's kernels round them.
 
-A kernel that computes with integer weights first rounds its input to int8, each token row with a
-scale of its own. That is simulated before each linear layer whose weight the file keeps so. Run in
-float64, it agrees with the kernels to float32 rounding (measured: docs/quantization.md), except
-where a value lies so near the middle between two integers that float32 noise decides.
+A kernel that computes with integer weights first rounds its input to int8, each token row with its
+own scale. The control simulates this before each linear layer whose weight the file stores as
+integers. In float64, it agrees with the kernels to float32 rounding (measured:
+docs/quantization.md), except where a value is so near the middle between two integers that float32
+noise decides.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ LOWEST, HIGHEST = -128, 127
 def asymmetric(x: torch.Tensor) -> torch.Tensor:
     """Rounds each row (…, C) to int8 between its own smallest and largest value, 0 included.
 
-    As XNNPACK does before its ``qd8`` kernels, and LiteRT's own before blockwise ones and where
-    the operator asks for it: the zero point is rounded to an integer, from whichever end it is
-    then nearer to.
+    XNNPACK does this before its ``qd8`` kernels. LiteRT's own kernels do it before blockwise ones
+    and where the operator requests it. The zero point is rounded to an integer, from the end that
+    it is then nearer to.
     """
     low = x.amin(-1, keepdim=True).clamp(max=0)
     high = x.amax(-1, keepdim=True).clamp(min=0)
@@ -43,7 +44,7 @@ def asymmetric(x: torch.Tensor) -> torch.Tensor:
 def symmetric(x: torch.Tensor) -> torch.Tensor:
     """Rounds each row (…, C) to int8 between minus and plus its largest magnitude.
 
-    As LiteRT's own kernels do where ``asymmetric_quantize_inputs`` is off.
+    LiteRT's own kernels do this where ``asymmetric_quantize_inputs`` is off.
     """
     largest = x.abs().amax(-1, keepdim=True)
     per_unit = torch.where(largest > 0, HIGHEST / largest, torch.ones_like(largest))
@@ -51,7 +52,7 @@ def symmetric(x: torch.Tensor) -> torch.Tensor:
 
 
 def roundings(weights: FileWeights, kernel: str) -> list[tuple[str, Rounding]]:
-    """HF module → how a kernel rounds its input, of the layers whose input it rounds."""
+    """Pairs of HF module and input rounding, for the layers whose input the kernel rounds."""
     return [
         (module, rounding(kernel, weight))
         for name, weight in weights.held.items()
@@ -61,11 +62,11 @@ def roundings(weights: FileWeights, kernel: str) -> list[tuple[str, Rounding]]:
 
 
 def rounding(kernel: str, weight: Held) -> Rounding:
-    """How a kernel rounds what it multiplies a weight with.
+    """Returns how a kernel rounds the values that it multiplies a weight with.
 
     Args:
         kernel: ``xnnpack``, ``builtin`` or ``reference``.
-        weight: kept as integers.
+        weight: stored as integers.
     """
     in_blocks = weight.quantized is not None and weight.quantized.granularity == BLOCK
     if kernel == "xnnpack" or in_blocks or weight.asymmetric:
@@ -75,16 +76,16 @@ def rounding(kernel: str, weight: Held) -> Rounding:
 
 @contextmanager
 def rounded_inputs(model: nn.Module, roundings: Iterable[tuple[str, Rounding]]) -> Iterator[None]:
-    """Rounds the input of linear layers for as long as this lasts.
+    """Rounds the input of linear layers while the context is active.
 
-    What hooks see of such a layer is still what it was given.
+    Hooks on such a layer still see the input before rounding.
 
     Args:
         model: the model.
         roundings: name of a module, and how its input is rounded.
 
     Raises:
-        TypeError: a named module is no linear layer.
+        TypeError: a named module is not a linear layer.
     """
     changed: list[Any] = []
     try:

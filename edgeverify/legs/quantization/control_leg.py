@@ -1,10 +1,10 @@
-"""Judges the blocks of a quantized file against the control, row by row.
+"""Judges the blocks of a quantized file by comparing them with the control, row by row.
 
-Fed with the same inputs, a right kernel gives what the control gives, to float32 rounding, in
-every row in which no activation was rounded the other way. Such a row is told by its error: it is
-no float rounding, and no more than what rounding activations costs in all. They are few where the
-rows are short (docs/quantization.md), so most rows of a tap can be held to float32 rounding,
-although the file computes in int8.
+With the same inputs, a correct kernel gives what the control gives, to float32 rounding, in every
+row in which no activation was rounded the other way. The error shows such a row: it is larger than
+float rounding, but not larger than the whole cost of rounding activations. Such rows are few where
+the rows are short (docs/quantization.md). So the limits of float32 rounding apply to most rows of a
+tap, although the file computes in int8.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from edgeverify.core.compare import Thresholds
 from edgeverify.core.results import FAIL, PASS, TapResult
 from edgeverify.core.trace import Trace
 
-# Of the rows of a tap, at most so many may hold an activation that was rounded the other way. In
-# right files of the seven tiny ports (dynamic int8 and int4, XNNPACK and built-in kernels) the most
-# in a tap were 5 % of a prefill's rows and 1 of 8 decode steps; a fault of a kernel or of the graph
-# moves all rows that it reaches.
+# Largest share of a tap's rows that may contain an activation that was rounded the other way. In
+# correct files of the seven tiny ports (dynamic int8 and int4, XNNPACK and built-in kernels), the
+# most in a tap were 5 % of a prefill's rows and 1 of 8 decode steps. A fault of a kernel or of the
+# graph moves all rows that it reaches.
 MOST_FLIPPED = 0.5
-# Where the control's own float32 run has more, a tap cannot be held to float32 rounding.
+# If the control's own float32 run has more such rows, float32 limits cannot apply to the tap.
 CHAOTIC = 0.25
 
 
@@ -34,7 +34,7 @@ AFTER_ATTENTION = ("attn.out", "ff_norm", "ff.out", ".out")
 
 @dataclass(frozen=True)
 class Control:
-    """The control, each block fed with the oracle's input.
+    """The control, with the oracle's input fed into each block.
 
     Attributes:
         exact: in float64.
@@ -54,12 +54,12 @@ def judge(
     expected: Sequence[str],
     starts: Mapping[str, int],
 ) -> Mapping[str, TapResult]:
-    """Judges every tap that the run, the control and the floor have, in the same shape.
+    """Judges every tap that the run, the control and the floor have in the same shape.
 
     Args:
-        alone: the file, each block fed with the oracle's input.
-        control: what it is held against.
-        limits: allowed ratios; a row above the one for rows counts as rounded the other way.
+        alone: the file, with the oracle's input fed into each block.
+        control: what the file is compared with.
+        limits: allowed ratios; a row above the limit for rows counts as rounded the other way.
         expected: the ``step/tap`` keys to be judged.
         starts: step → position of its first token.
 
@@ -88,8 +88,8 @@ def judge(
 class _Predictable:
     """How many rows of a tap the control predicts.
 
-    A row of K or V that was rounded the other way is seen by every later position of its block, so
-    from there on what attention gives is no longer known to float32 rounding.
+    Every later position of the block sees a row of K or V that was rounded the other way. So from
+    that row on, the output of attention is no longer known to float32 rounding.
     """
 
     def __init__(
@@ -143,12 +143,12 @@ def _judge(
 
 
 def _flipped(rows: noise.RowErrors, limits: Thresholds) -> np.ndarray:
-    """The rows that are further off than float32 rounding explains."""
+    """The rows whose error is larger than float32 rounding explains."""
     return rows.ratios(rows.rms_floor) > limits.row
 
 
 def _pools(expected: Sequence[str]) -> list[list[str]]:
-    """Steps of one row each are judged together, tap by tap."""
+    """Groups the keys that are judged together: one group per tap for the one-row steps."""
     short: dict[str, list[str]] = {}
     pools = []
     for key in expected:
@@ -161,7 +161,7 @@ def _pools(expected: Sequence[str]) -> list[list[str]]:
 
 
 def _errors(run: Trace, control: Control, key: str) -> noise.RowErrors | None:
-    """Errors of each row; None where one of the three lacks the tap, or shapes differ."""
+    """Errors of each row; None if one of the three lacks the tap, or if shapes differ."""
     if key not in run or key not in control.exact or key not in control.floor:
         return None
     array, exact = run[key], control.exact[key]

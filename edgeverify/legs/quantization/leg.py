@@ -1,9 +1,9 @@
-"""The leg ``quantization``: a quantized file against the reference with the file's own weights.
+"""The leg ``quantization``: compares a quantized file with the reference that has its weights.
 
 Whether the weights are the checkpoint's, rounded as the recipe says, is the audit's question
-(``edgeverify.audits.quantized_weights``), answered exactly. Here the file's weights are taken as
-they are, so that what is left is what the kernels do: they round activations, where they compute
-with integers, and they err as float32 does. Both are predicted by the control.
+(``edgeverify.audits.quantized_weights``), which answers it exactly. Here the file's weights are
+taken as they are, so that only the effect of the kernels is left: they round activations where they
+compute with integers, and they err as float32 does. The control predicts both.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ CACHE_VERSION = 1
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a quantized file should compute, and how far from it a right one may be.
+    """What a quantized file should compute, and how far a correct one may be from it.
 
     Attributes:
-        floating: of the file's weights, in float throughout: the oracle and its float32 floor.
-        baseline: the same with what the rounding of activations costs in the floors.
-        control: whole, in float64; None where the kernels round no activations.
+        floating: for the file's weights, in float throughout: the oracle and its float32 floor.
+        baseline: the same, with the cost of rounding activations included in the floors.
+        control: whole, in float64; None if the kernels round no activations.
         alone: the control block by block; None likewise.
     """
 
@@ -72,7 +72,7 @@ def judge_file(
         runs: runs the file as a whole and block by block on the oracle's inputs.
 
     Returns:
-        The leg, with its attribution, the file's trace, and what it was held against.
+        The leg, with its attribution, the file's trace, and what the file was compared with.
     """
     with_weights = _with_weights(run, path, weights)
     expectation = expect(with_weights, weights, original)
@@ -104,7 +104,7 @@ def judge_file(
 
 
 def _with_weights(run: Run, path: Path, weights: FileWeights) -> Run:
-    """The same run of the checkpoint that the file's weights make."""
+    """Returns the same run with the checkpoint that the file's weights make."""
     original = run.state()
     config = untied(run.hf_config) if weights.unties(original) else dict(run.hf_config)
     checkpoint = Checkpoint(
@@ -128,10 +128,10 @@ def _with_weights(run: Run, path: Path, weights: FileWeights) -> Run:
 def expect(run: Run, weights: FileWeights, original: Baseline) -> Expectation:
     """Runs the reference with the file's weights, with and without rounded activations; cached.
 
-    Once a value was rounded the other way, the layers behind it round otherwise throughout: in a
-    deep model each run is one draw of what rounding costs. Of SmolLM2-135M's ``int4`` file one row
-    of logits was 3.9 times as far from the oracle as the control in float64 alone; of three runs'
-    largest it is 1.8 times (worst rms over rows 1.50 and 1.00).
+    Once one value is rounded the other way, all layers behind it round differently: in a deep
+    model, each run is one draw of what rounding costs. In SmolLM2-135M's ``int4`` file, one row of
+    logits was 3.9 times as far from the oracle as the float64 control is; compared with the largest
+    of three runs, it is 1.8 times (worst rms over rows 1.50 and 1.00).
 
     Args:
         run: of the checkpoint that the file's weights make.
@@ -176,7 +176,7 @@ def expect(run: Run, weights: FileWeights, original: Baseline) -> Expectation:
     )
 
     def cost(model: Any) -> Trace:
-        """What rounding costs in several right runs, of which none is nearer to the file."""
+        """The cost of rounding in several correct runs, none of which is nearer to the file."""
         runs = (
             reference.run(model, case)[0],
             reference.run_otherwise(model, case, sequential=False),
@@ -193,7 +193,7 @@ def expect(run: Run, weights: FileWeights, original: Baseline) -> Expectation:
 
 
 def _with_control(result: TapResult, against: TapResult | None) -> TapResult:
-    """A tap's result with that of its block against the control."""
+    """Merges a tap's result with the result of its block against the control."""
     if against is None:
         return result
     reasons = [result.reason] if result.reason else []
@@ -213,7 +213,7 @@ def _with_control(result: TapResult, against: TapResult | None) -> TapResult:
 def attribution(
     original: Trace, expectation: Expectation, whole: Trace, weights: FileWeights
 ) -> Mapping[str, Any]:
-    """Who moved the logits, and how far.
+    """Says what moved the logits, and how far.
 
     Args:
         original: the oracle of the checkpoint's own weights.
@@ -223,10 +223,10 @@ def attribution(
 
     Returns:
         ``weights``, ``activations``, ``kernels``: relative L2 distances, over all rows of logits,
-        between the oracle, the oracle with the file's weights, the control and the file; of
-        ``kl``, in nats, the mean Kullback-Leibler divergence of what ``weights`` alone, the
-        ``control`` and the ``file`` predict from what the oracle does; ``quantized``: how many
-        weights are not float32. Nothing where the file gives no logits of the right shape.
+        between the oracle, the oracle with the file's weights, the control and the file. ``kl``: in
+        nats, the mean Kullback-Leibler divergence KL(oracle ‖ x), where x is the prediction with
+        only the file's ``weights``, of the ``control`` and of the ``file``. ``quantized``: how many
+        weights are not float32. Empty if the file returns no logits of the right shape.
     """
     keys = [
         key

@@ -1,7 +1,7 @@
 """The weights that a quantized file computes with, as a checkpoint of the Hugging Face model.
 
-With them in place of the original ones, the reference is the model that the file should compute:
-what is left between the two is the rounding of activations and the kernels' own error.
+With these weights in place of the original ones, the reference is the model that the file should
+compute. The only remaining differences are the rounding of activations and the kernels' own error.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Held:
     """A weight of a file.
 
     Attributes:
-        parameter: of the Generative API, e.g. ``transformer_blocks.0.ff.w1.weight``.
-        quantized: how it is kept; None for float32.
-        rows: those of its first axis, float32, what they stand for: the declared factors of the
-            converter are undone. They are read from the file each time.
+        parameter: name in the Generative API, e.g. ``transformer_blocks.0.ff.w1.weight``.
+        quantized: how it is stored; None for float32.
+        rows: returns rows of its first axis, float32, as the values that they stand for: factors
+            that the converter declares are undone. The rows are read from the file each time.
         in_integers: whether the kernel computes with the stored integers, and so rounds the
             activations that it multiplies them with.
-        asymmetric: whether the operator asks for activations that need not stand around zero.
+        asymmetric: whether the operator requests activations that need not be centred on zero.
     """
 
     parameter: str
@@ -58,9 +58,9 @@ class FileWeights:
     """The weights of a file.
 
     Attributes:
-        held: parameter → weight; without those in float32 that hold a factor of the converter's,
-            which cannot be taken out again without rounding.
-        places: parameter → what of the checkpoint belongs there.
+        held: parameter → weight. Float32 weights that contain one of the converter's factors are
+            left out, because the factor cannot be removed without rounding.
+        places: parameter → the part of the checkpoint that belongs there.
         found: signature → where its weights are.
     """
 
@@ -69,15 +69,15 @@ class FileWeights:
     found: Mapping[str, Weights]
 
     def state(self, original: Mapping[str, torch.Tensor], folder: Path | None = None) -> State:
-        """The checkpoint with the file's values for what the file has quantized.
+        """Returns the checkpoint with the file's values for everything that the file has quantized.
 
         Args:
-            original: HF names → float32 tensors; left as they are.
-            folder: of scratch files that large tensors go to; they stay in memory without.
+            original: HF names → float32 tensors; not changed.
+            folder: for scratch files of large tensors; without it, they stay in memory.
 
         Returns:
-            HF names → float32 tensors, with ``lm_head.weight`` where the file's head is not, bit
-            for bit, the embedding table that it is tied to.
+            HF names → float32 tensors. ``lm_head.weight`` is included if the file's head is not,
+            bit for bit, the embedding table that it is tied to.
         """
         state = dict(original)
         copied: set[str] = set()
@@ -101,7 +101,7 @@ class FileWeights:
         return state
 
     def unties(self, original: Mapping[str, torch.Tensor]) -> bool:
-        """Whether the checkpoint's head is its embedding table, and the file's is not."""
+        """Whether the head is the embedding table in the checkpoint, but not in the file."""
         if HEAD in original or HEAD not in self.places:
             return False
         head, table = (self._rows(name, original) for name in (HEAD, EMBEDDING))
@@ -111,13 +111,13 @@ class FileWeights:
     def _rows(
         self, name: str, original: Mapping[str, torch.Tensor]
     ) -> Callable[[slice], np.ndarray]:
-        """The file's values, or the checkpoint's where the file's were not read."""
+        """Returns the file's values, or the checkpoint's if the file's were not read."""
         if name in self.held:
             return self.held[name].rows
         return lambda rows: original[self.places[name][0].tensor][rows].numpy()
 
     def modules(self, name: str) -> list[str]:
-        """The HF modules that a parameter's rows belong to: ``model.layers.0.mlp.up_proj``."""
+        """The HF modules that a parameter's rows belong to, e.g. ``model.layers.0.mlp.up_proj``."""
         if name == HEAD:
             return ["lm_head"]
         tensors = dict.fromkeys(span.tensor for span in self.places.get(name, ()))
@@ -125,7 +125,7 @@ class FileWeights:
 
 
 def _room_for(tensor: torch.Tensor, folder: Path | None) -> torch.Tensor:
-    """Another tensor like it; on the disk where it is large and there is a folder."""
+    """Returns another tensor like it; on the disk if it is large and there is a folder."""
     size = tensor.numel() * tensor.element_size()
     if folder is None or size < LARGE_BYTES:
         return torch.empty_like(tensor)
@@ -144,7 +144,7 @@ def _fill(
 
 
 def untied(hf_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with an LM head of its own."""
+    """Returns the config with a separate LM head."""
     return {**hf_config, **{key: False for key in TIED if key in hf_config}} | (
         {} if hf_config.get("model_type") == "openelm" else {"tie_word_embeddings": False}
     )
@@ -157,13 +157,13 @@ def read_weights(
 
     Args:
         path: the .tflite.
-        hf_config: the HF config: which factors the converter has folded into weights.
-        config: the re-authored ``ModelConfig``: how fused projections are laid out.
+        hf_config: the HF config, which says what factors the converter has folded into weights.
+        config: the re-authored ``ModelConfig``, which says how fused projections are laid out.
         shapes: of the checkpoint's tensors, by HF name.
 
     Raises:
-        ArtifactError: a weight's bytes do not fit its shape, or a quantized constant that an
-            operator computes with is none of the known weights.
+        ArtifactError: a weight's bytes do not fit its shape, or an operator computes with a
+            quantized constant that is not one of the known weights.
     """
     file = ModelFile(path)
     found = {name: find_weights(file, name, locate_taps(file, name)) for name in file.signatures}
@@ -177,14 +177,14 @@ def read_weights(
         if quantized is None and (folded or tensor in decode.graph.producer):
             continue
         factor = cap if name.startswith("lm_head.") and cap != NONE and cap_is_folded(decode) else 1
-        # A table that is looked up in may be the head's, too: a look-up rounds nothing.
+        # A table used for look-ups may also be the head's: a look-up rounds nothing.
         users = decode.graph.consumers.get(tensor, ()) if name != EMBEDDING else ()
         kernels = [op for op in users if op.name == "FULLY_CONNECTED"]
         integers = bool(kernels) and quantized is not None
         asymmetric = any(_asymmetric(decode.graph, op) for op in kernels)
         rows = partial(_meant, file, decode.graph, tensor, factor)
         held[name] = Held(name, quantized, rows, integers, asymmetric)
-        # What cannot be read is told here, not where it is first used.
+        # Report here what cannot be read, not where it is first used.
         rows(slice(0, 1))
     for tensor, why in decode.unknown.items():
         if read(file, decode.graph, tensor) is not None:
@@ -198,11 +198,11 @@ def read_weights(
 
 
 def _meant(file: ModelFile, graph: Graph, tensor: int, factor: float, rows: slice) -> np.ndarray:
-    """Rows of a weight, float32; a factor that the converter has divided it by is undone."""
+    """Rows of a weight, float32; undoes a factor by which the converter has divided it."""
     return (values(file, graph, tensor, rows) * factor).astype(np.float32)
 
 
 def _asymmetric(graph: Graph, op: Op) -> bool:
-    """An attribute that older converters set, and that LiteRT's own kernels heed."""
+    """Reads an attribute that older converters set and that LiteRT's own kernels respect."""
     options = graph.raw.operators[op.index].builtinOptions
     return bool(getattr(options, "asymmetricQuantizeInputs", False))

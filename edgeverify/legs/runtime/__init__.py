@@ -1,1 +1,1 @@
-"""The leg ``runtime``: the same file in other runtimes than the LiteRT interpreter."""
+"""The leg ``runtime``: runs the same file in other runtimes than the LiteRT interpreter."""

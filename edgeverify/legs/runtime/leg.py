@@ -1,8 +1,9 @@
-"""The leg ``runtime``: another runtime than the LiteRT interpreter, on the very same file.
+"""The leg ``runtime``: runs the very same file in a runtime other than the LiteRT interpreter.
 
-Whether the file is right is its own leg's question. Here the file is taken as it is: where its leg
-passed, a runtime is held against that leg's oracle and floor; where it did not, against what the
-interpreter makes of the file, so that no runtime is charged with the file's fault.
+Whether the file is right is the question of the file's own leg. This leg takes the file as it is.
+If the file's leg passed, a runtime is compared with that leg's oracle and floor. If it failed, the
+runtime is compared with the interpreter's results, so that no runtime is blamed for the file's
+fault.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeverify.backends import runtimes, tflite
+from edgeverify.backends import runtimes
 from edgeverify.core import taps
 from edgeverify.core.case import Case
 from edgeverify.core.compare import Baseline, judge_leg
 from edgeverify.core.leg import Leg
 from edgeverify.core.results import FAIL, LegResult
 from edgeverify.core.trace import Trace
+from edgeverify.litert.flatbuffer.instrument import instrumented_copy
 
-# Two right runs differ by both their errors, which are independent: by the root of two.
+# Two correct runs differ by both their errors, which are independent: by the square root of two.
 BOTH = float(np.sqrt(2))
 
 
@@ -30,9 +32,9 @@ class Judged:
     """What the results of a runtime are compared with.
 
     Attributes:
-        baseline: of the file's own leg, or from ``of_interpreter`` where that leg failed.
+        baseline: of the file's own leg, or from ``of_interpreter`` if that leg failed.
         expected: the ``step/tap`` keys of the file's own leg.
-        cache: another cache than the default one.
+        cache: another cache directory than the default one.
     """
 
     baseline: Baseline
@@ -43,14 +45,14 @@ class Judged:
 def runtime_leg(leg: Leg, path: Path, case: Case, interpreter: Trace, judged: Judged) -> LegResult:
     """Runs a file in another runtime and judges its logits and caches.
 
-    Where they fail, the file runs once more as a copy that also returns its inner taps, so that
-    the first one that differs is named.
+    If they fail, the file runs once more as a copy that also returns its inner taps, to name the
+    first tap that differs.
 
     Args:
         leg: names the runtime, ``compiled_model`` or ``tf_lite``, and the file's recipe.
         path: the file.
         case: the steps.
-        interpreter: what the LiteRT interpreter gave of the same file and case.
+        interpreter: the LiteRT interpreter's trace of the same file and case.
         judged: what the results are compared with.
 
     Returns:
@@ -63,20 +65,20 @@ def runtime_leg(leg: Leg, path: Path, case: Case, interpreter: Trace, judged: Ju
     trace = runtimes.run(path, case, leg.runtime)
     result = judge_leg(leg, trace, None, baseline, outer, case.starts)
     if result.outcome == FAIL:
-        with tflite.instrumented_copy(path, root=judged.cache) as copy:
+        with instrumented_copy(path, root=judged.cache) as copy:
             tapped = runtimes.run(path, case, leg.runtime, instrumented=copy)
         named = judge_leg(leg, tapped, None, baseline, judged.expected, case.starts)
-        # A second run may name the tap, but never take the first one's verdict back.
+        # A second run may name the tap, but must not revoke the first run's verdict.
         result = named if named.outcome == FAIL else result
     return replace(result, notes=(*result.notes, _compared(trace, interpreter, outer)))
 
 
 def of_interpreter(interpreter: Trace, baseline: Baseline) -> Baseline:
-    """What the interpreter made of a file as the truth, for a file that is not right itself.
+    """Returns a baseline whose oracle is the interpreter's trace, for a file that is itself wrong.
 
     Args:
         interpreter: its trace of the file; float32.
-        baseline: of the file's own leg, whose floor says how far two right runs may be apart.
+        baseline: of the file's own leg; its floor says how far two correct runs may be apart.
     """
     oracle = Trace(
         {key: array.astype(np.float64) for key, array in interpreter.arrays.items()},
@@ -87,12 +89,12 @@ def of_interpreter(interpreter: Trace, baseline: Baseline) -> Baseline:
 
 
 def outer_keys(expected: Sequence[str]) -> list[str]:
-    """Those of the model's own outputs: logits and caches."""
+    """The keys of the model's own outputs: logits and caches."""
     return [key for key in expected if taps.is_outer(taps.split(key)[1])]
 
 
 def _compared(trace: Trace, interpreter: Trace, keys: Sequence[str]) -> str:
-    """``bitwise what the LiteRT interpreter gives``, or how many outputs are not."""
+    """Says ``bitwise what the LiteRT interpreter gives``, or how many outputs differ."""
     shared = [key for key in keys if key in trace and key in interpreter]
     other = sum(not _same(trace.arrays, interpreter.arrays, key) for key in shared)
     if not shared:

@@ -1,4 +1,4 @@
-"""The stages of the leg ``runtime``: a file in every other runtime that was asked for."""
+"""The stages of the leg ``runtime``: runs a file in every other requested runtime."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from edgeverify.legs.runtime.leg import Judged, of_interpreter, runtime_leg
 from edgeverify.litert.bundle import writer
 from edgeverify.litert.bundle.writer import ASKED, LITERT_LM
 
-# What LiteRT-LM computes with on the CPU. Other kernels round activations otherwise.
+# The kernels that LiteRT-LM uses on the CPU. Other kernels round activations differently.
 ENGINE_KERNEL = "xnnpack"
 
 
@@ -35,11 +35,11 @@ class FileRun:
     Attributes:
         path: where it is.
         leg: its own leg: ``conversion``, or that of a recipe.
-        trace: what the LiteRT interpreter gave.
-        baseline: what its leg was held against.
-        sources: the operators that are to blame, where it failed.
-        floating: the same as ``baseline`` without what the rounding of activations costs; None
-            where the file rounds none.
+        trace: the output of the LiteRT interpreter.
+        baseline: what its leg was compared with.
+        sources: the operators to blame if it failed.
+        floating: ``baseline`` without the cost of rounding activations; None if the file rounds
+            none.
     """
 
     path: Path
@@ -59,12 +59,12 @@ def run_runtimes(
         run: of the file.
         runtimes: their names.
         file: the file.
-        tokenizer: of transformers; needed for LiteRT-LM only.
-        refusal: why LiteRT-LM would not run the file, by the audit of the signatures, or "". It is
-            not asked then.
+        tokenizer: transformers' tokenizer; only LiteRT-LM needs it.
+        refusal: why LiteRT-LM would not run the file, by the audit of the signatures, or "". If
+            there is a reason, LiteRT-LM is not run.
 
     Returns:
-        Leg by name, and the findings of all.
+        Legs by name, and the findings of all.
     """
     legs: dict[str, LegResult] = {}
     findings: tuple[Finding, ...] = ()
@@ -82,14 +82,14 @@ def run_runtimes(
         except NoRoomError as error:
             legs[str(leg)] = without_taps(leg, UNCHECKED, str(error))
         except ArtifactError as error:
-            # The interpreter has run this very file.
+            # The interpreter has already run this very file.
             legs[str(leg)] = without_taps(leg, FAIL, error.what)
         findings = (*findings, *more)
     return legs, findings
 
 
 def without_taps(leg: Leg, outcome: str, reason: str) -> LegResult:
-    """A leg that gave nothing to compare."""
+    """A leg without anything to compare."""
     return LegResult(leg, outcome, thresholds(leg.kind).as_dict(), reason=reason)
 
 
@@ -104,7 +104,7 @@ def _runtime_leg(run: Run, file: FileRun, leg: Leg) -> LegResult:
 def _engine_leg(
     run: Run, file: FileRun, tokenizer: Any, leg: Leg
 ) -> tuple[LegResult, tuple[Finding, ...]]:
-    """The file in LiteRT-LM, bundled with the checkpoint's tokenizer, on the case's prompt."""
+    """Runs the file, bundled with the checkpoint's tokenizer, in LiteRT-LM on the case's prompt."""
     prompt = [token for step in run.case.steps if not step.is_decode for token in step.tokens]
     target = [step.tokens[0] for step in run.case.steps if step.is_decode]
     wanted = engine.wanted_of(tokenizer, _usage(run, tokenizer), prompt, target)
@@ -121,20 +121,20 @@ def _engine_leg(
 
 
 def _largest(file: FileRun, baseline: Baseline) -> float:
-    """How far logits of two right runs of a file may be apart, relative, in any row."""
+    """How far the logits of two correct runs of a file may be apart, relative, in any row."""
     floor = of_interpreter(file.trace, baseline).floor
     return max(float(floor[key].max()) for key in floor if key.endswith(taps.LOGITS))
 
 
 def bundler(run: Run, tokenizer: Any, what: str) -> Callable[[Path], AbstractContextManager[Path]]:
-    """What bundles this run's file, for the time being, into a ``.litertlm``.
+    """Returns a function that bundles this run's file, temporarily, into a ``.litertlm``.
 
-    What can be refused of the checkpoint is refused here, before anything is converted.
+    A checkpoint that cannot be bundled is refused here, before anything is converted.
 
     Args:
         run: gives the case and the checkpoint.
-        tokenizer: of transformers, or None.
-        what: asks for it, for messages.
+        tokenizer: transformers' tokenizer, or None.
+        what: names what needs the bundle, for messages.
 
     Raises:
         EdgeVerifyError: the extra is not installed, or the checkpoint has no tokenizer that can be

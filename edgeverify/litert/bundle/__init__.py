@@ -1,1 +1,1 @@
-"""The .litertlm container: reading, writing, its metadata, what the engine accepts."""
+"""Handles the .litertlm container: reading, writing, its metadata, what the engine accepts."""

@@ -1,11 +1,11 @@
-"""Whether LiteRT-LM can use a file, judged by the file's signatures alone."""
+"""Checks, only from a file's signatures, whether LiteRT-LM can use it."""
 
 from __future__ import annotations
 
 from edgeverify.core.errors import ArtifactError
 from edgeverify.litert.flatbuffer import ModelFile
 
-# What LiteRT-LM fills in decode, by each of the names that it knows.
+# The inputs that LiteRT-LM fills in decode, each with the names that it knows.
 ENGINE_INPUTS = (
     ("tokens", "token_ids"),
     ("input_pos", "positions"),
@@ -15,13 +15,13 @@ ENGINE_INPUTS = (
 
 
 def litert_lm_accepts(file: ModelFile) -> tuple[bool, str]:
-    """Whether LiteRT-LM would run a file rightly, and why; all of it seen on 0.18.1.
+    """Returns whether LiteRT-LM would run a file correctly, and why; all observed on 0.18.1.
 
-    It reads the cache's length from axis 2 of ``kv_cache_k_0``, where the transposed layout has
-    it: a file with the default layout and 2 KV heads is loaded, and every prompt is refused
-    (``10 >= 2`` tokens). It needs a signature ``decode`` with logits, and fills one mask; with
-    several masks it runs, and answers wrongly. A prefill without logits, and any name that begins
-    with ``prefill``, will do.
+    It reads the cache's length from axis 2 of ``kv_cache_k_0``, where the transposed layout has it.
+    It loads a file with the default layout and 2 KV heads, but refuses every prompt (``10 >= 2``
+    tokens). It needs a signature ``decode`` with logits, and fills one mask; with several masks it
+    runs and answers wrongly. It accepts a prefill without logits, and any name that begins with
+    ``prefill``.
     """
     if "decode" not in file.signatures or not any(s.startswith("prefill") for s in file.signatures):
         return False, "it needs a signature decode and one whose name begins with prefill"

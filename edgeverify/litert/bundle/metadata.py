@@ -1,5 +1,6 @@
-"""The fields of LiteRT-LM's metadata
-(``runtime/proto/llm_metadata.proto``, litert-lm-builder 0.18.1).
+"""Defines the fields of LiteRT-LM's metadata.
+
+The source is ``runtime/proto/llm_metadata.proto`` of litert-lm-builder 0.18.1.
 
 The sampler's parameters and the channels are left out: no check needs them.
 """

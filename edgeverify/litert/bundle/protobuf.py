@@ -1,7 +1,7 @@
-"""Reads a protocol buffer by a table of its fields, without generated code.
+"""Reads a protocol buffer with a table of its fields, without generated code.
 
 The wire format is that of https://protobuf.dev/programming-guides/encoding: each field is a key,
-``number << 3 | kind``, and a value; what repeats stands several times, or packed in one.
+``number << 3 | kind``, and a value. A repeated field occurs several times, or is packed in one.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ _LONGEST_VARINT = 10  # bytes
 
 @dataclass(frozen=True)
 class Message:
-    """A message: field number → name and type.
+    """A message type: field number → name and type.
 
-    A type is ``int``, ``bool``, ``str``, ``float`` (32 bits) or a message; in a list, it repeats.
+    A type is ``int``, ``bool``, ``str``, ``float`` (32 bits) or a message; a list means repeated.
     """
 
     fields: Mapping[int, tuple[str, Any]]
 
 
 def parse(message: Message, data: bytes) -> dict[str, Any]:
-    """The fields of a message that are there.
+    """Returns the fields that a message contains.
 
     Args:
-        message: its fields.
-        data: its bytes.
+        message: the message's type.
+        data: the message's bytes.
 
     Returns:
-        Name → value; a field that the table lacks is ``field {number}`` → its size in bytes.
+        Name → value; a field that the table lacks is returned as ``field {number}`` → its size in
+        bytes.
 
     Raises:
-        ValueError: the bytes are no such message.
+        ValueError: the bytes are not such a message.
     """
     found: dict[str, Any] = {}
     for number, value in _split(data):
@@ -98,7 +99,7 @@ def _varints(data: Any) -> Iterator[int]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Seven bits a byte, the lowest first, as long as a byte's highest bit is set."""
+    """Reads seven bits per byte, the lowest first, as long as a byte's highest bit is set."""
     value = 0
     for place in range(_LONGEST_VARINT):
         if at >= len(data):

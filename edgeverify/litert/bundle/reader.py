@@ -1,10 +1,10 @@
 """Reads a .litertlm: the container that LiteRT-LM loads, with its sections and metadata.
 
-It is a header and sections of bytes behind it, each at a multiple of 16 KB (litert-lm-builder
-0.18.1, ``litertlm_core.py``): ``LITERTLM``, three 32-bit numbers of the version, the 64-bit end of
-the header at byte 24, from byte 32 on a flatbuffer (``LiteRTLMMetaData``). What the engine needs to
-know of the model is a protocol buffer in a section of its own
-(``runtime/proto/llm_metadata.proto``). Both are read here, without the builder, of which no other
+The file is a header and sections of bytes behind it, each at a multiple of 16 KB (litert-lm-builder
+0.18.1, ``litertlm_core.py``). The header has ``LITERTLM``, three 32-bit numbers of the version, the
+64-bit end of the header at byte 24, and from byte 32 on a flatbuffer (``LiteRTLMMetaData``). A
+section of its own contains, as a protocol buffer, what the engine needs to know about the model
+(``runtime/proto/llm_metadata.proto``). Both are read here without the builder, of which no other
 part is needed.
 """
 
@@ -49,7 +49,7 @@ TOKENIZERS = {
     "SP_Tokenizer": "SentencePiece",
     "HF_Tokenizer_Zlib": "Hugging Face tokenizer.json",
 }
-# The model that prefills and decodes, where a file holds several (an embedder, a drafter, …).
+# The model that prefills and decodes, if a file contains several (an embedder, a drafter, …).
 MODEL_TYPE, MAIN = "model_type", "tf_lite_prefill_decode"
 # Union VData: how each kind of value is stored.
 _VALUES = {
@@ -71,7 +71,7 @@ _DAMAGE = (struct.error, IndexError, ValueError, TypeError, OverflowError, Unico
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the file: bytes ``start`` to ``end``, of a kind, with what is said of it."""
+    """A part of the file: bytes ``start`` to ``end``, with a kind and its key-value items."""
 
     kind: str
     start: int
@@ -89,9 +89,9 @@ class Bundle:
 
     Attributes:
         path: the file.
-        version: of the format, ``1.7.0``.
-        facts: what is said of the file as a whole: author, …
-        sections: in the file's order.
+        version: the version of the format, ``1.7.0``.
+        facts: the key-value items of the whole file: author, …
+        sections: the sections, in the file's order.
     """
 
     path: Path
@@ -100,12 +100,13 @@ class Bundle:
     sections: tuple[Section, ...]
 
     def metadata(self) -> dict[str, Any]:
-        """The engine's metadata: start and stop tokens, model type, longest context, templates.
+        """Returns the engine's metadata.
 
-        Fields that are not known here are named ``field {number}``, without their content.
+        It has the start and stop tokens, the model type, the longest context and the templates.
+        Unknown fields are named ``field {number}``, without their content.
 
         Raises:
-            ArtifactError: it is damaged.
+            ArtifactError: the metadata is damaged.
         """
         for section in self.sections:
             if section.kind == METADATA:
@@ -120,14 +121,14 @@ class Bundle:
 
     @property
     def tokenizer(self) -> str | None:
-        """The kind of its tokenizer, or None."""
+        """The kind of the bundle's tokenizer, or None."""
         return next((TOKENIZERS[s.kind] for s in self.sections if s.kind in TOKENIZERS), None)
 
     def model(self) -> Section:
-        """The section of the model that prefills and decodes.
+        """Returns the section of the model that prefills and decodes.
 
         Raises:
-            ArtifactError: there is none, or several that nothing tells apart.
+            ArtifactError: there is none, or several that nothing distinguishes.
         """
         models = [section for section in self.sections if section.kind == MODEL]
         if len(models) > 1:
@@ -161,10 +162,10 @@ class Bundle:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a file begins as a .litertlm does.
+    """Checks whether a file begins like a .litertlm.
 
     Raises:
-        ArtifactError: it cannot be read.
+        ArtifactError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -182,7 +183,7 @@ def read_bundle(path: Path) -> Bundle:
     """Reads the header of a .litertlm.
 
     Raises:
-        ArtifactError: it is none, damaged, or cut short.
+        ArtifactError: the file is not a .litertlm, or damaged, or cut short.
     """
     if not is_bundle(path):
         raise _unreadable(path, "it does not begin as one")
@@ -211,12 +212,12 @@ def read_bundle(path: Path) -> Bundle:
 
 @contextmanager
 def model_of(path: Path) -> Iterator[Path]:
-    """The .tflite to be read: the file itself or, of a .litertlm, a copy of the model in it.
+    """Yields the .tflite to read: the file itself or, for a .litertlm, a copy of its model.
 
-    Errors of the copy name the file.
+    Errors of the copy name the original file.
 
     Raises:
-        ArtifactError: the container is damaged, or holds no single model.
+        ArtifactError: the container is damaged, or has no single model.
     """
     if not is_bundle(path):
         yield path
@@ -243,7 +244,7 @@ def _section(table: Table) -> Section:
 
 
 def _items(table: Table, slot: int) -> Iterator[tuple[str, Any]]:
-    """Pairs of a vector of ``KeyValuePair``."""
+    """Yields the pairs of a vector of ``KeyValuePair``."""
     for pair in _vector(table, slot):
         kind = _number(pair, 1, number_types.Uint8Flags)
         value: Any = None
@@ -260,7 +261,7 @@ def _offset(table: Table, slot: int) -> int:
 
 
 def _child(table: Table, slot: int) -> Iterator[Table]:
-    """The table in a slot, if there is one."""
+    """Yields the table in a slot, if there is one."""
     if offset := _offset(table, slot):
         yield Table(table.Bytes, table.Indirect(offset + table.Pos))
 

@@ -1,8 +1,8 @@
 """Bundles a .tflite with its tokenizer into the ``.litertlm`` that LiteRT-LM runs.
 
-Beside the graph an engine has to know how the model is used: the token that every prompt begins
-with, those that end an answer, the chat template, the cache's length. Here all of it comes from
-the checkpoint's own tokenizer and configs.
+Besides the graph, an engine needs to know how the model is used: the token that every prompt begins
+with, the tokens that end an answer, the chat template, the cache's length. All of it comes from the
+checkpoint's own tokenizer and configs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from edgeverify.core.errors import ArtifactError, EdgeVerifyError, UsageError
 from edgeverify.litert.bundle import writer
 
 EXTRA = "litert-lm"
-# How LiteRT-LM 0.18 hands a message to its template: the content is a list of parts, and templates
-# of text models, which add it to a string, are refused ("tried to use + operator on unsupported
-# types string and sequence"). This brings each message to the form that transformers gives it.
+# LiteRT-LM 0.18 passes a message's content to its template as a list of parts. Templates of text
+# models, which add the content to a string, then fail ("tried to use + operator on unsupported
+# types string and sequence"). This code converts each message to the form that transformers passes.
 TEXT_CONTENT = (
     "{%- set plain = namespace(messages=[]) -%}"
     "{%- for message in messages -%}"
@@ -42,13 +42,13 @@ TEXT_CONTENT = (
 
 @dataclass(frozen=True)
 class Usage:
-    """How an engine is to use a model.
+    """Says how an engine is to use a model.
 
     Attributes:
         start: the token that every prompt begins with, or None.
         stops: the tokens that end an answer.
         template: the chat template (Jinja) as LiteRT-LM takes it, or None.
-        rows: of the KV cache.
+        rows: the rows of the KV cache.
     """
 
     start: int | None
@@ -58,14 +58,14 @@ class Usage:
 
 
 def require(module: str, what: str) -> None:
-    """Refuses what needs the extra ``litert-lm`` where it is not installed.
+    """Refuses a request that needs the extra ``litert-lm`` if it is not installed.
 
     Args:
-        module: ``litert_lm`` (the engine) or ``litert_lm_builder`` (what writes its files).
-        what: asks for it, e.g. ``--runtime litert_lm``.
+        module: ``litert_lm`` (the engine) or ``litert_lm_builder`` (the writer of its files).
+        what: the option that needs it, e.g. ``--runtime litert_lm``.
 
     Raises:
-        EdgeVerifyError: it is not installed.
+        EdgeVerifyError: the module is not installed.
     """
     if importlib.util.find_spec(module) is None:
         raise EdgeVerifyError(
@@ -80,11 +80,11 @@ def require_layout(kv_layout: str, what: str) -> None:
     """Refuses a KV layout that LiteRT-LM does not read, before anything is converted.
 
     Args:
-        kv_layout: of the file that would be made.
-        what: asks for it: ``--format litertlm``.
+        kv_layout: the layout of the file that would be made.
+        what: the option that needs it: ``--format litertlm``.
 
     Raises:
-        UsageError: it is not the transposed layout.
+        UsageError: the layout is not the transposed one.
     """
     if kv_layout != "transposed":
         raise UsageError(
@@ -96,10 +96,10 @@ def require_layout(kv_layout: str, what: str) -> None:
 
 
 def require_tokenizer(tokenizer: Any, what: str) -> None:
-    """Refuses a checkpoint without a tokenizer, which a ``.litertlm`` holds.
+    """Refuses a checkpoint without a tokenizer, which a ``.litertlm`` contains.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no tokenizer.
     """
     if tokenizer is None:
         raise UsageError(
@@ -113,16 +113,15 @@ def require_tokenizer(tokenizer: Any, what: str) -> None:
 def usage_of(
     tokenizer: Any, hf_config: Mapping[str, Any], rows: int, folder: Path | None = None
 ) -> Usage:
-    """Reads how a model is used from its tokenizer and configs.
+    """Determines how a model is used, from its tokenizer and configs.
 
-    LiteRT-LM tokenizes without special tokens and puts the start token first itself: see
-    ``puts_start``.
+    LiteRT-LM tokenizes without special tokens and adds the start token itself: see ``puts_start``.
 
     Args:
-        tokenizer: of transformers.
+        tokenizer: a transformers tokenizer.
         hf_config: the HF config.
-        rows: of the file's KV cache.
-        folder: of the checkpoint, for its ``generation_config.json``.
+        rows: the rows of the file's KV cache.
+        folder: the checkpoint's folder, for its ``generation_config.json``.
     """
     start = tokenizer.bos_token_id if puts_start(tokenizer) else None
     stops = [*_ids(_generation_config(folder).get("eos_token_id")), *_ids(tokenizer.eos_token_id)]
@@ -135,11 +134,11 @@ def usage_of(
 
 
 def puts_start(tokenizer: Any) -> bool:
-    """Whether the engine has to put the BOS before what it is fed.
+    """Checks whether the engine has to put the BOS before its input.
 
-    It has to where transformers' tokenizer puts it before every text. Where only the chat template
-    has one, it is the engine's to put if the template takes it from ``bos_token``; written out in
-    the template (``<|im_start|>`` of SmolLM2), the engine would put it twice.
+    It has to if transformers' tokenizer puts the BOS before every text. If only the chat template
+    has a BOS, the engine puts it if the template takes it from ``bos_token``. If the template
+    contains it as text (``<|im_start|>`` of SmolLM2), the engine would put it twice.
     """
     start = tokenizer.bos_token_id
     if start is None:
@@ -152,7 +151,7 @@ def puts_start(tokenizer: Any) -> bool:
 
 
 def chat_template(tokenizer: Any) -> str | None:
-    """The tokenizer's chat template; of several, the one that is taken by default."""
+    """Returns the tokenizer's chat template; if there are several, the default one."""
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, Mapping):
         return template.get("default")
@@ -160,9 +159,9 @@ def chat_template(tokenizer: Any) -> str | None:
 
 
 def _engine_template(tokenizer: Any, start: int | None) -> str | None:
-    """The chat template with what transformers gives it and LiteRT-LM does not.
+    """Returns the chat template, plus the variables that transformers sets and LiteRT-LM does not.
 
-    The engine leaves the special tokens' names empty, and a start token comes before the template.
+    The engine leaves the special tokens' names empty, and puts a start token before the template.
     """
     template = chat_template(tokenizer)
     if template is None:
@@ -177,10 +176,10 @@ def _engine_template(tokenizer: Any, start: int | None) -> str | None:
 
 
 def rendered(tokenizer: Any, message: str, **variables: str) -> str:
-    """A user's message as the chat template puts it, up to where the answer begins.
+    """Renders a user's message with the chat template, up to the beginning of the answer.
 
     Args:
-        tokenizer: of transformers, with a chat template.
+        tokenizer: a transformers tokenizer with a chat template.
         message: the text.
         variables: values of the template's variables.
     """
@@ -192,10 +191,10 @@ def rendered(tokenizer: Any, message: str, **variables: str) -> str:
 
 
 def tokenizer_json(tokenizer: Any) -> str:
-    """The tokenizer as the ``tokenizer.json`` of the library tokenizers.
+    """Returns the tokenizer as a ``tokenizer.json`` of the library tokenizers.
 
     Raises:
-        ArtifactError: it is none of that library's.
+        ArtifactError: it is not a tokenizer of that library.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -237,7 +236,7 @@ def write_litertlm(tflite: Path, tokenizer: str, usage: Usage, target: Path) -> 
 
 
 def _metadata(usage: Usage) -> Any:
-    """The ``LlmMetadata`` of runtime/proto/llm_metadata.proto."""
+    """Builds the ``LlmMetadata`` of runtime/proto/llm_metadata.proto."""
     from litert_lm_builder.runtime.proto import llm_metadata_pb2
 
     metadata = llm_metadata_pb2.LlmMetadata()
@@ -282,7 +281,7 @@ ASKED = f"--runtime {LITERT_LM}"
 
 
 def require_engine(runtimes: Sequence[str], tokenizer: Any) -> None:
-    """Refuses LiteRT-LM where it cannot be asked, before anything is converted.
+    """Refuses LiteRT-LM if it cannot run, before anything is converted.
 
     Raises:
         EdgeVerifyError: the extra ``litert-lm`` is not installed, or there is no tokenizer.

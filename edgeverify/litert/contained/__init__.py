@@ -1,7 +1,7 @@
-"""Files from outside are opened and run in a child process, which may crash, hang or end.
+"""Opens and runs files from outside in a child process, which may crash, hang or exit.
 
-A damaged .tflite can take the process down that opens it: the runtime does not check offsets and
-sizes. What happens to the child becomes an ``ArtifactError`` with the file's name.
+A damaged .tflite can crash the process that opens it, because the runtime does not check offsets
+and sizes. The child's end becomes an ``ArtifactError`` with the file's name.
 """
 
 from edgeverify.litert.contained.child import SECONDS, Child, EndedError, call

@@ -1,7 +1,8 @@
-"""The host's side: starts the child, asks it, and tells what became of it.
+"""The host's side: starts the child, sends it requests, and reports how it ended.
 
-Requests and answers are lines of JSON, through pipes; arrays go through trace files, whose paths
-the caller gives. Nothing is unpickled: what a crashing process wrote is not to be executed.
+Requests and answers are lines of JSON, through pipes. Arrays go through trace files, whose paths
+the caller supplies. Nothing is unpickled, because the output of a crashing process must not be
+executed.
 """
 
 from __future__ import annotations
@@ -22,19 +23,20 @@ from edgeverify.core import errors
 from edgeverify.core.errors import ArtifactError, EdgeVerifyError
 from edgeverify.core.memory import available_memory
 
-# Of one call, unless the caller knows better. Reading the tables of a file of 540 MB takes 1 s.
+# The time limit of one call, unless the caller sets one. Reading the tables of a file of 540 MB
+# takes 1 s.
 SECONDS = 60.0
-# The share of the available memory that a child may take: the host must live on.
+# The share of the available memory that a child may use: the host must survive.
 MEMORY_SHARE = 0.75
-TOLD = 200  # characters of what the child wrote last
+TOLD = 200  # characters of the child's last output
 
 
 class EndedError(ArtifactError):
-    """A file that ended the process which worked on it.
+    """Raised for a file that ended the process which worked on it.
 
     Attributes:
         how: ``crash``, ``hang`` or ``exit``.
-        status: the signal of a crash, the exit status of an exit, 0 of a hang.
+        status: the signal of a crash, the exit status of an exit, 0 for a hang.
     """
 
     def __init__(self, how: str, status: int, what: str, file: Path) -> None:
@@ -48,12 +50,12 @@ class EndedError(ArtifactError):
 
 
 class Child:
-    """A process that works on files, started when it is first asked and again after a crash.
+    """A process that works on files; it starts at the first call and again after a crash.
 
     Attributes:
-        memory: bytes that it may allocate, where the platform can hold it to that; a share of
-            what is available if None.
-        started: how many processes were needed so far.
+        memory: bytes that it may allocate, if the platform can enforce a limit; if None, a share of
+            the available memory.
+        started: how many processes have been started so far.
     """
 
     def __init__(self, *, memory: int | None = None) -> None:
@@ -83,19 +85,20 @@ class Child:
         shown: Path | None = None,
         **arguments: Any,
     ) -> Any:
-        """Has the child run ``task(file, **arguments)`` and returns what that returned.
+        """Runs ``task(file, **arguments)`` in the child and returns its result.
 
         Args:
-            task: ``package.module:function``; imported by the child alone.
-            file: what it works on.
-            seconds: after which the child is ended.
-            shown: told in errors instead of ``file``, where that is a copy.
+            task: ``package.module:function``; only the child imports it.
+            file: the file that the task works on.
+            seconds: the time after which the child is killed.
+            shown: named in errors instead of ``file``, if that is a copy.
             arguments: JSON values, and paths.
 
         Raises:
-            EndedError: the child crashed, did not finish in time, or ended.
-            ArtifactError: it ran out of memory, or the task raised what is no ``EdgeVerifyError``.
-            EdgeVerifyError: what the task raised, with its parts.
+            EndedError: the child crashed, did not finish in time, or exited.
+            ArtifactError: the child ran out of memory, or the task raised an exception that is not
+                an ``EdgeVerifyError``.
+            EdgeVerifyError: the task raised it; its parts are the same.
         """
         process, shown = self._running(), shown or file
         self._heard = self._said.seek(0, os.SEEK_END) if self._said else 0
@@ -119,7 +122,7 @@ class Child:
             timer.cancel()
         if not line.endswith(b"\n"):
             raise self._ended(process, shown, seconds, late.is_set())
-        if late.is_set():  # it answered in the moment it was ended
+        if late.is_set():  # it answered at the moment it was killed
             self.close()
         answer = json.loads(line)
         if "error" in answer:
@@ -153,7 +156,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
-            # The child must import the same edgeverify as this process does, wherever it is from.
+            # The child must import the same edgeverify as this process, from wherever it is.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
         return self._process
@@ -179,7 +182,7 @@ class Child:
         return EndedError("exit", status, what, file)
 
     def _last_line(self) -> str:
-        """What the child wrote last during this call, but for what it writes of a sound file."""
+        """Returns the child's last output in this call, except for its output about sound files."""
         if self._said is None:
             return ""
         size = self._said.seek(0, os.SEEK_END)
@@ -190,7 +193,7 @@ class Child:
 
 
 def call(task: str, file: Path, *, seconds: float = SECONDS, **arguments: Any) -> Any:
-    """One call in a child of its own: see ``Child.call``."""
+    """Makes one call in a new child: see ``Child.call``."""
     with Child() as child:
         return child.call(task, file, seconds=seconds, **arguments)
 

@@ -1,7 +1,8 @@
 """The child's side: ``python -m edgeverify.litert.contained.worker BYTES``.
 
-It reads requests from standard input and answers on what was its standard output; whatever
-libraries write goes to standard error. What a task imports is imported when it is first asked for.
+It reads requests from standard input and answers on the original standard output. The output of
+libraries goes to standard error. The modules of a task are imported when the task is first
+requested.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, TextIO
 
 from edgeverify.core.errors import EdgeVerifyError
 
-# The host ends a late child; this is for one whose host is gone.
+# The host kills a late child; this is for a child whose host is gone.
 GRACE_SECONDS = 5
 
 
@@ -25,7 +26,7 @@ def main(memory: int) -> None:
     """Answers requests until the host closes the pipe.
 
     Args:
-        memory: bytes that may be allocated; 0 for no bound.
+        memory: bytes that may be allocated; 0 for no limit.
     """
     _bound(memory)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -35,14 +36,14 @@ def main(memory: int) -> None:
 
 
 def _bound(memory: int) -> None:
-    """Bounds what is allocated, and keeps a crash from writing the memory to disk."""
+    """Limits the allocated memory, and keeps a crash from writing the memory to disk."""
     try:
         import resource
     except ImportError:  # not a POSIX system
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory:
-        # Allocations alone. A bound on the address space would count the files that are mapped.
+        # Only allocations: a limit on the address space would count the mapped files.
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         bound = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))

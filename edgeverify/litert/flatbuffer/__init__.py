@@ -1,4 +1,4 @@
-"""Reading a .tflite's graph, finding the taps in it, and writing copies that yield them."""
+"""Reads a .tflite's graph, finds its taps, and writes copies that return them."""
 
 from edgeverify.litert.flatbuffer.graph import Graph, ModelFile, Signature
 from edgeverify.litert.flatbuffer.instrument import (

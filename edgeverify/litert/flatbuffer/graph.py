@@ -1,8 +1,8 @@
-"""Reads a .tflite: signatures, tensors, operators and who makes and takes what.
+"""Reads a .tflite: signatures, tensors, operators, and which op makes and takes which tensor.
 
-The file is mapped, not loaded: weights stay on disk until somebody asks for their bytes, and
-``edgeverify.core.store.mapped.forget`` gives those of an array of them back. The
-schema is tensorflow/lite/schema/schema.fbs, through ``ai_edge_litert.schema_py_generated``.
+The file is mapped, not loaded: weights stay on disk until their bytes are read, and
+``edgeverify.core.store.mapped.forget`` releases the pages of an array of them. The schema is
+tensorflow/lite/schema/schema.fbs, through ``ai_edge_litert.schema_py_generated``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OP_NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance
 _FIRST_OUTSIDE_OFFSET = 2
 # Smaller buffers (shapes, scales, metadata) are read into the tree, wherever they are.
 INLINE_BYTES = 1024
-# What the generated readers raise on bytes that are no table.
+# The exceptions of the generated readers on bytes that are not a table.
 _DAMAGE = (
     struct.error,
     AttributeError,
@@ -47,10 +47,10 @@ class Signature:
 
     Attributes:
         name: e.g. ``"prefill_16"``.
-        position: its place in the file's list of signatures.
+        position: its index in the file's list of signatures.
         subgraph: the subgraph that computes it.
-        inputs: name → tensor, as numbered in the subgraph.
-        outputs: name → tensor.
+        inputs: name → tensor number in the subgraph.
+        outputs: name → tensor number in the subgraph.
     """
 
     name: str
@@ -61,16 +61,16 @@ class Signature:
 
     @property
     def num_blocks(self) -> int:
-        """Transformer blocks, by the KV caches it takes."""
+        """The number of transformer blocks, from the KV caches among the inputs."""
         found = (KV_INPUT.match(name) for name in self.inputs)
         return 1 + max((int(match.group(2)) for match in found if match), default=-1)
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operator: its position in execution order, its name, its tensors (without absent ones).
+    """One operator: its position in execution order, its name, its tensors without absent ones.
 
-    A composite's name is its own, e.g. ``odml.rms_norm``.
+    A composite has its own name, e.g. ``odml.rms_norm``.
     """
 
     index: int
@@ -85,7 +85,7 @@ class ModelFile:
     Attributes:
         path: the file.
         signatures: name → signature, in the file's order.
-        num_buffers: how many buffers the file has; the tree may be given more.
+        num_buffers: how many buffers the file has; the object tree may get more.
     """
 
     def __init__(self, path: Path) -> None:
@@ -116,10 +116,11 @@ class ModelFile:
 
     @cached_property
     def model(self) -> Any:
-        """The object tree (``schema.ModelT``), built when it is first needed: that takes a while.
+        """The object tree (``schema.ModelT``), built when first needed, because that takes a while.
 
-        Buffers hold views into the mapped file: those in the table, and small ones behind it, too.
-        A file above 2 GB has all of them there, scalars and shapes as well as weights.
+        Buffers contain views into the mapped file: those in the table, and also small ones behind
+        it. A file above 2 GB has all buffers behind the table, scalars and shapes as well as
+        weights.
         """
         try:
             model = schema.ModelT.InitFromObj(self._table)
@@ -148,10 +149,10 @@ class ModelFile:
             )
 
     def signature(self, name: str) -> Signature:
-        """The signature of that name.
+        """Returns the signature of that name.
 
         Raises:
-            ArtifactError: there is none; the message lists those there are.
+            ArtifactError: there is none; the message lists the existing ones.
         """
         if name not in self.signatures:
             raise ArtifactError(
@@ -163,16 +164,16 @@ class ModelFile:
         return self.signatures[name]
 
     def subgraph_name(self, signature: str) -> str:
-        """The name of the signature's subgraph; its own name where that has none."""
+        """Returns the name of the signature's subgraph, or the signature's name if it has none."""
         raw = self.model.subgraphs[self.signature(signature).subgraph].name
         return raw.decode(errors="replace") if raw else signature
 
     def graph(self, signature: str) -> Graph:
-        """The graph that computes ``signature``."""
+        """Returns the graph that computes ``signature``."""
         return Graph(self.model, self.signature(signature).subgraph)
 
     def shape(self, signature: str, name: str) -> tuple[int, ...]:
-        """Shape of an input or output of a signature, by its name."""
+        """Returns the shape of an input or output of a signature, by its name."""
         found = self.signature(signature)
         tensor = found.inputs.get(name, found.outputs.get(name))
         if tensor is None:
@@ -180,9 +181,9 @@ class ModelFile:
         return self.graph(signature).shape(tensor)
 
     def kv_layout(self) -> str:
-        """``default`` (K and V as BTNH) or ``transposed`` (K BNTH, V BNHT).
+        """Returns ``default`` (K and V as BTNH) or ``transposed`` (K BNTH, V BNHT).
 
-        It is read from the axis along which the cache is written, since shapes alone can be
+        The layout is read from the axis along which the cache is written, because shapes can be
         ambiguous (cache length = heads, or = head_dim).
 
         Raises:
@@ -210,12 +211,12 @@ class ModelFile:
         )
 
     def kv_cache_len(self) -> int:
-        """Rows of the KV cache."""
+        """Returns the number of rows of the KV cache."""
         axis = 1 if self.kv_layout() == "default" else 2
         return self.shape(next(iter(self.signatures)), "kv_cache_k_0")[axis]
 
     def buffer_span(self, buffer: int) -> tuple[int, int] | None:
-        """Where a buffer's data lies in the file: (first byte, bytes); None if it has none."""
+        """Returns a buffer's place in the file, (first byte, bytes); None if it has no data."""
         item = self._table.Buffers(buffer)
         if item.Offset() >= _FIRST_OUTSIDE_OFFSET and item.Size():
             return item.Offset(), item.Size()
@@ -224,7 +225,7 @@ class ModelFile:
         return item.DataAsNumpy().ctypes.data - self._base, item.DataLength()
 
     def forget(self, index: int) -> None:
-        """Gives the pages of a buffer back; they are read from the file when next used."""
+        """Releases the pages of a buffer; the next use reads them from the file again."""
         span = self.buffer_span(index)
         if span is not None and span[1]:
             forget(np.frombuffer(self.map, np.uint8, span[1], span[0]))
@@ -234,7 +235,7 @@ class ModelFile:
         return np.frombuffer(self.map, np.uint8, count=1).ctypes.data
 
     def metadata(self, name: str) -> bytes | None:
-        """The bytes stored under a name in the file's metadata."""
+        """Returns the bytes that the file's metadata has under a name, or None."""
         for index in range(self._table.MetadataLength()):
             item = self._table.Metadata(index)
             if item.Name() == name.encode() and (span := self.buffer_span(item.Buffer())):
@@ -273,21 +274,21 @@ class Graph:
         return self.raw.tensors[tensor].name.decode()
 
     def is_constant(self, tensor: int) -> bool:
-        """Whether its value is in the file, directly or through ops on constants alone."""
+        """Checks whether a tensor's value is in the file, directly or through ops on constants."""
         if tensor in self.producer:
             return all(self.is_constant(i) for i in self.producer[tensor].inputs)
         buffer = self.model.buffers[self.raw.tensors[tensor].buffer]
         return (buffer.data is not None and len(buffer.data) > 0) or buffer.offset > 0
 
     def constant(self, tensor: int, dtype: str = "<i4") -> np.ndarray | None:
-        """A small constant's values; None if it is computed, or large and outside the table."""
+        """Returns a small constant's values; None if computed, or large and outside the table."""
         data = self.model.buffers[self.raw.tensors[tensor].buffer].data
         if tensor in self.producer or data is None:
             return None
         return np.frombuffer(data.tobytes(), dtype).reshape(self.shape(tensor))
 
     def cache_update(self, signature: Signature, which: str, block: int) -> Op | None:
-        """The op that writes block ``block``'s ``k`` or ``v`` rows into the cache it was given."""
+        """Returns the op that writes block ``block``'s ``k`` or ``v`` rows into its input cache."""
         cache = signature.inputs.get(f"kv_cache_{which}_{block}")
         for op in self.consumers.get(-1 if cache is None else cache, ()):
             if op.name == "DYNAMIC_UPDATE_SLICE" and op.inputs[0] == cache:
@@ -295,11 +296,17 @@ class Graph:
         return None
 
     def backward(self, tensor: int, through: Callable[[Op], bool]) -> Iterator[Op]:
-        """Ops that ``tensor`` is made by, latest first; goes on behind those that are passed."""
+        """Yields the ops that make ``tensor``, latest first.
+
+        Continues with the inputs of an op if ``through(op)`` is true.
+        """
         return self._walk(tensor, through, forward=False)
 
     def forward(self, tensor: int, through: Callable[[Op], bool]) -> Iterator[Op]:
-        """Ops that use ``tensor``, nearest first; goes on behind those that are passed."""
+        """Yields the ops that use ``tensor``, nearest first.
+
+        Continues with the outputs of an op if ``through(op)`` is true.
+        """
         return self._walk(tensor, through, forward=True)
 
     def _walk(self, tensor: int, through: Callable[[Op], bool], *, forward: bool) -> Iterator[Op]:
@@ -320,7 +327,7 @@ class Graph:
                     front += ops[index].outputs if forward else ops[index].inputs
 
     def ancestors(self, tensor: int, *, without: int | None = None) -> set[int]:
-        """Tensors that ``tensor`` depends on, itself included, by ways that avoid ``without``."""
+        """Returns ``tensor`` and the tensors that it depends on by paths that avoid ``without``."""
         found: set[int] = set()
         todo = [tensor]
         while todo:
@@ -333,7 +340,7 @@ class Graph:
         return found
 
     def descendants(self, tensor: int) -> set[int]:
-        """Tensors that depend on ``tensor``, itself included."""
+        """Returns ``tensor`` and the tensors that depend on it."""
         found: set[int] = set()
         todo = [tensor]
         while todo:

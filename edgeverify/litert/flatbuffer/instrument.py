@@ -1,15 +1,16 @@
-"""Writes a copy of a .tflite that also returns its taps, and can be fed in the middle.
+"""Writes a copy of a .tflite that also returns its taps and can be fed in the middle.
 
-Only the table is rebuilt. Weights are streamed from file to file behind it, as files above 2 GB
-keep them anyway (schema.fbs, ``Buffer.offset`` and ``Buffer.size``), so no copy passes through
-memory and files of every size take the same way.
+Only the table is rebuilt. Weights are streamed from file to file behind the table, where files
+above 2 GB keep them anyway (schema.fbs, ``Buffer.offset`` and ``Buffer.size``). So no copy of the
+weights passes through memory, and files of every size are handled in the same way.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeverify.core import taps as tap_names
+from edgeverify.core.store import entries
 from edgeverify.litert.flatbuffer.graph import IDENTIFIER, INLINE_BYTES, ModelFile, Signature
 from edgeverify.litert.flatbuffer.locate import Located, TapRef, locate_taps
 from edgeverify.litert.flatbuffer.skeleton import Skeleton
@@ -27,19 +29,21 @@ TAP = "tap:"
 INJECT = "inject:"
 ISOLATED = "isolated:"
 METADATA = "edgeverify.instrumentation"
-# The runtime wants 16 (schema.fbs, Buffer.data, force_align); 64 keeps weights on cache lines.
+# The runtime requires 16 (schema.fbs, Buffer.data, force_align); 64 keeps weights on cache lines.
 ALIGNMENT = 64
 _PLACEHOLDER = 2**40
+# The cache keeps a smaller copy whole, and only the table of a larger one.
+LARGEST_KEPT_COPY = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Instrumentation:
-    """What an instrumented file tells about itself.
+    """The description that an instrumented file contains of itself.
 
     Attributes:
-        isolated: whether blocks read their inputs from ``inject:…`` inputs.
-        beside: whether they do so in signatures of their own, ``isolated:{name}``.
-        located: per signature: the taps that are outputs, and why others are not.
+        isolated: whether blocks read their inputs from inputs ``inject:…``.
+        beside: whether they do so in additional signatures, ``isolated:{name}``.
+        located: signature → the taps that are outputs, and why others are not.
     """
 
     isolated: bool
@@ -47,7 +51,7 @@ class Instrumentation:
     beside: bool = False
 
     def signature(self, name: str, *, isolated: bool) -> str:
-        """What runs a signature of the original, as a whole or block by block."""
+        """Returns the signature that runs one of the original, as a whole or block by block."""
         return ISOLATED + name if isolated and self.beside else name
 
     def to_json(self) -> str:
@@ -63,7 +67,7 @@ class Instrumentation:
 
     @classmethod
     def find(cls, path: Path) -> Instrumentation | None:
-        """Reads it back from a file; None if the file is not an instrumented one."""
+        """Reads the description from a file; returns None if the file is not instrumented."""
         stored = ModelFile(path).metadata(METADATA)
         if stored is None:
             return None
@@ -91,18 +95,18 @@ def instrument(
 
     Args:
         source: a converted .tflite.
-        target: where the copy goes.
-        located: per signature: what ``locate_taps`` found; found anew if left out.
-        isolate: cut the residual stream between blocks, too. What would enter block 0 is read
-            from a new input ``inject:embed``, block i from ``inject:blocks.{i-1}.out``, and the
-            final norm from that of the last block. The taps still show what was computed.
-        every_tap: cut at every tap that was found instead: what reads it then reads
-            ``inject:{tap}``. A copy that isolates, too.
-        beside: leave the signatures uncut, and add those that are cut, as ``isolated:{name}``:
-            one copy of the weights for both ways to run them.
+        target: the file to write.
+        located: signature → the result of ``locate_taps``; computed if left out.
+        isolate: also cut the residual stream between blocks. Block 0 reads its input from a new
+            input ``inject:embed``, block i from ``inject:blocks.{i-1}.out``, and the final norm
+            from that of the last block. The taps still show the computed values.
+        every_tap: cut at every located tap instead: what reads the tap then reads ``inject:{tap}``.
+            Such a copy also isolates the blocks.
+        beside: leave the signatures uncut and add cut ones as ``isolated:{name}``, so that one copy
+            of the weights serves both ways to run them.
 
     Returns:
-        What the copy tells about itself, also stored in it.
+        The copy's description of itself, which is also stored in the copy.
 
     Raises:
         ArtifactError: the source cannot be read.
@@ -123,7 +127,7 @@ def instrumented(
     every_tap: bool = False,
     beside: bool = False,
 ) -> tuple[Skeleton, Instrumentation]:
-    """The copy that ``instrument`` writes, without the weights.
+    """Returns the copy that ``instrument`` writes, without the weights.
 
     Args:
         source, located, isolate, every_tap, beside: as for ``instrument``.
@@ -155,7 +159,7 @@ def _add_outputs(model: Any, signature: Signature, found: Located) -> None:
     for tap, ref in found.taps.items():
         if ref.tensor not in outputs:
             outputs.append(ref.tensor)
-        # CompiledModel opens no file in which a tensor has two names; see ``by_tap``.
+        # CompiledModel cannot open a file in which a tensor has two names; see ``by_tap``.
         if ref.tensor not in named:
             named.add(ref.tensor)
             definition.outputs.append(_entry(TAP + tap, ref.tensor))
@@ -163,11 +167,11 @@ def _add_outputs(model: Any, signature: Signature, found: Located) -> None:
 
 
 def by_tap(signature: Signature, found: Located) -> dict[str, str]:
-    """Tap → the name of the output that returns it. A tensor that is two taps has one name.
+    """Returns tap → the name of its output. A tensor that is two taps has one name.
 
     Args:
-        signature: of an instrumented copy.
-        found: what it is instrumented for.
+        signature: a signature of an instrumented copy.
+        found: the taps that the copy returns.
     """
     names: dict[int, str] = {}
     for name, tensor in signature.outputs.items():
@@ -176,7 +180,7 @@ def by_tap(signature: Signature, found: Located) -> dict[str, str]:
 
 
 def _doubled(model: Any, signature: Signature) -> Signature:
-    """A second signature with a graph of its own; weights are shared, by their buffers."""
+    """Adds a second signature with its own graph; both share weights through their buffers."""
     graph = copy.deepcopy(model.subgraphs[signature.subgraph])
     definition = copy.deepcopy(model.signatureDefs[signature.position])
     name = ISOLATED + signature.name
@@ -210,7 +214,7 @@ def _cut(model: Any, signature: Signature, found: Located, points: tuple[str, ..
 
 
 def cut_points(num_blocks: int) -> tuple[str, ...]:
-    """The taps at which the residual stream is cut: what enters each block and the final norm."""
+    """Returns the taps at which to cut the residual stream: inputs of blocks and final norm."""
     return (tap_names.EMBED, *(tap_names.block(i, "out") for i in range(num_blocks)))
 
 
@@ -232,7 +236,7 @@ def _add_metadata(model: Any, data: bytes) -> None:
 
 
 def write(file: ModelFile, target: Path) -> None:
-    """Writes a file's changed object tree, its weights streamed from the file it was read from.
+    """Writes a file's changed object tree; its weights are streamed from the original file.
 
     Raises:
         OSError: the target cannot be written.
@@ -241,11 +245,11 @@ def write(file: ModelFile, target: Path) -> None:
 
 
 def skeleton_of(file: ModelFile) -> Skeleton:
-    """A file's changed object tree as a table, with where its weights go behind it."""
+    """Packs a file's changed object tree as a table, and lists where its weights go behind it."""
     model = file.model
     moved: list[tuple[Any, str, int, int]] = []  # (holder, attribute, where from, bytes)
     for index, buffer in enumerate(model.buffers):
-        # Buffers that were added have no place in the source; they are small and stay inside.
+        # Added buffers have no place in the source; they are small and stay inside the table.
         span = file.buffer_span(index) if index < file.num_buffers else None
         if span is None:
             continue
@@ -260,7 +264,7 @@ def skeleton_of(file: ModelFile) -> Skeleton:
                 span = op.largeCustomOptionsOffset, op.largeCustomOptionsSize
                 moved.append((op, "largeCustomOptionsOffset", *span))
 
-    # The table's length does not depend on the offsets it holds, as long as none is the default.
+    # The table's length does not depend on its offsets, as long as none has the default value.
     for holder, attribute, _, _ in moved:
         setattr(holder, attribute, _PLACEHOLDER)
     end = len(_pack(model))
@@ -281,3 +285,39 @@ def _pack(model: Any) -> bytes:
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
+
+
+@contextmanager
+def instrumented_copy(
+    path: Path,
+    *,
+    isolate: bool = False,
+    every_tap: bool = False,
+    beside: bool = False,
+    root: Path | None = None,
+) -> Iterator[Path]:
+    """Makes a copy of ``path`` that also returns its taps.
+
+    The cache stores a small copy as a whole. For a large file, the cache keeps only the table, and
+    the weights are appended temporarily: they need as much room as the file, and no time.
+    """
+    cuts: Any = {"isolate": isolate, "every_tap": every_tap, "beside": beside}
+    sources = entries.source_digest("litert/flatbuffer/*.py")
+    key = entries.digest(sources, entries.file_digest(path, root=root), cuts)
+    if path.stat().st_size <= LARGEST_KEPT_COPY:
+
+        def make(target: Path) -> None:
+            instrument(path, target, **cuts)
+
+        yield entries.cached("instrumented", key, ".tflite", make, root=root)
+        return
+
+    def make_table(target: Path) -> None:
+        skeleton, _ = instrumented(path, **cuts)
+        skeleton.save(target)
+
+    table = entries.cached("instrumented", key, ".safetensors", make_table, root=root)
+    with entries.working_folder(path.parent) as folder:
+        temporary = folder / path.name
+        Skeleton.load(table).assemble(path, temporary)
+        yield temporary

@@ -1,7 +1,7 @@
-"""Whether the numbers in a .tflite's tables are of things that there are.
+"""Checks that every index in a .tflite's tables is in range.
 
-The format's own verification stops at the tables' bytes: that an op's tensor exists is for the
-reader to find out, and what walks a graph may then rely on it.
+The format's own verification checks only the tables' bytes. Whether an op's tensor exists is for
+the reader to check; code that walks a graph may then rely on it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Any
 
 
 def faults(model: Any) -> Iterator[str]:
-    """What is wrong in an object tree, one line each, as it is found.
+    """Yields the faults of an object tree, one line each, as they are found.
 
     Args:
-        model: ``schema.ModelT``. Every index is looked at: of signatures, subgraphs, ops, tensors,
-            operator codes and buffers; that each tensor is made once, and before it is used.
+        model: ``schema.ModelT``. All indices are checked: those of signatures, subgraphs, ops,
+            tensors, operator codes and buffers. Each tensor must be made only once, and before it
+            is used.
     """
     graphs, buffers = model.subgraphs or (), len(model.buffers or ())
     for number, graph in enumerate(graphs):
@@ -42,7 +43,7 @@ def faults(model: Any) -> Iterator[str]:
 
 
 def _order(at: str, graph: Any, count: int) -> Iterator[str]:
-    """Ops on tensors that there are, in an order in which they can be run."""
+    """Checks that ops use existing tensors, in an order in which they can be run."""
     made: dict[int, int] = {}
     for index, op in enumerate(graph.operators or ()):
         for tensor in _indices(op.outputs):

@@ -1,7 +1,7 @@
 """Finds the standard taps in a converted graph by its topology.
 
-The KV cache writes give the blocks; attention, projections and residual merges follow from what
-depends on what. Tensor names are not used: they are the converter's business and change with it.
+The KV cache writes identify the blocks; attention, projections and residual merges follow from the
+dependencies. Tensor names are not used: the converter chooses them and may change them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from edgeverify.core import taps
 from edgeverify.litert.flatbuffer.graph import Graph, ModelFile, Op, Signature
 
-# Ops that move or copy values without changing them (a repeat of KV heads included).
+# Ops that move or copy values without changing them (including a repeat of KV heads).
 LAYOUT_OPS = frozenset(
     {
         "RESHAPE", "TRANSPOSE", "BROADCAST_TO", "TILE", "EXPAND_DIMS", "SQUEEZE", "SLICE",
@@ -29,17 +29,17 @@ _SWAP_TN = (0, 2, 1, 3)
 
 
 class NotFoundError(Exception):
-    """A tap has no counterpart in this graph; the text says why."""
+    """Raised if a tap has no counterpart in this graph; the text says why."""
 
 
 @dataclass(frozen=True)
 class TapRef:
-    """A tensor of a subgraph that holds a tap, and how to bring it to the tap's standard shape.
+    """The tensor of a subgraph that contains a tap, and how to get the tap's standard shape.
 
     Attributes:
-        tensor: its number in the subgraph.
-        view: the shape to read it with, before the axes are ordered.
-        order: the order of its axes that gives (B, T, C) or (B, T, N, H).
+        tensor: the tensor's number in the subgraph.
+        view: the shape to read the tensor with, before the axes are reordered.
+        order: the order of the view's axes that gives (B, T, C) or (B, T, N, H).
     """
 
     tensor: int
@@ -47,20 +47,21 @@ class TapRef:
     order: tuple[int, ...]
 
     def bring(self, array: np.ndarray) -> np.ndarray:
-        """The array in the tap's standard shape."""
+        """Returns the tensor's array in the tap's standard shape."""
         return array.reshape(self.view).transpose(self.order)
 
     def back(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The inverse of ``bring``: an array in the tap's standard shape as the tensor holds it."""
+        """Reverses ``bring``: returns a tap's array in the shape that the tensor has."""
         return np.ascontiguousarray(array.transpose(np.argsort(self.order)).reshape(shape))
 
 
 @dataclass
 class Located:
-    """What was found for one signature.
+    """The taps that were found in one signature.
 
     Attributes:
-        taps: tap → tensor, forward order. Inner taps only: logits and caches are outputs already.
+        taps: tap → tensor, in forward order. Only inner taps: logits and caches are already
+            outputs.
         missing: tap → why it was not found.
     """
 
@@ -73,7 +74,7 @@ def locate_taps(file: ModelFile, signature: str) -> Located:
 
     Args:
         file: a .tflite of a decoder with inputs ``tokens``, ``kv_cache_k_{i}``, ``kv_cache_v_{i}``.
-        signature: its name.
+        signature: the signature's name.
     """
     return _Locator(file.graph(signature), file.signature(signature), file.kv_layout()).run()
 
@@ -106,7 +107,7 @@ class _Locator:
         return self.found
 
     def _block(self, i: int, entry: int | None, next_norm: int | None) -> int | None:
-        """Finds the rest of block ``i``; returns the tensor that leaves it."""
+        """Finds the other taps of block ``i``; returns the block's output tensor."""
         names = ("attn.q", "attn.out", "ff_norm", "ff.out", "out")
         if next_norm is None and taps.LOGITS not in self.signature.outputs:
             self.found.missing.update({taps.block(i, name): _DEAD for name in names})
@@ -146,7 +147,7 @@ class _Locator:
         raise NotFoundError("no projection (the LM head) before the logits")
 
     def _embed(self, norms: list[int | None]) -> int:
-        """What enters block 0: the last tensor before its norm that also goes around it."""
+        """Finds block 0's input: the last tensor before its norm that also bypasses the norm."""
         norm = norms[0]
         end = next((n for n in reversed(norms) if n is not None), None)
         if norm is None or end is None or end == norm:
@@ -173,7 +174,10 @@ class _Locator:
         raise NotFoundError("no projection after the attention")
 
     def _feed_forward(self, entry: int, attn_out: int, next_norm: int) -> tuple[int, int]:
-        """(input, output) of the feed-forward: projections of this block that attention lacks."""
+        """Returns the feed-forward's (input, output).
+
+        Its projections are those of this block that are not in attention.
+        """
         attention = self.graph.ancestors(attn_out)
         inside = (self.graph.ancestors(next_norm) & self.graph.descendants(entry)) - attention
         ops = [op for op in self.graph.ops if op.outputs[0] in inside and self._projects(op)]
@@ -193,10 +197,11 @@ class _Locator:
         return inputs.pop(), outputs.pop()
 
     def _merge(self, entry: int, branch: int, end: int) -> int:
-        """The nearest tensor that all ways from ``entry`` and from ``branch`` to ``end`` share.
+        """Finds the nearest tensor on all paths from ``entry`` and from ``branch`` to ``end``.
 
         It is the lowest common ancestor in the tree of immediate post-dominators (Cooper, Harvey
-        and Kennedy, "A Simple, Fast Dominance Algorithm", 2001; one pass, as there are no loops).
+        and Kennedy, "A Simple, Fast Dominance Algorithm", 2001; one pass, because there are no
+        loops).
         """
         inside = self.graph.ancestors(end) & self.graph.descendants(entry)
         parent: dict[int, int] = {end: end}
@@ -233,9 +238,9 @@ class _Locator:
     # Helpers.
 
     def _update(self, i: int, which: str) -> Op:
-        """The op that writes block ``i``'s rows: the ``i``-th in execution order.
+        """Returns the op that writes block ``i``'s rows: the ``i``-th in execution order.
 
-        A block's rows depend on the block before it. The caches' names do not tell: a signature
+        A block's rows depend on the block before it. The caches' names cannot be used: a signature
         whose inputs are exchanged would have its blocks exchanged.
         """
         blocks = range(self.signature.num_blocks)
@@ -247,7 +252,7 @@ class _Locator:
         return written[i] if len(written) == len(found) else op
 
     def _attention(self, i: int, which: str) -> tuple[Op, set[int]]:
-        """The op that attends with block ``i``'s updated cache, and that cache's layouts."""
+        """Returns the op that attends with block ``i``'s updated cache, and the cache's layouts."""
         cache = self._update(i, which).outputs[0]
         layouts = {cache}
         for op in self.graph.forward(cache, _is_layout):
@@ -259,7 +264,7 @@ class _Locator:
                             f"nothing attends with the updated kv_cache_{which}_{i}")  # fmt: skip
 
     def _before_scale(self, tensor: int) -> int:
-        """Goes back over reshapes and the one multiplication by the constant score scale."""
+        """Walks back over reshapes and the one multiplication by the constant score scale."""
         start = tensor
         while (op := self.graph.producer.get(tensor)) is not None:
             if op.name == "RESHAPE" or (op.name == "TRANSPOSE" and self._swaps_heads(op)):
@@ -288,7 +293,7 @@ class _Locator:
         return next(t for t in op.inputs if not self.graph.is_constant(t))
 
     def _with_bias(self, tensor: int) -> int:
-        """The tensor after the addition of a constant vector, if that follows."""
+        """Returns the tensor after the addition of a constant vector, if one follows."""
         current = tensor
         while len(users := self.graph.consumers.get(current, [])) == 1:
             op = users[0]
@@ -330,10 +335,10 @@ class _Locator:
         self.found.taps[tap] = TapRef(tensor, view, order)
 
     def _heads_first(self, query: int) -> bool:
-        """Whether a query of the transposed layout is (B, N, T, H) or, the same, (1, B·K, G·T, H).
+        """Checks if a transposed layout's query is (B, N, T, H) or, equivalently, (1, B·K, G·T, H).
 
-        It enters the attention so, unless it is swapped on its way there. Shapes would not tell
-        where there are as many heads as positions.
+        It enters the attention in this form unless it is swapped on its way there. Shapes cannot
+        decide this if there are as many heads as positions.
         """
         for op in self.graph.forward(query, lambda op: op.name in ("RESHAPE", "MUL")):
             if op.name == "TRANSPOSE":

@@ -1,10 +1,10 @@
-"""How a constant of a .tflite is quantized, and the numbers that it stands for.
+"""Reads how a constant of a .tflite is quantized, and the numbers that it stands for.
 
 A quantized weight is ``(stored - zero_point) * scale`` (LiteRT's 8-bit quantization specification).
-Scales and zero points stand in the tensor's own table, one for the tensor or one for each channel;
-those of blocks stand in tensors of their own, which the table names by their number in the
-subgraph (schema.fbs, tables ``QuantizationParameters`` and ``BlockwiseQuantization``). A float16
-weight has neither: it is widened.
+Scales and zero points of a tensor, or of each channel, are in the tensor's own table. Those of
+blocks are in separate tensors, which the table names by their number in the subgraph (schema.fbs,
+tables ``QuantizationParameters`` and ``BlockwiseQuantization``). A float16 weight has neither: it
+is widened.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgeverify.litert.flatbuffer.graph import Graph, ModelFile
 
 TENSOR, CHANNEL, BLOCK = "tensor", "channel", "block"
 DTYPES = {v: k.lower() for k, v in vars(schema.TensorType).items() if isinstance(v, int)}
-# Bits of an element, by dtype, of what weights are kept as; several share a byte below eight.
+# dtype → bits of an element, for the stored dtypes; below eight, several elements share a byte.
 BITS = {
     "float64": 64,
     "float32": 32,
@@ -38,7 +38,7 @@ BITS = {
     "int2": 2,
     "bool": 8,
 }
-# Elements that are widened at a time, where all of a table need not be: 128 MiB in float64.
+# Elements that are widened at a time, if a table need not be widened whole: 128 MiB in float64.
 PIECE = 1 << 24
 _SIGNED = ("int2", "int4")
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -48,15 +48,15 @@ _BLOCKWISE = schema.QuantizationDetails.BlockwiseQuantization
 
 @dataclass(frozen=True)
 class Quantized:
-    """How a constant is quantized.
+    """Says how a constant is quantized.
 
     Attributes:
-        dtype: as it is stored: ``int8``, ``int4``, ``int2``, ``uint8``, ``int16``, ``float16``, …
-        granularity: what one scale is for: the ``tensor``, a ``channel`` or a ``block``.
-        block_size: elements of a block, along the last axis; None for the other granularities.
-        axis: the axis of the channels. Of blocks, too: their scales are (channels, blocks).
-        scales: float64: (1,), (channels,) or, of blocks, (channels, blocks). 1 for float16.
-        zero_points: int64, shaped as the scales.
+        dtype: the stored dtype: ``int8``, ``int4``, ``int2``, ``uint8``, ``int16``, ``float16``, …
+        granularity: what one scale applies to: the ``tensor``, a ``channel`` or a ``block``.
+        block_size: the elements of a block, along the last axis; None for the other granularities.
+        axis: the axis of the channels, also for blocks, whose scales are (channels, blocks).
+        scales: float64: (1,), (channels,) or, for blocks, (channels, blocks). 1 for float16.
+        zero_points: int64, with the shape of the scales.
     """
 
     dtype: str
@@ -68,9 +68,9 @@ class Quantized:
 
 
 def constant_of(graph: Graph, tensor: int) -> int:
-    """The constant behind a tensor: itself, or what a DEQUANTIZE makes it from.
+    """Returns the constant behind a tensor: the tensor itself, or the input of its DEQUANTIZE.
 
-    Files with float16 or weight-only recipes keep each weight behind such an op.
+    Files of float16 or weight-only recipes have each weight behind such an op.
     """
     op = graph.producer.get(tensor)
     while op is not None and op.name == "DEQUANTIZE":
@@ -80,12 +80,12 @@ def constant_of(graph: Graph, tensor: int) -> int:
 
 
 def read(file: ModelFile, graph: Graph, tensor: int) -> Quantized | None:
-    """How a constant is quantized; None if it is not, as a float32 weight is not.
+    """Reads how a constant is quantized; returns None if it is not, e.g. a float32 weight.
 
     Args:
         file: the .tflite.
         graph: the subgraph of the tensor.
-        tensor: a constant, or what a DEQUANTIZE makes from one.
+        tensor: a constant, or the output of a DEQUANTIZE of one.
 
     Raises:
         ArtifactError: the parameters do not fit the tensor, as in a damaged file.
@@ -106,18 +106,19 @@ def read(file: ModelFile, graph: Graph, tensor: int) -> Quantized | None:
 
 
 def values(file: ModelFile, graph: Graph, tensor: int, rows: slice = slice(None)) -> np.ndarray:
-    """The numbers that a constant stands for.
+    """Returns the numbers that a constant stands for.
 
     Args:
-        file, graph, tensor: as for ``read``; a float constant is taken, too.
-        rows: of its first axis; all if left out. A large table takes eight times its int8 bytes.
+        file, graph, tensor: as for ``read``; a float constant is also allowed.
+        rows: the rows of its first axis; all if left out. A large table takes eight times its int8
+            bytes.
 
     Returns:
         float64, in the tensor's shape.
 
     Raises:
-        ArtifactError: the tensor has no bytes of its own, or they do not fit its shape, or it is
-            of a dtype that weights do not have.
+        ArtifactError: the tensor has no bytes of its own, or they do not fit its shape, or weights
+            do not have its dtype.
     """
     tensor = constant_of(graph, tensor)
     whole = stored(file, graph, tensor)
@@ -140,16 +141,16 @@ def values(file: ModelFile, graph: Graph, tensor: int, rows: slice = slice(None)
 
 
 def pieces(shape: Sequence[int]) -> Iterator[slice]:
-    """The rows of a constant, cut into pieces of about ``PIECE`` elements."""
+    """Yields the rows of a constant, cut into pieces of about ``PIECE`` elements."""
     count = max(1, PIECE // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0] if shape else 1, count):
         yield slice(start, start + count)
 
 
 def stored(file: ModelFile, graph: Graph, tensor: int) -> np.ndarray:
-    """A constant as it is stored, unpacked to one element each, in the tensor's shape.
+    """Returns a constant as stored, unpacked to one element each, in the tensor's shape.
 
-    Of several elements in a byte, the first is in the lowest bits.
+    If several elements share a byte, the first is in the lowest bits.
 
     Returns:
         The stored dtype; int8 for int4 and int2, uint8 for uint4, float32 for bfloat16.
@@ -190,7 +191,7 @@ def _unpacked(data: np.ndarray, dtype: str, count: int) -> np.ndarray:
 
 
 def _affine(file: ModelFile, graph: Graph, tensor: int, dtype: str, found: Any) -> Quantized:
-    """One scale for the tensor, or one for each channel."""
+    """Reads one scale for the tensor, or one for each channel."""
     shape, axis = graph.shape(tensor), int(found.quantizedDimension)
     scales = np.asarray(found.scale, np.float64)
     points = found.zeroPoint
@@ -205,7 +206,7 @@ def _affine(file: ModelFile, graph: Graph, tensor: int, dtype: str, found: Any) 
 
 
 def _blockwise(file: ModelFile, graph: Graph, tensor: int, dtype: str, found: Any) -> Quantized:
-    """Scales of blocks along the last axis, in a tensor (channels, blocks) of their own."""
+    """Reads the scales of blocks along the last axis, which are in a tensor (channels, blocks)."""
     shape, size = graph.shape(tensor), int(found.blockSize)
     if len(shape) < 2 or size < 1 or shape[-1] % size:
         what = f"is quantized in blocks of {size}"
@@ -213,8 +214,8 @@ def _blockwise(file: ModelFile, graph: Graph, tensor: int, dtype: str, found: An
     grid = (math.prod(shape[:-1]), shape[-1] // size)
     scales = _beside(file, graph, tensor, found.scales, grid).astype(np.float64)
     zeros = np.zeros(grid, np.int64)
-    # The quantizer writes -1 where there are none (ai-edge-quantizer, quantize_tensor.py); 0 is
-    # the field's default, and an input of the subgraph.
+    # The quantizer writes -1 if there are none (ai-edge-quantizer, quantize_tensor.py). 0 is the
+    # field's default, and is an input of the subgraph.
     if found.zeroPoints > 0:
         zeros = _beside(file, graph, tensor, found.zeroPoints, grid).astype(np.int64)
     return Quantized(dtype, BLOCK, size, 0, scales, zeros)
@@ -223,7 +224,7 @@ def _blockwise(file: ModelFile, graph: Graph, tensor: int, dtype: str, found: An
 def _beside(
     file: ModelFile, graph: Graph, tensor: int, other: int, grid: tuple[int, int]
 ) -> np.ndarray:
-    """The tensor that holds the blocks' scales or zero points."""
+    """Returns the tensor with the blocks' scales or zero points."""
     if not 0 <= other < len(graph.raw.tensors):
         what = f"has its blocks' parameters in tensor {other}"
         raise _odd(file, graph, tensor, what, f"one of the subgraph's {len(graph.raw.tensors)}")

@@ -1,7 +1,7 @@
-"""A .tflite without its weights: a table, and where in another file the bytes behind it lie.
+"""A .tflite without its weights: a table, and where the bytes behind it are in another file.
 
-Finding the taps and packing a table takes seconds, streaming half a gigabyte of weights behind it
-a quarter of one. So what is kept of a copy of a large file is its table alone.
+Finding the taps and packing a table takes seconds. Streaming half a gigabyte of weights behind it
+takes a quarter of a second. So for a copy of a large file, the cache keeps only the table.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from safetensors.numpy import load_file, save_file
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What ``assemble`` makes a file of.
+    """The parts from which ``assemble`` makes a file.
 
     Attributes:
-        table: the flatbuffer, whose buffers lie behind it.
-        spans: (n, 3) int64: where a span begins in the file, where in the source, its bytes.
+        table: the flatbuffer; its buffers lie behind it.
+        spans: (n, 3) int64: a span's start in the file, its start in the source, its bytes.
     """
 
     table: bytes
     spans: np.ndarray
 
     def save(self, path: Path) -> None:
-        """Writes it as safetensors."""
+        """Writes the skeleton as safetensors."""
         save_file({"table": np.frombuffer(self.table, np.uint8), "spans": self.spans}, path)
 
     @classmethod
     def load(cls, path: Path) -> Skeleton:
-        """Reads what ``save`` wrote."""
+        """Reads a skeleton that ``save`` wrote."""
         arrays = load_file(path)
         return cls(arrays["table"].tobytes(), arrays["spans"])
 
     def assemble(self, source: Path, target: Path) -> None:
-        """Writes the file.
+        """Writes the whole file.
 
         Args:
-            source: the file that the spans are of.
-            target: where it goes.
+            source: the file that contains the spans.
+            target: the file to write.
 
         Raises:
             OSError: the target cannot be written, or the source ends early.
@@ -55,7 +55,7 @@ class Skeleton:
 
 
 def _copy(source: IO[bytes], target: IO[bytes], start: int, size: int) -> None:
-    """Appends a span of ``source`` to ``target``, within the kernel where that is possible."""
+    """Appends a span of ``source`` to ``target``, inside the kernel if possible."""
     target.flush()
     done = 0
     while done < size:

@@ -1,6 +1,6 @@
-"""Which constant of a .tflite is which weight, told by the graph around it.
+"""Identifies the weights among the constants of a .tflite by the graph around them.
 
-A weight is known by what it is for: the projection that makes ``attn.out``, the norm before the
+A weight is identified by its purpose: the projection that makes ``attn.out``, the norm before the
 projections, and so on (see ``flatbuffer.locate``). Tensor names are not used.
 """
 
@@ -19,7 +19,7 @@ from edgeverify.litert.flatbuffer.graph import Graph, Op
 from edgeverify.litert.flatbuffer.locate import LAYOUT_OPS
 from edgeverify.litert.flatbuffer.quantization import constant_of
 
-# What weights are stored as. An int32 constant is a shape or an index.
+# The types that weights are stored as. An int32 constant is a shape or an index.
 _STORED = frozenset(
     {
         schema.TensorType.FLOAT32,
@@ -44,14 +44,14 @@ class Weights:
 
     Attributes:
         graph: the signature's graph.
-        signature: its inputs and outputs.
-        located: its taps.
-        tensors: parameter of the Generative API → the constant's number in the subgraph. Of a
-            quantized weight that is dequantized first, it is the constant that is stored.
-        norms: parameter of a norm, without ``.weight`` → the op that norms.
+        signature: the signature's inputs and outputs.
+        located: the signature's taps.
+        tensors: parameter of the Generative API → the constant's number in the subgraph. For a
+            quantized weight that is dequantized first, it is the stored constant.
+        norms: parameter of a norm, without ``.weight`` → the op that computes the norm.
         unknown: constants that are used as weights → why their parameter is not known.
-        ends: for each block, the op that makes what leaves it.
-        untold: blocks with a projection or norm of which it is not known what it is for.
+        ends: for each block, the index of the op that makes the block's output.
+        untold: blocks with a projection or norm whose purpose is not known.
     """
 
     graph: Graph
@@ -64,9 +64,9 @@ class Weights:
     untold: set[int] = field(default_factory=set)
 
     def block_of(self, op: Op) -> int:
-        """The block that an op belongs to; the number of blocks for what follows the last."""
-        # An op of block i depends on what leaves block i - 1, and what leaves block i depends on
-        # it, so that it lies between the two in every order of execution.
+        """Returns the block that an op belongs to; the number of blocks for ops after the last."""
+        # An op of block i depends on the output of block i - 1, and the output of block i depends
+        # on the op. So the op lies between the two in every order of execution.
         return bisect_left(self.ends, op.index)
 
 
@@ -76,7 +76,7 @@ def find_weights(file: ModelFile, name: str, located: Located) -> Weights:
     Args:
         file: the .tflite.
         name: the signature.
-        located: what ``locate_taps`` found in it.
+        located: the result of ``locate_taps``.
     """
     found = Weights(file.graph(name), file.signature(name), located)
     _Finder(found).run()
@@ -134,7 +134,7 @@ class _Finder:
         return f"{at}ff.w1" if op.index == gates[0] else f"{at}ff.w3"
 
     def _roles(self, block: int) -> dict[int, str]:
-        """Op → name, of the projections that taps tell; "" where it may be any of q, k and v."""
+        """Returns op → name for projections known by taps; "" if it may be any of q, k and v."""
         roles: dict[int, str] = {}
         for tap, name in (("attn.out", "atten_func.output_projection"), ("ff.out", "ff.w2")):
             roles |= dict.fromkeys(self._before(block, tap), name)
@@ -149,7 +149,7 @@ class _Finder:
         return roles
 
     def _before(self, block: int, tap: str) -> set[int]:
-        """The projections that a tap is made by, without those before them."""
+        """Returns the projections that make a tap, without the projections before them."""
         ref = self.found.located.taps.get(taps.block(block, tap))
         if ref is None:
             return set()
@@ -158,7 +158,7 @@ class _Finder:
         return {op.index for op in made_by if is_projection(op)}
 
     def _inner(self, block: int) -> list[Op]:
-        """The projections of a block that no tap tells: into the feed-forward."""
+        """Returns a block's projections that no tap identifies: those into the feed-forward."""
         return [
             op
             for op in self.graph.ops
@@ -168,7 +168,7 @@ class _Finder:
         ]
 
     def _is_gate(self, op: Op) -> bool:
-        """Whether an activation takes the projection's output, and not a product alone."""
+        """Checks whether an activation, not only a product, takes the projection's output."""
         passes = lambda user: user.name in LAYOUT_OPS  # noqa: E731
         users = [u for u in self.graph.forward(op.outputs[0], passes) if not passes(u)]
         return any(user.name != "MUL" for user in users)
@@ -183,7 +183,7 @@ class _Finder:
                 self._name(f"{name}.{kind}" if name else "", tensor, op)
 
     def _norm_name(self, op: Op, block: int) -> str:
-        """By its place among the block's projections; "" where one that tells it was not found."""
+        """Names a norm by its place among the block's projections; "" if one is not found."""
         at = f"transformer_blocks.{block}."
         index = {name: i for i, name in self.roles[block].items()}
         out, down = index.get("atten_func.output_projection"), index.get("ff.w2")
@@ -209,7 +209,7 @@ class _Finder:
         return f"{at}post_atten_norm" if op is between[0] else f"{at}ff.pre_ff_norm"
 
     def _constants(self, inputs: tuple[int, ...]) -> Iterator[int]:
-        """The constants of more than one element among an op's inputs, as they are stored."""
+        """Yields the stored constants of more than one element among an op's inputs."""
         for tensor in inputs:
             many = math.prod(self.graph.shape(tensor)) > 1
             if many and self.graph.is_constant(tensor):

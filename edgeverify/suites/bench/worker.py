@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeverify.backends.interpreter import call, open_file
 from edgeverify.core.errors import ArtifactError, EdgeVerifyError
 from edgeverify.core.memory import peak_memory
 
@@ -69,10 +70,9 @@ class _Signature:
     """One signature, called from an empty or a given cache."""
 
     def __init__(self, interpreter: Any, path: Path, name: str) -> None:
-        from edgeverify.backends import tflite
         from edgeverify.core.case import Step
 
-        self._tflite, self._path = tflite, path
+        self._path = path
         self._runner = interpreter.get_signature_runner(name)
         self._details = self._runner.get_input_details()
         self._shapes = {n: tuple(d["shape"]) for n, d in self._details.items()}
@@ -98,9 +98,7 @@ class _Signature:
             "input_pos": np.arange(position, position + self.length, dtype=np.int32),
         }
         start = time.perf_counter()
-        outputs = self._tflite.call(
-            self._runner, self._path, self._step, inputs, self._shapes, first=first
-        )
+        outputs = call(self._runner, self._path, self._step, inputs, self._shapes, first=first)
         seconds = time.perf_counter() - start
         return {name: outputs[name] for name in outputs if name.startswith("kv_cache")}, seconds
 
@@ -149,11 +147,10 @@ def measure(job: Job) -> Sample:
 
 def _repeat(job: Job, prefill_name: str, steps: int) -> tuple[float, float, float, float]:
     """Seconds of the load, a prefill, all decode steps, and prefill and the first of them."""
-    from edgeverify.backends import tflite
 
     path = Path(job.file)
     start = time.perf_counter()
-    interpreter = tflite.open_file(path, kernel=job.kernel, num_threads=job.threads)
+    interpreter = open_file(path, kernel=job.kernel, num_threads=job.threads)
     prefill = _Signature(interpreter, path, prefill_name)
     cache, _ = prefill.call({}, 0, first=True)
     decode = _Signature(interpreter, path, DECODE) if steps else None

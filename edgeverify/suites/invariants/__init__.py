@@ -1,8 +1,8 @@
-"""Contracts of cache, RoPE, mask, padding and batch, asked for with generated inputs.
+"""Contracts of cache, RoPE, mask, padding and batch, tested with generated inputs.
 
-Each is a plain function over a *session* (``edgeverify.backends.sessions``) that the reference, the
-re-authored model and the converted file implement alike. ``examine`` lets Hypothesis drive one of
-them; ``reproduce`` asks once more for a case that failed.
+Each contract is a plain function over a *session* (``edgeverify.backends.sessions``) that the
+reference, the re-authored model and the converted file implement alike. ``examine`` lets Hypothesis
+drive one of them; ``reproduce`` tests a failed case again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["INVARIANTS", "Facts", "Invariant", "NotApplicableError", "Violation"
 def reproduce(
     model: str, invariant: str, implementation: str, *, arguments: dict[str, Any], **selectors: Any
 ) -> None:
-    """Asks for one invariant with given arguments, and says what came of it.
+    """Tests one invariant with given arguments and prints the result.
 
     Args:
         model: as on the command line.

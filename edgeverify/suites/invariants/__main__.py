@@ -1,9 +1,9 @@
-"""Asks every registered port for every invariant and keeps what was seen.
+"""Tests every invariant on every registered port and records the results.
 
 ``python -m edgeverify.suites.invariants`` writes ``measured.json`` beside this file, one row per
-port, implementation and invariant with the cases tried and the largest ratios to the floor; with
-``--table docs/invariants-table.md`` also the table of the documentation. The thresholds called
-``invariants`` are held against these rows by a test.
+port, implementation and invariant with the number of cases and the largest ratios to the floor.
+With ``--table docs/invariants-table.md``, it also writes the table of the documentation. A test
+compares the thresholds called ``invariants`` with these rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MEASURED = Path(__file__).with_name("measured.json")
 
 
 def measure(model: str, profile: str, seed: int) -> list[dict[str, Any]]:
-    """All invariants of one port at its default size, as plain rows."""
+    """Returns the results of all invariants of one port at its default size, as plain rows."""
     from edgeverify.legs.selectors import Selectors
 
     examined = examination(model, Selectors.of(profile=profile, seed=seed))
@@ -33,7 +33,7 @@ def measure(model: str, profile: str, seed: int) -> list[dict[str, Any]]:
 
 
 def row(model: str, profile: str, seed: int, result: InvariantResult) -> dict[str, Any]:
-    """What is kept of a result."""
+    """Returns the recorded fields of a result."""
     ratios = {"rms": result.rms_ratio, "row": result.row_ratio}
     return {
         "model": model,
@@ -49,7 +49,7 @@ def row(model: str, profile: str, seed: int, result: InvariantResult) -> dict[st
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Invariant × port, in each cell the cases per implementation, as Markdown."""
+    """Returns invariant × port as Markdown; each cell has the cases per implementation."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     implementations = list(dict.fromkeys(row["implementation"] for row in rows))
     cells = {(r["invariant"], r["model"], r["implementation"]): r for r in rows}

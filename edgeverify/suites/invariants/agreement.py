@@ -1,9 +1,9 @@
-"""Whether two float32 runs of one conversation are the same but for rounding.
+"""Compares two float32 runs of one conversation: they may differ only by rounding.
 
-Each of two right runs is about a floor away from the truth, so they are up to the square root of 2
-floors apart. The floor of a tap at a position is the largest that the reference shows there over a
-pool of conversations (see ``floors``), and as in ``noise`` never less than the tap's rms. The
-ratios are held to calibrated thresholds: ``invariants`` in ``thresholds.json``.
+Each of two correct runs is about one floor away from the truth, so they differ by up to the square
+root of 2 floors. The floor of a tap at a position is the largest one that the reference shows there
+over a pool of conversations (see ``floors``); as in ``noise``, it is never less than the tap's rms.
+The limits of the ratios are calibrated: ``invariants`` in ``thresholds.json``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INDEPENDENT = 2**0.5
 
 @dataclass(frozen=True)
 class Played:
-    """What a session gave for a conversation.
+    """The output of a session for a conversation.
 
     Attributes:
         logits: position → (V,) float32, for the steps that return them.
@@ -35,7 +35,7 @@ class Played:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What two runs may be apart.
+    """How far apart two runs may be.
 
     Attributes:
         floor: tap → (S,) relative L2 error allowed per position.
@@ -48,14 +48,14 @@ class Agreement:
     seen: dict[str, float] = field(default_factory=lambda: {"rms": 0.0, "row": 0.0})
 
     def require(self, got: Played, wanted: Played, what: str) -> None:
-        """Compares the caches, block by block, then the logits of the positions both have.
+        """Compares the caches block by block, then the logits of the positions that both have.
 
         Args:
             got, wanted: runs of the same tokens.
             what: begins the message, e.g. ``"one by one against one prefill"``.
 
         Raises:
-            Violation: another number of rows, a value that is not finite, or a ratio past the
+            Violation: another number of rows, a value that is not finite, or a ratio above the
                 limits; the message names tap, position and ratio.
         """
         if got.cache.keys() != wanted.cache.keys():
@@ -148,7 +148,7 @@ def require_same_logits(
 
 
 def changed_rows(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The rows, counted from 0, that are not bitwise the same."""
+    """The indices of the rows that are not bitwise the same, counted from 0."""
     if not len(wanted):
         return np.array([], np.int64)
     left, right = (np.ascontiguousarray(a).reshape(len(a), -1) for a in (got, wanted))
@@ -156,7 +156,7 @@ def changed_rows(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def require_finite(tap: str, rows: np.ndarray, array: np.ndarray, what: str) -> None:
-    """Refuses NaN and Inf, which every comparison would let through.
+    """Refuses NaN and Inf, which every comparison would accept.
 
     Raises:
         Violation: names the positions.

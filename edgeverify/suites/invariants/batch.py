@@ -35,7 +35,7 @@ def rows(
     caches = [pasts[turn] for turn in turns]
     logits, after = session.decode_batch(fed, caches)
 
-    # Another conversation in one row, of noise: all other rows stay as they are.
+    # Replace one row by another conversation, made of noise: all other rows must stay the same.
     replaced = [
         garbage(cache, seed=1, scale=1.0) if at == row else cache for at, cache in enumerate(caches)
     ]
@@ -60,7 +60,7 @@ def _require_as_alone(
     logits: np.ndarray,
     after: dict[str, np.ndarray],
 ) -> None:
-    """Holds the first row against a batch of one, in the run's own session."""
+    """Compares the first row with a batch of one, in the run's own session."""
     session = subject.session
     play(session, tokens, shortest(subject.facts, count))
     alone = {count: session.decode(tokens[count])}

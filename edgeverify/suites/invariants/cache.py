@@ -36,7 +36,7 @@ def own_rows(subject: Subject, *, tokens: Sequence[int], plan: Plan, seed: int) 
     noise = garbage(session.read_cache(), seed, 1.0)
     at = 0
     for signature, count in plan:
-        # Pads of the step before may have left the very values that are written now.
+        # The pads of the step before may have left exactly the values that are written now.
         before = session.read_cache()
         for tap, rows in before.items():
             rows[at:] = noise[tap][at:]
@@ -85,7 +85,7 @@ def rewind(
     back = tokens_of(plan)
     play(session, tokens, plan)
     kept = valid(session)
-    # Another continuation is written and given up.
+    # Write another continuation and give it up.
     mixed = [*tokens[:back], *abandoned[back:]]
     play(session, mixed, shortest(subject.facts, tokens_of(again), back), fresh=False)
     session.rewind(back)
@@ -138,7 +138,7 @@ def end(subject: Subject, *, tokens: Sequence[int], plan: Plan, past: str) -> No
 
 
 def _told(plan: Plan) -> str:
-    """``prefill_16, prefill_16 of 5, 3 x decode``."""
+    """Formats a plan as ``prefill_16, prefill_16 of 5, 3 x decode``."""
     told: list[str] = []
     decodes = 0
     for signature, count in [*plan, ("", 0)]:
@@ -155,7 +155,7 @@ def _told(plan: Plan) -> str:
 
 
 def _one_by_one(facts: Facts) -> list[dict[str, Any]]:
-    """Each signature filled, and both in a row, against one by one."""
+    """Edges that compare each filled signature, and both in a row, with decoding one by one."""
     tokens = strategies.random_tokens(facts, 0)
     counts = [*facts.lengths, min(sum(facts.lengths), facts.rows)]
     return [
@@ -169,7 +169,7 @@ def _one_by_one(facts: Facts) -> list[dict[str, Any]]:
 
 
 def _given_up(facts: Facts) -> list[dict[str, Any]]:
-    """A chunk, then a few decode steps that are given up for others."""
+    """Edges with a chunk, then a few decode steps that are given up for others."""
     first, n = facts.lengths[0], min(facts.lengths[0] + 3, facts.rows)
     return [
         {

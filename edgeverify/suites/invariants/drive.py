@@ -1,4 +1,7 @@
-"""Asks subjects for invariants: edges first, then what Hypothesis draws, shrunk where it fails."""
+"""Tests invariants on subjects: edges first, then cases that Hypothesis draws.
+
+Hypothesis shrinks a case that fails.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +26,23 @@ from edgeverify.suites.invariants.model import (
     Violation,
 )
 
-# What keeps a question from being asked; only the first makes it one that need not be.
+# Errors that prevent a test. With the first, the test is not applicable.
 NOT_ASKED = (NotApplicableError, CannotCheckError, ArtifactError, PortError)
 # Drawn examples per invariant and implementation.
 PROFILES = {"dev": 5, "ci": 10, "nightly": 200}
 # Steps of one run of the state machine: a cache of 96 rows is full after 5 to 8 of them.
 MACHINE_STEPS = 10
-# Searching for a shorter failure than the one at hand.
+# Limits of the search for a shorter failure than the current one.
 SEARCH_EXAMPLES = 100
 SEARCH_SECONDS = 20.0
 
 
 @dataclass
 class _Asked:
-    """What was asked for so far. Once something failed, a clock runs for the search for less."""
+    """The cases tested so far.
+
+    After the first failure, a clock limits the search for a shorter one.
+    """
 
     budget: float
     count: int = 0
@@ -45,9 +51,9 @@ class _Asked:
     last: tuple[Arguments, Violation] | None = None
 
     def __call__(self, arguments: Arguments, ask: Callable[[], None]) -> None:
-        """Asks, unless it is known to fail.
+        """Tests the arguments, unless they are known to fail.
 
-        When the time is up anything new counts as passed, so that the search comes to its end.
+        When the time is up, every new case counts as passed, so that the search ends.
         """
         known = self.failures.get(repr(arguments))
         if known is None:
@@ -70,9 +76,9 @@ class Question:
     Attributes:
         invariant: the contract.
         implementation: ``reference``, ``reauthored`` or ``tflite-{kernel}``.
-        subject: what it is asked of: see ``Invariant.of``.
+        subject: what is tested: see ``Invariant.of``.
         facts: of the model.
-        seed: of the drawing.
+        seed: for drawing.
     """
 
     invariant: Invariant
@@ -86,7 +92,7 @@ class Question:
         return InvariantResult(self.invariant.name, self.implementation, outcome, **more)
 
     def not_asked(self, error: Exception) -> InvariantResult:
-        """The result where asking was not possible, or makes no sense."""
+        """The result if the test was impossible or makes no sense."""
         applies = not isinstance(error, NotApplicableError)
         return self.result(UNCHECKED if applies else NOT_APPLICABLE, reason=str(error))
 
@@ -94,15 +100,15 @@ class Question:
 def examine(
     question: Question, *, profile: str = "dev", budget: float = SEARCH_SECONDS
 ) -> InvariantResult:
-    """Answers a question.
+    """Tests the invariant of a question and returns the result.
 
     Args:
-        question: what is asked.
+        question: the invariant, and what it is tested on.
         profile: how many examples are drawn: ``dev``, ``ci`` or ``nightly``.
         budget: seconds spent on finding a shorter failure.
 
     Returns:
-        The result. A violation carries the shortest arguments that were found to fail.
+        The result. A violation has the shortest failing arguments that were found.
     """
     asked = _Asked(budget)
     search = _search_scripts if question.invariant is MACHINE else _search
@@ -111,7 +117,7 @@ def examine(
             _ask(asked, question, arguments)
         search(asked, question, PROFILES[profile])
     except Violation:
-        # An edge that fails is not shrunk; a search finds a shorter case where there is one.
+        # An edge that fails is not shrunk; the search then looks for a shorter case.
         with suppress(Violation):
             search(asked, question, SEARCH_EXAMPLES)
         return _failed(asked, question)

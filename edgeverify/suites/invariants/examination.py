@@ -1,4 +1,4 @@
-"""All invariants of one model, on all of its implementations."""
+"""Tests all invariants of one model on all of its implementations."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from edgeverify.suites.invariants.subjects import Workshop
 
 @dataclass
 class Examination:
-    """One model under examination.
+    """One model under test.
 
     Attributes:
         run: what is run.
-        model: as the user named it.
+        model: the name that the user gave.
         chosen: what was selected.
     """
 
@@ -33,16 +33,17 @@ class Examination:
     chosen: Selectors = field(default_factory=Selectors)
 
     def __post_init__(self) -> None:
-        self.run.state()  # shared by every variant of the run
+        self.run.state()  # every variant of the run shares it
         with fitting_threads(self.run):
             import torch
 
-            # One more conversion for one invariant: every night.
+            # A batch needs one more conversion for a single invariant, so it is tested only every
+            # night.
             batch = 2 if self.chosen.profile == "nightly" else 1
             self._workshop = Workshop(self.run, torch.get_num_threads(), batch)
 
     def all(self) -> Iterator[InvariantResult]:
-        """Every invariant on every implementation, one implementation after another."""
+        """Yields every invariant on every implementation, one implementation after another."""
         pairs = cells(self.chosen)
         with self.run.timed("invariants", len(pairs)) as tick:
             for invariant, implementation in pairs:
@@ -50,7 +51,7 @@ class Examination:
                 tick()
 
     def examine(self, name: str, implementation: str) -> InvariantResult:
-        """One invariant on one implementation; a failure carries its reproduction."""
+        """Tests one invariant on one implementation; a failure includes its reproduction."""
         workshop, invariant = self._workshop, INVARIANTS[name]
         question = Question(invariant, implementation, None, workshop.facts, self.chosen.seed)
         with fitting_threads(self.run):
@@ -64,7 +65,7 @@ class Examination:
         return replace(result, reproduction=reproduction(result, self.model, self.chosen))
 
     def ask(self, name: str, implementation: str, arguments: Arguments) -> None:
-        """Asks once, with given arguments.
+        """Tests once, with given arguments.
 
         Raises:
             Violation: it does not hold.
@@ -75,7 +76,7 @@ class Examination:
 
 
 def reproduction(result: InvariantResult, model: str, chosen: Selectors) -> str:
-    """A command that asks for a failed invariant once more, with the same arguments."""
+    """Returns a command that tests a failed invariant again with the same arguments."""
     options = "".join(f", {name}={value!r}" for name, value in _not_default(chosen).items())
     arguments = ", ".join(f"{name}={value!r}" for name, value in result.arguments.items())
     return (
@@ -97,7 +98,7 @@ def _not_default(chosen: Selectors) -> Mapping[str, Any]:
 
 
 def examination(model: str, chosen: Selectors) -> Examination:
-    """Loads the port and its weights, so that its invariants can be asked for one by one.
+    """Loads the port and its weights, so that its invariants can be tested one by one.
 
     Raises:
         EdgeVerifyError: bad input.

@@ -1,4 +1,4 @@
-"""The floor of a conversation's rows, measured on the reference over a pool of conversations."""
+"""Noise floor of a conversation's rows, measured on the reference over a pool of conversations."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from edgeverify.core.trace import Trace
 def floor_per_position(
     model: Any, case: Case, conversations: Sequence[Sequence[int]], *, of_file: bool
 ) -> dict[str, np.ndarray]:
-    """What a right float32 implementation is off at each position, at most, over the pool.
+    """Returns the largest error of a correct float32 implementation per position, over the pool.
 
-    The reference is run at once and in steps, with RoPE's angles rounded otherwise and, for a
-    file, with its sums taken one term after another (see ``edgeverify.backends.float32``).
+    The reference runs at once and in steps, with RoPE's angles rounded differently and, for a file,
+    with its sums taken one term after another (see ``edgeverify.backends.float32``).
 
     Args:
         model: from ``backends.reference.build``.
         case: gives rows and prefill lengths.
-        conversations: token ids, each as many as the cache has rows.
+        conversations: token ids, each as long as the cache has rows.
         of_file: whether the floor is a file's.
 
     Returns:
@@ -64,7 +64,7 @@ def _one_conversation(
 def _in_steps(
     model: Any, case: Case, tokens: tuple[int, ...], whole: Case
 ) -> dict[str, np.ndarray]:
-    """Half of the conversation in chunks, the rest one by one, put together again."""
+    """Runs half of the conversation in chunks and the rest one by one, and joins the results."""
     half = len(tokens) // 2
     steps = plan_steps(tokens[:half], case.prefill_lengths, tokens[half:])
     run, _ = reference.run(model, replace(whole, steps=steps))
@@ -84,7 +84,7 @@ def _outer_taps(run: Any) -> list[str]:
 
 
 def cached_floor(key: Sequence[Any], make: Any, root: Any) -> dict[str, np.ndarray]:
-    """The table of ``make``, kept in the cache under ``key``."""
+    """Returns the table of ``make``, cached under ``key``."""
     path = entries.cached(
         "floor-per-position",
         entries.digest(*key),

@@ -1,7 +1,7 @@
-"""Random interleavings of all that a caller may do, against the Hugging Face model with its cache.
+"""Random sequences of everything a caller may do, compared with the Hugging Face model's own cache.
 
 The machine draws prefills of any signature, padded prefills, decode steps and rewinds, across the
-window and up to the last row, and holds cache and logits against the truth after each one.
+window and up to the last row. After each one, it compares cache and logits with the truth.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def follow(subject: Subject, *, script: Sequence[Op]) -> None:
 
 
 def do(subject: Subject, session: Session, truth: Session, op: Op, at: int) -> None:
-    """Does one thing on both and compares.
+    """Performs one operation on both and compares them.
 
     Raises:
         Violation: the two are further apart than rounding explains.
@@ -67,11 +67,11 @@ Perform = Callable[[list[Op], Callable[[], None]], None]
 
 
 def machine(subject: Subject, perform: Perform) -> type[RuleBasedStateMachine]:
-    """The state machine of a subject.
+    """Returns the state machine of a subject.
 
     Args:
-        subject: what is asked.
-        perform: called with the script so far and what does, and judges, its last step.
+        subject: what is tested.
+        perform: called with the script so far and a function that runs and judges its last step.
     """
     facts = subject.facts
 
@@ -108,7 +108,7 @@ def machine(subject: Subject, perform: Perform) -> type[RuleBasedStateMachine]:
         @precondition(lambda self: self.position > 0)
         @rule(data=st.data(), tokens=strategies.conversations(facts))
         def rewind(self, data: Any, tokens: tuple[int, ...]) -> None:
-            self.tokens = tokens  # what follows is another continuation
+            self.tokens = tokens  # the rest is another continuation
             self.position = data.draw(st.integers(0, self.position - 1))
             self.perform((REWIND, (self.position,)))
 
@@ -132,20 +132,20 @@ def explore(subject: Subject, settings: Any, perform: Perform, seed: int) -> Non
     """Runs the machine.
 
     Args:
-        subject: what is asked.
+        subject: what is tested.
         settings: of Hypothesis.
         perform: as for ``machine``.
-        seed: of the drawing.
+        seed: for drawing.
 
     Raises:
-        Violation: with the shortest script that was found, which ``perform`` was told last.
+        Violation: with the shortest script found, which was passed to ``perform`` last.
     """
     drawn = hypothesis.seed(seed)(machine(subject, perform))
     run_state_machine_as_test(drawn, settings=settings)
 
 
 def _to_the_end(facts: Facts) -> list[dict[str, Any]]:
-    """Every signature, a padded chunk, a rewind, and decode steps up to the last row."""
+    """Edges with every signature, a padded chunk, a rewind, and decode steps up to the last row."""
     tokens = strategies.random_tokens(facts, 4)
     script: list[Op] = []
     at = 0

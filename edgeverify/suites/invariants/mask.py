@@ -14,7 +14,7 @@ from edgeverify.suites.invariants.cache import unwritten
 from edgeverify.suites.invariants.model import FIXED, CannotCheckError, Facts, Invariant, Violation
 from edgeverify.suites.invariants.subject import DECODE, Plan, Subject, feed, play, shortest, steps
 
-# A value edit in the cache is seen through any attention weight above 1e-15, and still finite.
+# A value edited into the cache shows through any attention weight above 1e-15, and stays finite.
 EDIT = 1e8
 
 
@@ -43,8 +43,8 @@ def window(
     """Each block sees exactly the rows of its mask: the last row outside has no influence, to the
     bit, and the first one inside has.
 
-    One row of V in the block's cache is edited before a step; what the step writes in the next
-    block (or its logits, after the last) tells which positions saw it.
+    One row of V in the block's cache is edited before a step. What the step writes in the next
+    block (or its logits, after the last block) shows which positions saw the edit.
     """
     session, facts = subject.session, subject.facts
     signature, count = step
@@ -84,9 +84,9 @@ def given(subject: Subject, *, tokens: Sequence[int], plan: Plan) -> None:
 def open_rows(subject: Subject, *, tokens: Sequence[int], plan: Plan) -> None:
     """No position that is read has a fully masked row: each sees itself, and nothing is NaN.
 
-    Where the masks cannot be read (in a file), such a row shows by its results: NaN if it is masked
-    with -inf; with the large negative number that the converter writes instead, it sees all rows
-    alike, those that were not yet written, too.
+    If the masks cannot be read (in a file), a fully masked row shows in its results. A row masked
+    with -inf gives NaN. A row masked with the large negative number that the converter writes
+    instead sees all rows alike, including those that were not yet written.
     """
     session = subject.session
     session.reset()

@@ -1,4 +1,4 @@
-"""What an invariant is, what it is asked of, and what came of it."""
+"""Defines an invariant, what it is tested on, and its result."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 Arguments = Mapping[str, Any]
 KINDS = ("reference", "reauthored", "tflite")
 SESSIONS, ROTATION = "sessions", "rotation"
-# What has a cache of fixed length, pads, layouts and masks of its own.
+# The implementations that have a cache of fixed length, pads, layouts and masks of their own.
 FIXED = ("reauthored", "tflite")
 
 
 class Violation(Exception):  # noqa: N818 - the contract's word, no error of ours
-    """An invariant does not hold. The message says what was seen, where, and what is right."""
+    """An invariant does not hold; the message says what was found, where, and what is right."""
 
 
 class CannotCheckError(Exception):
-    """The invariant applies, but its subject cannot be read or reached; the message is the reason.
+    """The invariant applies, but its subject cannot be read or reached; the message says why.
 
     The result is ``unchecked``, which is never a pass.
     """
 
 
 class NotApplicableError(Exception):
-    """The invariant says nothing about this subject; the message is the reason."""
+    """The invariant does not apply to this subject; the message says why."""
 
 
 NO_ROPE = NotApplicableError("the Hugging Face model has no rotary module")
@@ -33,7 +33,7 @@ NO_ROPE = NotApplicableError("the Hugging Face model has no rotary module")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a test must know of a model to reach its edges.
+    """What a test must know about a model to reach its edges.
 
     Attributes:
         model: the port's name.
@@ -41,9 +41,8 @@ class Facts:
         vocab_size: token ids are below it.
         rows: of the KV cache.
         lengths: of the prefill signatures, ascending.
-        windows: per block, how many positions a query sees, itself included; None: all before it.
-        rotary: RoPE of the HF config; where there is none to hold anything against, the error that
-            says why.
+        windows: per block, how many positions a query sees, including itself; None: all before it.
+        rotary: RoPE of the HF config; if there is none to compare with, the error that says why.
         prefill_logits: whether prefills return logits.
     """
 
@@ -58,7 +57,7 @@ class Facts:
 
     @property
     def rope(self) -> Rotary:
-        """``rotary``, where there is one.
+        """Returns ``rotary`` if the model has one.
 
         Raises:
             NotApplicableError: the model has none.
@@ -71,13 +70,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Rotary:
-    """RoPE as the HF config has it.
+    """RoPE according to the HF config.
 
     Attributes:
         head_dim: width of a head.
-        turned: its first dimensions that are rotated, as halves (i, i + turned / 2).
+        turned: how many leading dimensions are rotated, as halves (i, i + turned / 2).
         frequencies: (turned / 2,), radians per position, computed in float64.
-        scaling: factor on cos and sin; 1 but for some scaled kinds.
+        scaling: factor on cos and sin; 1 except for some scaled kinds.
         max_positions: the model's positions.
     """
 
@@ -94,11 +93,11 @@ class Invariant:
 
     Attributes:
         name: e.g. ``cache.split``.
-        holds: called with a subject and the arguments; raises ``Violation``. Its docstring's first
-            line is the contract.
+        holds: called with a subject and the arguments; raises ``Violation``. The first line of its
+            docstring is the contract.
         arguments: facts → a Hypothesis strategy of keyword arguments.
         edges: facts → keyword arguments that are tried before any drawn ones.
-        kinds: of implementation that it says something about.
+        kinds: implementation kinds that it applies to.
         of: what ``holds`` is called with: a ``Subject`` of ``sessions``, or a ``rotation``.
     """
 
@@ -110,7 +109,7 @@ class Invariant:
     of: str = SESSIONS
 
     def is_for(self, implementation: str) -> bool:
-        """Whether it says anything about ``reference``, ``reauthored`` or ``tflite-{kernel}``."""
+        """Whether it applies to ``reference``, ``reauthored`` or ``tflite-{kernel}``."""
         return implementation.partition("-")[0] in self.kinds
 
     @property

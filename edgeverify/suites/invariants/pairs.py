@@ -1,4 +1,4 @@
-"""Which invariant is asked of which implementation; imports nothing heavy."""
+"""Which invariant is tested on which implementation; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from edgeverify.suites.invariants import INVARIANTS
 
 
 def cells(chosen: Selectors) -> list[tuple[str, str]]:
-    """The pairs of invariant and implementation that say something about each other."""
+    """The pairs of an invariant and an implementation that it applies to."""
     return [
         (name, implementation)
         for implementation in chosen.implementations

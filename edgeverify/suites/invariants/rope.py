@@ -1,8 +1,7 @@
 """The contracts of RoPE, at the level of a single rotation of q or k.
 
-What float32 may cost is measured, row by row, because it grows with the position: see
-``rope_floor``. A row is one position's heads. The limits on error over floor are those of the
-authoring leg.
+The cost of float32 is measured row by row, because it grows with the position: see ``rope_floor``.
+A row is one position's heads. The limits on error over floor are those of the authoring leg.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from edgeverify.suites.invariants.rope_floor import (
     row_norms,
 )
 
-# With u = HALF_ULP: cos and sin to one ulp are off by 2u, a product by u, a sum by u; together
-# 4u of |x1 cos| + |x2 sin| <= |x| for each element of a pair. Scaled cos and sin are rounded
-# once more, and so was the factor. Measured on the seven ports and on HF: at most 2.4u
+# With u = HALF_ULP: cos and sin to one ulp are off by 2u, a product by u, a sum by u; together 4u
+# of |x1 cos| + |x2 sin| <= |x| for each element of a pair. Scaled cos and sin are rounded once
+# more, and so was the factor. Measured on the seven ports and on HF: at most 2.4u
 # (benchmarks/rope_floor.py).
 PAIR_NORM_BOUND = 4 * 2**0.5 * HALF_ULP
 SCALED_PAIR_NORM_BOUND = 6 * 2**0.5 * HALF_ULP
@@ -51,7 +50,7 @@ def norm(
 
 
 def _judge_norms(change: np.ndarray, rotary: Rotary, where: Sequence[str]) -> None:
-    """Refuses relative changes (T, N, turned / 2) beyond what rounding explains."""
+    """Refuses relative changes (T, N, turned / 2) larger than rounding explains."""
     bound = PAIR_NORM_BOUND if rotary.scaling == 1 else SCALED_PAIR_NORM_BOUND
     if change.max() <= bound:
         return
@@ -148,9 +147,10 @@ def distance(
 def _scores(
     rotation: Rotation, block: int, q: np.ndarray, k: np.ndarray, a: np.ndarray, b: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """q at ``a`` times k at ``b``, and what rounding in the rotations makes of it, (T, N) each.
+    """The score of q at ``a`` with k at ``b``, and its rounding error, (T, N) each.
 
-    The elements' errors are independent of each other, so their squares add up.
+    The error is what rounding in the rotations makes of the score. The elements' errors are
+    independent of each other, so their squares add up.
     """
     groups = q.shape[1] // k.shape[1]
     rotated, errors = [], []
@@ -176,7 +176,7 @@ def _rotated(
     vectors: np.ndarray,
     positions: Sequence[int] | np.ndarray,
 ) -> np.ndarray:
-    """What the implementation gives, once it is known to be numbers of the right shape."""
+    """The implementation's rotated vectors, checked to be numbers of the right shape."""
     seen = rotation.rotate(which, block, vectors, np.array(positions))
     where = f"block {block}, {which}"
     if seen.shape != vectors.shape or seen.dtype != np.float32:
@@ -197,7 +197,7 @@ def _rotated(
 def _bitwise(
     seen: np.ndarray, right: np.ndarray, where: str, positions: Sequence[int], first: int
 ) -> None:
-    """Refuses (T, N, D) that are not the same numbers; ``first`` is the first dimension shown."""
+    """Refuses (T, N, D) arrays that differ bitwise; ``first`` is the first dimension shown."""
     wrong = np.argwhere(seen != right)
     if len(wrong):
         row, head, dimension = wrong[0]
@@ -215,11 +215,11 @@ def _judge(
     where: Sequence[str],
     what: str = "dimension",
 ) -> None:
-    """Holds rows against what is right, by the limits of the authoring leg.
+    """Compares rows with the expected ones, within the limits of the authoring leg.
 
     Args:
         seen, right: (T, ...).
-        floor: (T,), the error allowed of a row, absolute L2.
+        floor: (T,), the error allowed for a row, absolute L2.
         where: (T,), names the rows.
         what: names the last axis.
     """
@@ -252,7 +252,7 @@ def _refuse(
 
 
 def _pair_norms(rotary: Rotary, vectors: np.ndarray) -> np.ndarray:
-    """(T, N, turned / 2) float64."""
+    """The norm of each pair, (T, N, turned / 2) float64."""
     half = rotary.turned // 2
     wide = vectors.astype(np.float64)
     return np.hypot(wide[..., :half], wide[..., half : rotary.turned])

@@ -1,4 +1,4 @@
-"""What the contracts of RoPE are tried with: Hypothesis strategies, and the edges before them.
+"""The arguments of the RoPE contracts: Hypothesis strategies, and the edges before them.
 
 All are keyword arguments of plain ints and tuples, so that a failure can be copied; vectors come
 from a seed.
@@ -51,10 +51,10 @@ def with_origin(facts: Facts) -> Any:
 
 
 def sums(facts: Facts) -> Any:
-    """Pairs (a, b) with a + b a position of the model."""
+    """Pairs (a, b) whose sum a + b is a position of the model."""
     from hypothesis import strategies as st
 
-    # Two positions in order make a start and a step that stay within the model's positions, and
+    # Two ordered positions make a start and a step that stay within the model's positions. They
     # shrink faster than a step that is drawn for its start.
     position = st.integers(0, facts.rope.max_positions - 1)
     pair = st.tuples(position, position).map(lambda drawn: (min(drawn), max(drawn) - min(drawn)))
@@ -87,7 +87,7 @@ def _edge_positions(facts: Facts) -> list[tuple[int, ...]]:
 
 
 def edges(facts: Facts) -> Sequence[Arguments]:
-    """The first and last positions, in single rows and in eight, on every block."""
+    """The first and last positions, in single rows and in rows of eight, on every block."""
     return [
         {"which": which, "block": block, "positions": positions, "seed": 0}
         for which in ("q", "k")
@@ -97,7 +97,7 @@ def edges(facts: Facts) -> Sequence[Arguments]:
 
 
 def origin_edges(facts: Facts) -> Sequence[Arguments]:
-    """The origin alone, first, and after the model's last position."""
+    """The origin as the only position, as the first, and after the model's last position."""
     rows = ((0,), tuple(range(8)), (facts.rope.max_positions - 1, 0))
     return [{**edge, "positions": at} for edge in _first(edges(facts)) for at in rows]
 
@@ -120,7 +120,7 @@ def shift_edges(facts: Facts) -> Sequence[Arguments]:
 
 
 def _first(edges: Sequence[Arguments]) -> list[Arguments]:
-    """One edge for each q and k of each block."""
+    """One edge for each of q and k in each block."""
     return list({(edge["which"], edge["block"]): edge for edge in edges}.values())
 
 

@@ -1,8 +1,8 @@
-"""RoPE in float64, and what computing it in float32 may cost: the floor, row by row.
+"""RoPE in float64, and the cost of computing it in float32: the floor, row by row.
 
-A head's first elements are turned in pairs, element i with element i + turned / 2 (the pairing of
-GPT-NeoX, https://github.com/EleutherAI/gpt-neox, which transformers calls ``rotate_half``), by
-the angle position x frequency (RoFormer, arXiv:2104.09864, equation 34).
+A head's first elements are rotated in pairs, element i with element i + turned / 2 (the pairing of
+GPT-NeoX, https://github.com/EleutherAI/gpt-neox, which transformers calls ``rotate_half``), by the
+angle position x frequency (RoFormer, arXiv:2104.09864, equation 34).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Rotation(Protocol):
 
     @property
     def rotary(self) -> Rotary:
-        """RoPE as the HF config has it."""
+        """RoPE according to the HF config."""
 
     @property
     def reference(self) -> Rotation:
-        """Hugging Face's own rotation by the same config; itself where it is that."""
+        """Hugging Face's own rotation for the same config; the object itself if it is that one."""
 
     def heads(self, which: str, block: int) -> int:
         """Heads of ``q`` or ``k`` in a block."""
@@ -42,13 +42,13 @@ class Rotation(Protocol):
 def rotated_exactly(
     rotary: Rotary, vectors: np.ndarray, positions: np.ndarray, *, back: bool = False
 ) -> np.ndarray:
-    """The rotation in float64.
+    """Returns the rotation in float64.
 
     Args:
         rotary: pairs, frequencies and scaling.
         vectors: (T, N, H).
         positions: (T,).
-        back: undoes the rotation and its scaling instead.
+        back: undo the rotation and its scaling instead.
 
     Returns:
         (T, N, H) float64.
@@ -70,11 +70,11 @@ def _turn(rotary: Rotary, vectors: np.ndarray, cos: np.ndarray, sin: np.ndarray)
 
 @dataclass(frozen=True)
 class Floor:
-    """What float32 may cost in a rotation, measured on runs that are equally right.
+    """What float32 may cost in a rotation, measured on runs that are equally correct.
 
-    These are Hugging Face's own rotary in float32 and the formula with each angle moved by what
-    rounding costs (``_angles_rounded_otherwise``). That second run gives every position a
-    typical error of its own, so none is judged by luck and none by the floor of a far one.
+    The runs are Hugging Face's own rotary in float32 and the formula with each angle moved by the
+    cost of rounding (``_angles_rounded_otherwise``). The second run gives every position a typical
+    error of its own, so luck decides for none, and no position uses the floor of a distant one.
 
     Attributes:
         elements: (T, N, H), the largest absolute error of the runs, per element.
@@ -91,7 +91,7 @@ def floor_of(
     """Measures the floor of rotating ``vectors`` (T, N, H) to ``positions`` (T,).
 
     Raises:
-        CannotCheckError: Hugging Face's own rotary is another function than the formula.
+        CannotCheckError: Hugging Face's own rotary is a function other than the formula.
     """
     rotary, reference = rotation.rotary, rotation.reference
     exact = rotated_exactly(rotary, vectors, positions)
@@ -114,14 +114,15 @@ def floor_of(
 def _angles_rounded_otherwise(
     rotary: Rotary, vectors: np.ndarray, positions: np.ndarray
 ) -> np.ndarray:
-    """The rotation in float32, its exact angles moved by what rounding costs, as drawn.
+    """Returns the rotation in float32, with its exact angles moved by the cost of rounding.
 
-    A frequency is base ** -(2i / turned), and the angle is position x frequency. Each of the
-    three values is rounded to float32, by up to half an ulp: the exponent's rounding moves the
-    angle, relatively, by ln(frequency) half ulps (with a width that is no power of two; 7 for
-    a base of 1e4 near the last pair), the other two by one each. They are independent, so their
-    squares add up; up or down is drawn. A value that float32 holds exactly costs nothing: the
-    first frequency is 1, and so its angle is exact at every position.
+    A frequency is base ** -(2i / turned), and the angle is position x frequency. Each of these
+    three values (exponent, frequency, angle) is rounded to float32, by up to half an ulp. The
+    exponent's rounding moves the angle, relatively, by ln(frequency) half ulps (with a width that
+    is not a power of two; 7 for a base of 1e4 near the last pair), the other two by one each. They
+    are independent, so their squares add up; the direction is drawn. A value that float32
+    represents exactly costs nothing: the first frequency is 1, so its angle is exact at every
+    position.
     """
     exponents = np.arange(rotary.turned // 2) * 2 / rotary.turned
     frequencies = np.array(rotary.frequencies)
@@ -135,10 +136,10 @@ def _angles_rounded_otherwise(
 
 
 def _inexact(values: np.ndarray) -> np.ndarray:
-    """1.0 where float32 does not hold the value exactly, else 0.0."""
+    """1.0 where float32 does not represent the value exactly, else 0.0."""
     return (values != values.astype(np.float32)).astype(np.float64)
 
 
 def row_norms(rows: np.ndarray) -> np.ndarray:
-    """L2 over all but the first axis, float64."""
+    """The L2 norm over all axes but the first, float64."""
     return np.linalg.norm(rows.reshape(len(rows), -1).astype(np.float64), axis=1)

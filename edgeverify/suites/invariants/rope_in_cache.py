@@ -1,4 +1,4 @@
-"""RoPE as the cache shows it, on any implementation: the keys of the first block."""
+"""The contract of RoPE as the cache shows it, on any implementation: keys of the first block."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Implementations of RoPE to hold the contracts against: the port's own block, and Hugging Face's.
+"""RoPE implementations that the contracts test: the port's own block, and Hugging Face's.
 
-The port's is read out of its block as a black box: vectors are put in at the last module before
-RoPE and read at the attention kernels and where the cache is updated, so that whatever code stands
-in between is what is tested, a user's own class too.
+The port's RoPE is read from its block as a black box: vectors enter at the last module before RoPE
+and are read at the attention kernels and where the cache is updated. So the test covers all code in
+between, including a user's own class.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from edgeverify.suites.invariants.model import (
 if TYPE_CHECKING:
     from edgeverify_models.port import Port
 
-# Frequencies of these kinds depend on how long the conversation is: no single set is right.
+# For these kinds, the frequencies depend on the length of the conversation: no single set is right.
 BY_LENGTH = ("dynamic", "longrope")
 NORMS = {"q": "query_norm", "k": "key_norm"}
 PROJECTION = "qkv_projection"
@@ -49,12 +49,12 @@ def rotary_of(hf_config: Mapping[str, Any]) -> Rotary:
         hf_config: a ``config.json`` as a dict.
 
     Returns:
-        The facts, frequencies computed in float64.
+        The facts, with frequencies computed in float64.
 
     Raises:
         NotApplicableError: the model has no RoPE.
-        CannotCheckError: it has one per kind of layer, or one that changes
-            with the length of the conversation.
+        CannotCheckError: it has one per kind of layer, or one that changes with the length of the
+            conversation.
     """
     module = _rotary_module(hf_config)
     config = module.config
@@ -70,7 +70,7 @@ def rotary_of(hf_config: Mapping[str, Any]) -> Rotary:
 
 
 def _rotary_module(hf_config: Mapping[str, Any]) -> Any:
-    """The family's rotary module, on the CPU; the model around it is never built."""
+    """Builds the family's rotary module, on the CPU; the model around it is never built."""
     modules = meta_model(hf_config).modules()
     found = {type(m): m for m in modules if any(n.endswith("inv_freq") for n in m._buffers)}
     if not found:
@@ -108,10 +108,13 @@ class ReferenceRotation:
     def rotate(
         self, which: str, block: int, vectors: np.ndarray, positions: np.ndarray
     ) -> np.ndarray:
-        """(T, N, H) float32 and (T,) → (T, N, H) float32. Every block turns alike."""
+        """Rotates (T, N, H) float32 to positions (T,); returns (T, N, H) float32.
+
+        Every block rotates in the same way.
+        """
         x = torch.from_numpy(vectors).transpose(0, 1)[None]  # (1, N, T, H)
         cos, sin = self._module(x, torch.from_numpy(positions)[None])
-        # As PhiAttention does it: only the share that cos and sin cover is handed on.
+        # As PhiAttention does it: only the share that cos and sin cover is passed on.
         turned, passed = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
         out = torch.cat((self._apply(turned, cos, sin), passed), dim=-1)
         return out[0].transpose(0, 1).contiguous().numpy()
@@ -136,13 +139,13 @@ def _normed_between(which: str, block: int) -> CannotCheckError:
 
 @dataclass
 class _Pass:
-    """What is put into one forward pass, and what is seen of it.
+    """The inputs of one forward pass, and what is read from it.
 
     Attributes:
-        outputs: by block and name of a submodule, what replaces its output, (T, ...) float32.
+        outputs: by block and name of a submodule, the replacement of its output, (T, ...) float32.
         called: the submodules that were called.
         rotated: q at the kernel and k at the cache, (1, T, N, H).
-        block: the one that is running.
+        block: the block that is running.
     """
 
     outputs: Mapping[tuple[int, str], torch.Tensor]
@@ -158,10 +161,10 @@ class _Pass:
 class ReauthoredRotation:
     """A port's RoPE, as its blocks compute it.
 
-    The model runs on dummy tokens at the positions asked for, with masks as inputs. What enters
-    RoPE is replaced: the output of ``query_norm`` and ``key_norm`` where the block calls them,
-    else that of ``qkv_projection``, whose order of heads is found by probing. The cache is as long
-    as the step, and attention gives zeros, so any position of the model costs the same.
+    The model runs on dummy tokens at the requested positions, with masks as inputs. The input of
+    RoPE is replaced: the output of ``query_norm`` and ``key_norm`` if the block calls them,
+    otherwise that of ``qkv_projection``, whose order of heads is found by probing. The cache is as
+    long as the step, and attention returns zeros, so any position of the model costs the same.
 
     Args:
         port: the family, or a variant of it.
@@ -170,7 +173,7 @@ class ReauthoredRotation:
 
     Raises:
         PortError: the model raises.
-        CannotCheckError: a block does not pass where vectors are put in and read.
+        CannotCheckError: a block does not pass the places where vectors enter and are read.
     """
 
     def __init__(
@@ -196,14 +199,14 @@ class ReauthoredRotation:
     def rotate(
         self, which: str, block: int, vectors: np.ndarray, positions: np.ndarray
     ) -> np.ndarray:
-        """(T, N, H) float32 and (T,) → (T, N, H) of the block's own dtype.
+        """Rotates (T, N, H) float32 to positions (T,); returns (T, N, H) in the block's own dtype.
 
         Raises:
-            Violation: that is bfloat16.
+            Violation: that dtype is bfloat16.
             PortError: the model raises.
         """
         rotated = self._rotated(which, block, vectors, positions)
-        if rotated.dtype == torch.bfloat16:  # which numpy lacks
+        if rotated.dtype == torch.bfloat16:  # numpy has no bfloat16
             raise Violation(f"block {block}, {which}: rotated to bfloat16; right is float32")
         return rotated.numpy()
 
@@ -221,15 +224,15 @@ class ReauthoredRotation:
         return self._run({(block, name): output}, positions).rotated[block, which][0]
 
     def _width(self, block: int) -> int:
-        """Heads of q, k and v together: the slots of the projection's output."""
+        """The number of heads of q, k and v together: the slots of the projection's output."""
         return self.heads("q", block) + 2 * self.heads("k", block)
 
     def _probe(self) -> dict[Place, torch.Tensor | None]:
-        """For each q and k: the slots of its heads in ``qkv_projection``, or None for its norm.
+        """Returns each q's and k's head slots in ``qkv_projection``, or None for its norm.
 
-        In row t of the projection slot t stands out by a factor of 2^20, so a head is largest in
+        In row t of the projection, slot t is larger by a factor of 2^20, so a head is largest in
         the row of its own slot, whatever the rotation does to it. A head that keeps less than half
-        of that factor's digits was normed on the way.
+        of that factor's digits was normalised on the way.
         """
         blocks = range(len(self._blocks))
         rows = max(map(self._width, blocks))
@@ -277,9 +280,10 @@ class ReauthoredRotation:
             )
 
     def _require_nothing_between(self, which: str, block: int) -> None:
-        """RoPE passes on a factor; a norm after the place of entry would take it out.
+        """Checks that no norm stands between the place of entry and RoPE.
 
-        Four times the input is four times the output of RoPE, and once that of a norm.
+        RoPE passes a factor on; a norm would remove it. Four times the input gives four times the
+        output of RoPE, but only once that of a norm.
         """
         shape = (1, self.heads(which, block), self.rotary.head_dim)
         vectors = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
@@ -323,7 +327,7 @@ def _blocks(model: Any) -> list[nn.Module]:
 
 
 def _parts(block: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The submodules whose output may be what enters RoPE, with their names."""
+    """The submodules whose output may be the input of RoPE, with their names."""
     wanted = (PROJECTION, *NORMS.values())
     named = ((path.rsplit(".", 1)[-1], module) for path, module in block.named_modules())
     return [(name, module) for name, module in named if name in wanted]
@@ -333,7 +337,7 @@ def _parts(block: nn.Module) -> list[tuple[str, nn.Module]]:
 def _inserted(
     blocks: list[nn.Module], parts: list[list[tuple[str, nn.Module]]], seen: _Pass
 ) -> Iterator[None]:
-    """Replaces what enters RoPE, and reads what leaves it."""
+    """Replaces the input of RoPE, and reads its output."""
 
     def update(cache: Any, input_pos: Any, k: torch.Tensor, v: torch.Tensor, *_: Any) -> Any:
         seen.see("k", k)

@@ -1,7 +1,7 @@
-"""Hypothesis strategies for what invariants are asked with, at and around every edge.
+"""Hypothesis strategies for the arguments of invariants, at and around every edge.
 
-All arguments are ints, floats, strings and tuples, so that what Hypothesis has shrunk can be
-printed, copied and run again.
+All arguments are ints, floats, strings and tuples, so that the result of Hypothesis' shrinking can
+be printed, copied and run again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from edgeverify.suites.invariants.model import Facts, NotApplicableError
 from edgeverify.suites.invariants.subject import DECODE
 
-# Finite values in unwritten rows: ordinary ones up to those whose products with q are still finite.
+# Finite values in unwritten rows: from ordinary ones to those whose products with q are still
+# finite.
 GARBAGE = (1.0, 1e-30, 1e10, 1e30)
 Strategy = st.SearchStrategy[dict[str, Any]]
 
@@ -115,7 +116,7 @@ def repeated_token(draw: Callable[..., Any], facts: Facts) -> dict[str, Any]:
 
 @st.composite
 def padded_plan_and_seed(draw: Callable[..., Any], facts: Facts) -> dict[str, Any]:
-    """As ``padded_plan``, with the seed of what stands in the cache before."""
+    """As ``padded_plan``, with the seed of the values that are in the cache before."""
     return {**draw(padded_plan(facts)), "seed": draw(st.integers(0, 99))}
 
 
@@ -173,7 +174,7 @@ def changed_token(draw: Callable[..., Any], facts: Facts) -> dict[str, Any]:
 
 
 def watchable(facts: Facts, block: int) -> list[str]:
-    """The signatures that show what a block saw: the next block's cache, or logits, does."""
+    """The signatures that show what a block saw, by the next block's cache or by logits."""
     prefills = [f"prefill_{n}" for n in facts.lengths]
     shown = block + 1 < facts.num_blocks or facts.prefill_logits
     return [DECODE, *(prefills if shown else [])]
@@ -181,7 +182,7 @@ def watchable(facts: Facts, block: int) -> list[str]:
 
 @st.composite
 def edited_row(draw: Callable[..., Any], facts: Facts) -> dict[str, Any]:
-    """A block, a step after some past, and a row of that past near the edge of what is seen."""
+    """A block, a step after some past, and a row of that past near the edge of the visible rows."""
     block = draw(st.integers(0, facts.num_blocks - 1))
     signature = draw(st.sampled_from(watchable(facts, block)))
     length = 1 if signature == DECODE else int(signature.removeprefix("prefill_"))
@@ -204,7 +205,7 @@ def edited_row(draw: Callable[..., Any], facts: Facts) -> dict[str, Any]:
 
 @st.composite
 def padded_chunk(draw: Callable[..., Any], facts: Facts) -> dict[str, Any]:
-    """A chunk that leaves room in its signature, what fills it, and tokens that follow."""
+    """A chunk that leaves room in its signature, its pads, and tokens that follow."""
     longer = [n for n in facts.lengths if n > 1]
     if not longer:
         raise NotApplicableError("no prefill takes more than one token, so none has pads")

@@ -1,8 +1,9 @@
-"""What an invariant is asked of: sessions of one implementation, and how a script is played.
+"""The subject of an invariant: sessions of one implementation, and how a script is played.
 
-A *plan* says how a conversation is cut into steps: ``(("prefill_16", 16), ("prefill_16", 5),
-("decode", 1))`` fills a signature, pads one with 11 tokens, and decodes one. The token at each
-position comes from the conversation, so that every plan of n tokens feeds the same ones.
+A *plan* says how a conversation is cut into steps:
+``(("prefill_16", 16), ("prefill_16", 5), ("decode", 1))`` fills a signature, pads one with 11
+tokens, and decodes one. The token at each position comes from the conversation, so every plan of n
+tokens feeds the same ones.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ class Subject:
     Attributes:
         implementation: ``reference``, ``reauthored`` or ``tflite-{kernel}``.
         facts: of the model.
-        agreement: what two of its runs may be apart.
+        agreement: how far apart two of its runs may be.
         sessions: makes, or finds, the session of a variant: keyword arguments ``kv_layout``,
-            ``mask_as_input`` and ``batch``; those left out are the run's own.
+            ``mask_as_input`` and ``batch``; omitted ones take the run's own values.
         truth: makes a session of the Hugging Face model.
     """
 
@@ -86,11 +87,11 @@ def play(
     """Plays a plan.
 
     Args:
-        session: is left at the plan's end.
+        session: it is left at the plan's end.
         tokens: the conversation: the id at each position, the plan's end included.
         plan: the steps.
-        pads: fill chunks that are too short.
-        fresh: begin with an empty cache; otherwise go on from where the session is.
+        pads: tokens that fill chunks that are too short.
+        fresh: begin with an empty cache; otherwise continue from where the session is.
         before: called before each step with signature, position and number of tokens.
 
     Returns:
@@ -121,7 +122,7 @@ def shortest(facts: Facts, count: int, start: int = 0) -> tuple[tuple[str, int],
 
 
 def garbage(cache: Mapping[str, np.ndarray], seed: int, scale: float) -> dict[str, np.ndarray]:
-    """A cache of the same shapes full of finite noise: normal deviates times ``scale``."""
+    """A cache of the same shapes, full of finite noise: normal deviates times ``scale``."""
     rng = np.random.default_rng(seed)
     return {
         tap: (rng.standard_normal(rows.shape) * scale).astype(np.float32)

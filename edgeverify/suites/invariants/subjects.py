@@ -38,11 +38,11 @@ REFERENCE, REAUTHORED, TFLITE = "reference", "reauthored", "tflite"
 
 @dataclass
 class Workshop:
-    """The models and files of one run, each made when it is first asked for.
+    """The models and files of one run, each made on first use.
 
     Attributes:
         run: the run.
-        num_threads: of the interpreters.
+        num_threads: for the interpreters.
         decode_batch: of the files that are made for the invariants of a batch; 1 for none.
     """
 
@@ -52,7 +52,7 @@ class Workshop:
     _made: dict[Any, Any] = field(default_factory=dict)
 
     def asked(self, invariant: Invariant, implementation: str) -> Any:
-        """What an invariant is asked of: a rotation, or the subject with its sessions.
+        """Returns what an invariant is tested on: a rotation, or the subject with its sessions.
 
         Raises:
             NotApplicableError: the model has no RoPE, or the port's cannot be reached.
@@ -93,14 +93,14 @@ class Workshop:
         )
 
     def _batch_of_file(self, implementation: str, case: Case) -> int:
-        # On PyTorch any signature takes a batch. The transposed layout has none to convert: see
+        # On PyTorch, any signature takes a batch. The transposed layout cannot convert one: see
         # tests/backends/test_runtime_edges.py.
         file = implementation.startswith(TFLITE) and case.kv_layout == "default"
         return self.decode_batch if file else 1
 
     @property
     def facts(self) -> Facts:
-        """What the HF config and the case say."""
+        """The facts that the HF config and the case state."""
         return self._once("facts", lambda: facts_of(self.run.hf_config, self.run.case))
 
     def _session(self, implementation: str, case: Case) -> Session:
@@ -144,7 +144,7 @@ class Workshop:
 
 
 def facts_of(hf_config: Mapping[str, Any], case: Case) -> Facts:
-    """What the tests must know, read from the HF config by transformers' own class."""
+    """Returns what the tests must know, read from the HF config by transformers' own class."""
     config = reference_config(hf_config)
     try:
         rotary: Rotary | Exception = rotary_of(hf_config)
@@ -163,10 +163,10 @@ def facts_of(hf_config: Mapping[str, Any], case: Case) -> Facts:
 
 
 def windows_of(config: Any) -> tuple[int | None, ...]:
-    """Per block the sliding window, None where it sees all earlier positions.
+    """Returns the sliding window per block, None if the block sees all earlier positions.
 
-    As in transformers: ``layer_types`` says which layers slide; without it all do if the config has
-    a ``sliding_window`` at all.
+    As in transformers: ``layer_types`` says which layers slide; without it, all slide if the config
+    has a ``sliding_window`` at all.
     """
     blocks, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
     if not window or getattr(config, "use_sliding_window", True) is False:

@@ -82,7 +82,7 @@ def _checked(page: Path, model: str, chosen: Selectors, golden: str | None) -> d
     from edgeverify.report.files import write_atomically
     from edgeverify.suites.check import verify
 
-    # See edgeverify.cli.launch.check.
+    # See edgeverify.cli.frame.
     gc.freeze()
     held: dict[str, Any] = {} if golden is None else {"golden": Path(golden)}
     report = verify(model, **chosen.arguments(), **held)

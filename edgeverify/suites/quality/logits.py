@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeverify.backends import tflite
+from edgeverify.backends.interpreter import call, check_room, open_fitting, runner_of
 from edgeverify.core import taps
 from edgeverify.core.case import Case, Step
 from edgeverify.core.errors import ArtifactError
@@ -105,12 +105,12 @@ def score_file(
             another vocabulary.
     """
     length = case.prefill_lengths[0]
-    interpreter = tflite.open_fitting(path, kernel=case.kernel, num_threads=num_threads)
+    interpreter = open_fitting(path, kernel=case.kernel, num_threads=num_threads)
     steps = [_step(window, length) for window in windows]
-    runner = tflite.runner_of(interpreter, path, steps[0].signature)
+    runner = runner_of(interpreter, path, steps[0].signature)
     details = runner.get_input_details()
     shapes = {name: tuple(item["shape"]) for name, item in details.items()}
-    tflite.check_room(path, case, steps[0], shapes)
+    check_room(path, case, steps[0], shapes)
     empty = {name: np.zeros(s, np.float32) for name, s in shapes.items() if "kv_cache" in name}
     parts: list[Positions] = []
     seconds: list[float] = []
@@ -125,7 +125,7 @@ def score_file(
                 **masks,
             }
             start = time.perf_counter()
-            outputs = tflite.call(runner, path, step, inputs, shapes, first=not parts)
+            outputs = call(runner, path, step, inputs, shapes, first=not parts)
             seconds.append(time.perf_counter() - start)
             count = len(window.targets)
             own = _logits(outputs, path, reference.shape[1])[:count]

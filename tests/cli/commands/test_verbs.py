@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from edgeverify.cli import launch
 from edgeverify.cli.main import main
 from edgeverify.core.results import FAIL, PASS, UNCHECKED
+from edgeverify.suites.bench import run as bench_module
 from edgeverify.suites.bench.run import Bench
 from edgeverify.suites.bench.run import Row as BenchRow
 from edgeverify.suites.quality.gate import Condition, Gates
@@ -26,26 +28,32 @@ def evaluation(outcome: str) -> Evaluation:
 
 
 class Calls:
-    """Stands in for the two functions of ``launch``."""
+    """Stands in for the modules that evaluate and that measure."""
 
     def __init__(self) -> None:
         self.given: dict[str, Any] = {}
         self.outcome = PASS
 
-    def evaluate(self, model: str, chosen: Any, **given: Any) -> Evaluation:
-        self.given = {"model": model, "chosen": chosen, **given}
+    Asked = SimpleNamespace
+
+    def evaluate(self, model: str, chosen: Any, asked: Any, **given: Any) -> Evaluation:
+        self.given = {"model": model, "chosen": chosen, **vars(asked), **given}
         return evaluation(self.outcome)
 
-    def bench(self, subject: Any, chosen: Any, kernels: Any, **given: Any) -> Bench:
-        self.given = {"subject": subject, "chosen": chosen, "kernels": kernels, **given}
+    def bench_model(self, subject: Any, chosen: Any, kernels: Any, **given: Any) -> Bench:
+        return self.bench_file(subject, kernels, chosen=chosen, **given)
+
+    def bench_file(self, subject: Any, kernels: Any, **given: Any) -> Bench:
+        self.given = {"subject": subject, "kernels": kernels, **given}
         return Bench("x", 1, 5, (BenchRow("float32", "xnnpack", self.outcome),), {})
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     found = Calls()
-    monkeypatch.setattr(launch, "evaluate", found.evaluate)
-    monkeypatch.setattr(launch, "bench", found.bench)
+    monkeypatch.setitem(sys.modules, "edgeverify.suites.quality.run", found)
+    for name in ("bench_model", "bench_file"):
+        monkeypatch.setattr(bench_module, name, getattr(found, name))
     return found
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgeverify.backends import runtimes, tflite
+from edgeverify.backends.interpreter import open_file
 from edgeverify.core.compare import Baseline
 from edgeverify.core.leg import RUNTIME, Leg
 from edgeverify.core.results import FAIL, PASS
@@ -90,7 +91,7 @@ class _Late:
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> str:
     def opened(path: Path, **options: Any) -> _Late:
-        return _Late(tflite.open_file(path, **options))
+        return _Late(open_file(path, **options))
 
     monkeypatch.setattr(runtimes, "OPENERS", {**runtimes.OPENERS, "late": opened})
     return "late"

@@ -1,10 +1,10 @@
-"""The leg ``runtime:litert_lm``: whether LiteRT-LM uses a right file rightly.
+"""The leg ``runtime:litert_lm``: checks whether LiteRT-LM uses a correct file correctly.
 
-The engine is held against two things. What it feeds (token ids, start token, chat template) and
-where it stops are held against the checkpoint's tokenizer and configs. What it computes is held
-against the LiteRT interpreter's results of the same file, so that it is not charged with what is
-wrong in the file. Where an answer differs, the ways of use that could have led to it are tried on
-the interpreter, and the one that gives the engine's answer is named.
+The engine is compared with two things. What it feeds (token ids, start token, chat template) and
+where it stops are compared with the checkpoint's tokenizer and configs. What it computes is
+compared with the LiteRT interpreter's results of the same file, so that the engine is not blamed
+for what is wrong in the file. If an answer differs, the possible wrong ways of use are tried on the
+interpreter, and the one that gives the engine's answer is named.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One check of what the engine does, and what to do about a failure."""
+"""The result of one check of the engine, and advice for a failure."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Seen:
-    """One check.
+    """The result of one check.
 
     Attributes:
         name: a key of ``ADVICE``.
         outcome: ``pass``, ``fail`` or ``unchecked``.
-        reason: why, or what there is to tell of a pass.
-        finding: what a person is to be told beside the reason, or "".
+        reason: why, or a remark on a pass.
+        finding: what a person should read besides the reason, or "".
     """
 
     name: str
@@ -38,7 +38,7 @@ class Seen:
 
 
 def failed(name: str, reason: str) -> Seen:
-    """A failure, and what to do about it."""
+    """Returns a failure with advice on what to do about it."""
     return Seen(name, FAIL, reason, f"{name}: {ADVICE[name]}")
 
 
@@ -49,7 +49,7 @@ def some(ids: Sequence[int], start: int) -> str:
 
 
 def engine_feed(answers: Answers, wanted: Wanted) -> tuple[int, ...]:
-    """What the engine feeds for the prompt, by its own account."""
+    """The tokens that the engine feeds for the prompt, according to its own answers."""
     start = () if answers.start is None else (answers.start,)
     return (*start, *answers.ids[-2])
 

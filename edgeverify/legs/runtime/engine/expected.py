@@ -1,4 +1,4 @@
-"""What a right use of a model is, by the checkpoint's own tokenizer."""
+"""How a model should be used, according to the checkpoint's own tokenizer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgeverify.backends.litert_lm import Questions
 from edgeverify.litert.bundle.writer import Usage, chat_template, rendered
 
 MESSAGE = "What is the capital of France?"
-# Unicode beyond one byte, runs of spaces, line ends, digits, and nothing but a space.
+# Unicode beyond one byte, runs of spaces, line ends, digits, and a text of only a space.
 TEXTS = (
     "The quick brown fox, 12345.",
     "naïve café 日本語 🙂",
@@ -22,7 +22,7 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a right use of the model is, by the checkpoint's own tokenizer.
+    """How the model should be used, according to the checkpoint's own tokenizer.
 
     Attributes:
         texts: and ``ids``, their token ids without special tokens.
@@ -47,25 +47,25 @@ class Wanted:
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
-        """Of the prompt, without its start token. It is the last text but one."""
+        """Ids of the prompt without its start token. The prompt is the second-to-last text."""
         return self.ids[-2]
 
     @property
     def target_ids(self) -> tuple[int, ...]:
-        """Of the target, which is the last text."""
+        """Ids of the target, which is the last text."""
         return self.ids[-1]
 
     def questions(self, steps: int) -> Questions:
-        """What the engine is to be asked."""
+        """The questions for the engine."""
         return Questions(self.texts, self.prompt, steps, self.target, self.message)
 
 
 def wanted_of(tokenizer: Any, usage: Usage, prompt: Sequence[int], target: Sequence[int]) -> Wanted:
-    """What a right use is, of a prompt and what is scored after it.
+    """Returns how a prompt, and the target that is scored after it, should be used.
 
     Args:
-        tokenizer: of transformers.
-        usage: of the checkpoint, from ``bundle.usage_of``.
+        tokenizer: transformers' tokenizer.
+        usage: of the checkpoint, from ``edgeverify.litert.bundle.writer.usage_of``.
         prompt, target: token ids, special tokens included.
     """
 

@@ -1,4 +1,4 @@
-"""The leg: every check of what the engine said, one tap each."""
+"""The leg of LiteRT-LM: every check of the engine's answers, one tap each."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ STEP = "litert_lm"
 
 @dataclass(frozen=True)
 class Floors:
-    """How far logits of two right runs of a file may be apart, relative, in any row.
+    """How far the logits of two correct runs of a file may be apart, relative, in any row.
 
     Attributes:
-        floating: where activations stay in float32.
-        rounded: with what the rounding of activations costs, of a file that rounds them: a value
-            on the edge may go either way, and all behind it follows. It is taken only where
-            float32 rounding does not explain what the engine says.
+        floating: if activations stay in float32.
+        rounded: the same with the cost of rounding activations, for a file that rounds them: a
+            value on the edge may go either way, and everything behind it follows. It is used only
+            if float32 rounding does not explain the engine's answer.
     """
 
     floating: float
@@ -38,18 +38,18 @@ def engine_leg(
     steps: int,
     leg: Leg,
 ) -> tuple[LegResult, tuple[Finding, ...]]:
-    """Judges what the engine said.
+    """Judges the engine's answers.
 
     Args:
         answers: from ``backends.litert_lm.ask``.
-        wanted: what is right.
+        wanted: the expected answers.
         session: the same file in the LiteRT interpreter.
-        floors: how far logits of two right runs of the file may be apart.
-        steps: tokens of the continuation that was asked for.
+        floors: how far the logits of two correct runs of the file may be apart.
+        steps: requested tokens of the continuation.
         leg: what is judged.
 
     Returns:
-        The leg, one tap per check, and one finding for each that is no plain pass.
+        The leg, one tap per check, and one finding for each check that is not a plain pass.
     """
     limits, name = thresholds(leg.kind), str(leg)
     allowed = numbers.Allowed(floors.floating, limits.row)

@@ -1,4 +1,4 @@
-"""What the engine computes, beside the LiteRT interpreter's results of the same file."""
+"""Compares what the engine computes with the LiteRT interpreter's results of the same file."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ LOOSELY = "by what rounding activations costs"
 
 @dataclass(frozen=True)
 class Allowed:
-    """What rounding explains of two logits, or of a log-probability.
+    """The difference between two logits, or of a log-probability, that rounding explains.
 
-    Measured on the seven tiny ports: the engine's log-probabilities are at most 1.3e-6 from those
-    of the interpreter's logits, and 0.035 of what is allowed; a fed token that is not the
-    prompt's moves them by 1000 times as much as is allowed.
+    Measured on the seven tiny ports: the engine's log-probabilities differ by at most 1.3e-6 from
+    those of the interpreter's logits, which is 0.035 of what is allowed. Feeding a token that is
+    not the prompt's moves them by 1000 times as much as is allowed.
     """
 
     floor: float
     ratio: float
 
     def gap(self, logits: np.ndarray) -> float:
-        """How far rounding moves two logits of a row, (V,), apart."""
+        """How far apart rounding moves two logits of a row, (V,)."""
         return noise.explained_gap(logits, self.floor, self.ratio)
 
 
@@ -43,17 +43,17 @@ def greedy(
     steps: int,
     loosely: Allowed | None = None,
 ) -> Seen:
-    """The engine continues as the file does; where not, the other feed that explains it.
+    """Checks that the engine continues as the file does; if not, names the feed that explains it.
 
-    A token that differs is no failure where its logit is as near to the file's choice as rounding
+    A different token is not a failure if its logit is as near to the file's choice as rounding
     explains (as in ``noise.greedy_mismatch``); what follows it cannot be compared.
 
     Args:
-        answers, wanted, session: the engine's, the right ones, the file.
+        answers, wanted, session: the engine's answers, the expected ones, the file.
         allowed: what float32 rounding explains.
-        steps: tokens that were asked for.
-        loosely: what the rounding of activations explains, in a file that rounds them. It is asked
-            last, since a wrong feed may be within it.
+        steps: requested tokens.
+        loosely: what the rounding of activations explains, in a file that rounds them. It is tried
+            last, because it may also cover a wrong feed.
     """
     tokens, rows = continuation(session, wanted.fed, steps)
     agreed = _agreement(answers, wanted, tokens, rows, allowed)
@@ -76,7 +76,7 @@ def greedy(
 
 
 def _other_feeds(answers: Answers, wanted: Wanted) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Wrong ways to feed the prompt that are no fault of the graph."""
+    """Wrong ways to feed the prompt that are not the graph's fault."""
     plain = wanted.prompt_ids
     right = wanted.fed[: len(wanted.fed) - len(plain)]
     if right:
@@ -92,7 +92,7 @@ def _other_feeds(answers: Answers, wanted: Wanted) -> Iterator[tuple[str, tuple[
 def _agreement(
     answers: Answers, wanted: Wanted, tokens: list[int], rows: np.ndarray, allowed: Allowed
 ) -> str | None:
-    """A remark on how the engine's text is the file's, or None where it is not."""
+    """A remark on how the engine's text agrees with the file's, or None if it does not."""
     stops = {stop[0] for stop in answers.stops if len(stop) == 1}
     end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
     texts = {wanted.decode(tokens[:end]), wanted.decode(tokens[: end + 1])}
@@ -118,7 +118,7 @@ def _common(text: str, wanted: Wanted, tokens: Sequence[int]) -> int:
 
 
 def _begins(text: str, beginning: str) -> bool:
-    """``text`` begins so, but for the bytes of a character that is not whole yet."""
+    """Whether ``text`` starts with ``beginning``, ignoring the bytes of an incomplete character."""
     return text.startswith(beginning.rstrip("\N{REPLACEMENT CHARACTER}"))
 
 
@@ -129,11 +129,12 @@ def scores(
     allowed: Allowed,
     loosely: Allowed | None = None,
 ) -> Seen:
-    """The target's log-probabilities are those of the file's logits.
+    """Checks that the target's log-probabilities are those of the file's logits.
 
     LiteRT-LM 0.18.1 scores from another position than it generates from (its issue 3561). That is
-    the engine's own and leaves the file and its answers alone, so it is told and not failed, if the
-    scores are the file's once the interpreter takes the same step. Arguments as for ``greedy``.
+    the engine's own fault and affects neither the file nor its answers. So it is reported and does
+    not fail, if the scores are the file's once the interpreter takes the same step. The arguments
+    are those of ``greedy``.
     """
     fed, target = engine_feed(answers, wanted), wanted.target_ids
     if answers.ids[-1] != target or len(answers.scores) != len(target):
@@ -144,8 +145,8 @@ def scores(
     off = _furthest(answers.scores, plain, target, allowed)
     if off is None:
         return Seen("scores", PASS)
-    # LiteRT-LM issue 3561: after a prefill, scoring steps back twice, so that the prompt's last
-    # token is fed once more in the place of the one before it.
+    # LiteRT-LM issue 3561: after a prefill, scoring steps back twice, so the prompt's last token is
+    # fed once more in the place of the token before it.
     back = follow(session, fed, [fed[-1], *target[:-1]], rewind=2)[1:] if len(fed) > 1 else plain
     told = (
         "text scoring feeds the prompt's last token once more, one position early (LiteRT-LM "
@@ -156,7 +157,7 @@ def scores(
         return stepped
     if loosely is None:
         return failed("scores", off)
-    # Both may be within what the rounding of activations explains; then the nearer one is it.
+    # The rounding of activations may explain both; then the nearer one is taken.
     nearer = min((plain, back), key=lambda rows: _excess(answers.scores, rows, target).max())
     if _furthest(answers.scores, nearer, target, loosely) is not None:
         return failed("scores", off)
@@ -166,7 +167,7 @@ def scores(
 def _furthest(
     scores: Sequence[float], rows: np.ndarray, target: Sequence[int], allowed: Allowed
 ) -> str | None:
-    """The score that is furthest off, told, or None where all are explained by rounding."""
+    """Describes the score that is furthest off, or returns None if rounding explains all."""
     right = _right(rows, target)
     excess = _excess(scores, rows, target)
     permitted = np.array([allowed.gap(row) for row in rows])
@@ -190,6 +191,6 @@ def _excess(scores: Sequence[float], rows: np.ndarray, target: Sequence[int]) ->
 
 
 def log_probability(logits: np.ndarray, token: int) -> float:
-    """Of one token; logits (V,), the sum in float64."""
+    """Log-probability of one token; logits (V,), the sum in float64."""
     shifted = logits.astype(np.float64) - float(logits.max())
     return float(shifted[token] - np.log(np.exp(shifted).sum()))

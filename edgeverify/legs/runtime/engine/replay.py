@@ -22,12 +22,12 @@ def continuation(session: Session, fed: Sequence[int], steps: int) -> tuple[list
 def follow(
     session: Session, fed: Sequence[int], tokens: Sequence[int], *, rewind: int = 0
 ) -> np.ndarray:
-    """Logits after the prompt and after each further token, (1 + tokens, V).
+    """Returns the logits after the prompt and after each further token, (1 + tokens, V).
 
     Args:
         session: a file.
         fed: the prompt.
-        tokens: what follows.
+        tokens: the tokens that follow.
         rewind: how many positions to step back after the prompt.
     """
     rows = [_prompted(session, fed)]
@@ -36,9 +36,9 @@ def follow(
 
 
 def _prompted(session: Session, fed: Sequence[int]) -> np.ndarray:
-    """Feeds a prompt into an empty cache; the logits of its last token, (V,).
+    """Feeds a prompt into an empty cache and returns the logits of its last token, (V,).
 
-    Its last token is decoded, as the engine does: not every file's prefill returns logits.
+    The last token is decoded, as the engine does, because not every file's prefill returns logits.
     """
     session.reset()
     pending = list(fed[:-1])

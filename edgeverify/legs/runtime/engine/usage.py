@@ -1,4 +1,4 @@
-"""What the engine feeds and where it stops, beside what the checkpoint's tokenizer says."""
+"""Compares what the engine feeds and where it stops with the checkpoint's tokenizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgeverify.legs.runtime.engine.expected import Wanted
 
 
 def tokenizer(answers: Answers, wanted: Wanted) -> Seen:
-    """Every text has the token ids that the checkpoint's tokenizer gives it."""
+    """Checks that every text has the token ids that the checkpoint's tokenizer gives it."""
     for text, given, right in zip(wanted.texts, answers.ids, wanted.ids, strict=True):
         if given != right:
             at = next(
@@ -25,7 +25,7 @@ def tokenizer(answers: Answers, wanted: Wanted) -> Seen:
 
 
 def cache_length(answers: Answers, wanted: Wanted) -> Seen:
-    """The engine takes the lesser of what the file says and the cache's rows."""
+    """Checks that the engine takes the smaller of the file's stated length and the cache's rows."""
     told = f"the file says {answers.rows} tokens, its KV cache has {wanted.usage.rows} rows"
     if answers.rows > wanted.usage.rows:
         return failed("cache_length", told)
@@ -33,7 +33,7 @@ def cache_length(answers: Answers, wanted: Wanted) -> Seen:
 
 
 def start_token(answers: Answers, wanted: Wanted) -> Seen:
-    """A prompt is fed with the start token before it that a right use has, once."""
+    """Checks that the engine feeds the expected start token before a prompt, once."""
     given = engine_feed(answers, wanted)
     told = f"{len(given)} tokens" if given else "nothing"
     if answers.fed != len(given):
@@ -51,10 +51,10 @@ def start_token(answers: Answers, wanted: Wanted) -> Seen:
 
 
 def stop_tokens(answers: Answers, wanted: Wanted) -> Seen:
-    """An answer ends at every stop token of the checkpoint, and nowhere else."""
+    """Checks that an answer ends at every stop token of the checkpoint, and nowhere else."""
     given, right = set(answers.stops), {(token,) for token in wanted.usage.stops}
     missing = [stop[0] for stop in sorted(right - given)]
-    # A sequence that ends with a right stop token ends an answer where it would end anyway.
+    # A sequence that ends with an expected stop token ends an answer where it would end anyway.
     extra = [stop for stop in sorted(given) if (stop[-1:]) not in right]
     if not (missing or extra):
         return Seen("stop_tokens", PASS)
@@ -66,7 +66,10 @@ def stop_tokens(answers: Answers, wanted: Wanted) -> Seen:
 
 
 def chat_template(answers: Answers, wanted: Wanted) -> Seen:
-    """A user's message is fed as transformers' chat template puts it, start token included."""
+    """Checks that a user's message is fed as transformers' chat template puts it.
+
+    The start token is included.
+    """
     if wanted.chat is None:
         return Seen("chat_template", PASS, "the tokenizer has none")
     if answers.rendered is None:
