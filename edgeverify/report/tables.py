@@ -23,7 +23,7 @@ def padded(rows: Sequence[Row], right: Container[int] = (), indent: str = "") ->
         right: indices of the columns that end, not begin, at the same place.
         indent: put before each line.
     """
-    from rich.cells import cell_len  # a tenth of what importing rich.table takes
+    from rich.cells import cell_len  # 15 ms; rich.table takes 100
 
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = []
