@@ -176,8 +176,14 @@ def test_nothing_imports_the_front_ends() -> None:
     assert offences(files(*EVERYTHING, "benchmarks/**/*.py"), fronts) == []
 
 
-# Modules that draw on a terminal use rich, which is a core dependency.
-DRAWING = ("terminal.py", "progress.py", "inspection.py")
+# What draws on a terminal uses rich, what makes a page Jinja2; both are core dependencies.
+RENDERERS = {
+    "terminal.py": "rich",
+    "progress.py": "rich",
+    "inspection.py": "rich",
+    "tables.py": "rich",
+    "parts.py": "jinja2",
+}
 
 
 def test_core_and_report_use_the_standard_library_numpy_and_safetensors() -> None:
@@ -188,7 +194,7 @@ def test_core_and_report_use_the_standard_library_numpy_and_safetensors() -> Non
         for path in paths
         for line, module in imports(path)
         if not is_within(module, STANDARD | {"numpy", "safetensors", "edgeverify"})
-        and not (module.startswith("rich.") and path.name in DRAWING)
+        and module.partition(".")[0] != RENDERERS.get(path.name)
     ]
     assert foreign == []
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from edgeverify.core.errors import NoRoomError
 from edgeverify.core.memory import available_memory, resident_memory
+from edgeverify.core.units import shown
 from edgeverify.litert.flatbuffer import ModelFile
 
 # What a run needs besides its weights: the activations of a signature, caches and outputs.
@@ -67,12 +68,12 @@ class Packing:
         return enough and self.disk <= self.disk_room
 
     def __str__(self) -> str:
-        room = "" if self.room is None else f" of {_gib(self.room)}"
+        room = "" if self.room is None else f" of {shown(self.room)}"
         if self.in_memory:
-            return f"XNNPACK packs the weights in memory: {_gib(self.memory + self.file)}{room}"
+            return f"XNNPACK packs the weights in memory: {shown(self.memory + self.file)}{room}"
         return (
             f"XNNPACK packs the weights in a file, once: in memory, once for each signature, they "
-            f"would take {_gib(self.memory)} beside the file's {_gib(self.file)}{room}"
+            f"would take {shown(self.memory)} beside the file's {shown(self.file)}{room}"
         )
 
 
@@ -92,11 +93,11 @@ def choose_packing(path: Path, budget: int | None = None, *, own: bool = False) 
     chosen = replace(chosen, prefer_disk=own and chosen.file >= LARGE)
     if not chosen.fits:
         raise NoRoomError(
-            f"XNNPACK packs its weights, about {_gib(chosen.memory)} in memory or "
-            f"{_gib(chosen.disk)} on the disk",
+            f"XNNPACK packs its weights, about {shown(chosen.memory)} in memory or "
+            f"{shown(chosen.disk)} on the disk",
             where=path,
-            expected=f"at most the {_gib(chosen.room or 0)} of memory or the "
-            f"{_gib(chosen.disk_room)} of the disk that can be taken",
+            expected=f"at most the {shown(chosen.room or 0)} of memory or the "
+            f"{shown(chosen.disk_room)} of the disk that can be taken",
             fix="free some of either, or take --kernel builtin, which reads the weights in place",
         )
     return chosen
@@ -130,12 +131,8 @@ def require_memory(path: Path) -> None:
     # The system reclaims the pages of the file itself when memory is short.
     if chosen.room is not None and chosen.memory > chosen.room:
         raise NoRoomError(
-            f"XNNPACK packs its weights once for each signature, about {_gib(chosen.memory)}",
+            f"XNNPACK packs its weights once for each signature, about {shown(chosen.memory)}",
             where=path,
-            expected=f"at most the {_gib(chosen.room)} of memory that are available",
+            expected=f"at most the {shown(chosen.room)} of memory that are available",
             fix="take fewer --prefill, or --kernel builtin, which reads the weights in place",
         )
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"

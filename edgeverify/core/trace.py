@@ -7,7 +7,6 @@ on disk.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.numpy import save_file
 from edgeverify.core.errors import TraceError
 from edgeverify.core.store.growing_rows import GrowingRows, joined, parted
 from edgeverify.core.store.mapped import map_file, spilled
+from edgeverify.core.whole_file import whole_file
 
 FORMAT = "edgeverify-trace-1"
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
@@ -69,7 +69,6 @@ class Trace:
     def save(self, path: Path) -> None:
         """Writes the trace atomically: a killed run leaves no half file under ``path``."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         held, shared = parted(self.arrays)
         metadata = {
             "format": FORMAT,
@@ -78,12 +77,9 @@ class Trace:
             "unavailable": json.dumps(self.unavailable),
             "shared": json.dumps(shared),
         }
-        try:
-            arrays = {key: np.ascontiguousarray(value) for key, value in held.items()}
+        arrays = {key: np.ascontiguousarray(value) for key, value in held.items()}
+        with whole_file(path) as temporary:
             save_file(arrays, temporary, metadata=metadata)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path, *, mapped: bool = False) -> Trace:

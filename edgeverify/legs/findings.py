@@ -30,7 +30,7 @@ from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
 from edgeverify.legs.run import Run
 from edgeverify.report.advice import hint
-from edgeverify.report.words import LISTED
+from edgeverify.report.words import listed
 
 
 def report_of(
@@ -81,14 +81,13 @@ def _audit_findings(audit: AuditResult, legs: Mapping[str, LegResult]) -> list[F
     seen = [check for check in audit.odd if check.outcome == audit.outcome]
     of_recipe = Leg.of(audit.name).kind == QUANTIZATION
     of_file = all(check.where.startswith("file") for check in seen) or audit.name == SIGNATURES
-    told = "; ".join(str(check) for check in seen[:LISTED])
-    more = f"; and {len(seen) - LISTED} more" if len(seen) > LISTED else ""
+    told = "; ".join(listed([str(check) for check in seen]))
     suffix = ".unchecked" if audit.outcome == UNCHECKED else ""
     outcomes = {name: leg.outcome for name, leg in legs.items()}
     inherited = outcomes.get("authoring") == FAIL and outcomes.get("conversion") == PASS
     leg = "conversion" if of_file and not inherited else "authoring"
     leg = audit.name if of_recipe else leg
-    return [Finding(f"audit.{audit.name}{suffix}", leg, "", told + more)]
+    return [Finding(f"audit.{audit.name}{suffix}", leg, "", told)]
 
 
 def _findings(leg: LegResult) -> list[Finding]:

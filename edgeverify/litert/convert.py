@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from edgeverify.core.case import Case
 from edgeverify.core.errors import ArtifactError
 from edgeverify.core.progress import Progress
 from edgeverify.core.quiet import quiet
+from edgeverify.core.store import entries
 from edgeverify.litert.flatbuffer import ModelFile
 
 # A file consists of its float32 weights and a table: 0.5 MB for 12 blocks and two signatures.
@@ -93,14 +93,7 @@ def _require_room(model: nn.Module, case: Case, path: Path) -> None:
     """
     # A tied table is counted once, because it is stored once.
     needed = sum(p.numel() * 4 for p in model.parameters()) + TABLE_BYTES
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise ArtifactError(
-            f"the disk is full: {free / 2**20:.0f} MB are free",
-            where=path.parent,
-            expected=f"{needed / 2**20:.0f} MB for the .tflite of {case.model} {case.size}",
-            fix="free some space, or set EDGEVERIFY_CACHE to a directory on a larger disk",
-        )
+    entries.require_room(path.parent, needed, f"for the .tflite of {case.model} {case.size}")
 
 
 def _convert(exportable: nn.Module, model_config: Any, case: Case, path: Path) -> None:

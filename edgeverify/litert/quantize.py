@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     pass
 
-import shutil
 from collections import Counter
 from pathlib import Path
 
 from edgeverify.core.errors import ArtifactError, RecipeError
 from edgeverify.core.quiet import quiet
 from edgeverify.core.store import entries
+from edgeverify.core.units import shown
 from edgeverify.litert.flatbuffer import ModelFile
 from edgeverify.litert.recipes import FLOAT32, NAMED, Recipe
 
@@ -60,7 +60,7 @@ def quantized(path: Path, recipe: Recipe, *, cache: Path | None = None) -> Path:
 def _quantize(path: Path, recipe: Recipe, target: Path) -> None:
     from ai_edge_quantizer.quantizer import Quantizer
 
-    _require_room(path, target)
+    entries.require_room(target.parent, path.stat().st_size, "as much as the float file takes")
     try:
         with quiet(show=False), weights_cast_once():
             worker = Quantizer(str(path), [dict(rule) for rule in recipe.rules])
@@ -72,7 +72,7 @@ def _quantize(path: Path, recipe: Recipe, target: Path) -> None:
         raise ArtifactError(
             "there is not enough memory to quantize it",
             where=path,
-            expected=f"about three times its {path.stat().st_size / 2**30:.1f} GB",
+            expected=f"about three times its {shown(path.stat().st_size)}",
             fix="close other programs",
         ) from error
     except Exception as error:
@@ -104,17 +104,6 @@ def _same_dtypes(one: Path, other: Path) -> bool:
 
 def _asks_for_nothing(recipe: Recipe) -> bool:
     return all(rule.get("algorithm_key") == "no_quantize" for rule in recipe.rules)
-
-
-def _require_room(path: Path, target: Path) -> None:
-    needed, free = path.stat().st_size, shutil.disk_usage(target.parent).free
-    if free < needed:
-        raise ArtifactError(
-            f"the disk is full: {free / 2**20:.0f} MB are free",
-            where=target.parent,
-            expected=f"{needed / 2**20:.0f} MB, what the float file takes",
-            fix="free some space, or set EDGEVERIFY_CACHE to a directory on a larger disk",
-        )
 
 
 @contextmanager

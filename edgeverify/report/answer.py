@@ -26,9 +26,10 @@ from edgeverify.report.cause import CODE, OPERATOR, Cause
 from edgeverify.report.causes import named_causes
 from edgeverify.report.next_step import Advice, advice
 from edgeverify.report.places import blocks_of, compact
-from edgeverify.report.words import case_facts, number
+from edgeverify.report.words import case_facts, left_out, listed, number
 
 MOST_CAUSES, MOST_OPEN = 3, 2
+SEE = ": see -v"
 UNEXPLAINED = ".unexplained"
 # Relative errors that rounding to a narrow format makes of values that are otherwise right: the
 # unit of bfloat16 is 2^-8, that of float16 2^-11; rms over rows is a quarter to all of it, and a
@@ -121,8 +122,7 @@ def _cause_lines(causes: Sequence[Cause]) -> tuple[str, ...]:
         told = causes[0].text, causes[0].detail, _witnesses(causes[0])
         return tuple(line for line in told if line)
     lines = [f"{cause.text} · {' and '.join(_seen(cause))}" for cause in causes[:MOST_CAUSES]]
-    more = len(causes) - MOST_CAUSES
-    return (*lines, *([f"and {more} more: see -v"] if more > 0 else []))
+    return (*lines, *left_out(len(causes), MOST_CAUSES, SEE))
 
 
 def _witnesses(cause: Cause) -> str:
@@ -154,7 +154,7 @@ def _left_open(report: Report, causes: Sequence[Cause]) -> list[str]:
     charged = {cause.leg for cause in causes} | {finding.leg for finding in unexplained}
     told += [f"not named: what is wrong in {leg.name}"
              for leg in _failed(report) if leg.name not in charged]  # fmt: skip
-    return told[:MOST_OPEN] + ([f"and {len(told) - MOST_OPEN} more"] if told[MOST_OPEN:] else [])
+    return listed(told, MOST_OPEN)
 
 
 def _blocks(leg: LegResult) -> set[int]:
@@ -220,13 +220,12 @@ def _not_checked(report: Report) -> tuple[str, ...]:
     )
     reasons |= {golden.lines[0]: None for golden in report.goldens if golden.outcome == UNCHECKED}
     told = [reason for reason in reasons if reason] or ["nothing was compared"]
-    more = len(told) - MOST_CAUSES
     some = any(part.outcome == PASS for part in parts_of(report))
     return (
         *(["no fault was found, but not everything could be checked"] if some else []),
         told[0] if some else f"not checked: {told[0]}",
         *told[1:MOST_CAUSES],
-        *([f"and {more} more: see -v"] if more > 0 else []),
+        *left_out(len(told), MOST_CAUSES, SEE),
     )
 
 

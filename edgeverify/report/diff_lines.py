@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edgeverify.report.words import plural
+from edgeverify.report.tables import padded
+from edgeverify.report.words import left_out, plural
 
 if TYPE_CHECKING:
     from edgeverify.report.diff import Change
@@ -20,16 +21,8 @@ def lines(changes: Sequence[Change]) -> list[str]:
     """A sentence, then the table; regressions first."""
     worse = sum(change.kind == "worse" for change in changes)
     told = [f"{plural(worse, 'regression')} among {plural(len(changes), 'difference')}"]
-    rows = [HEAD, *(
-        (MARKS[c.kind], c.place or "–", c.what, c.before, c.after) for c in changes[:LISTED]
-    )]  # fmt: skip
+    rows = [HEAD]
+    rows += [(MARKS[c.kind], c.place or "–", c.what, c.before, c.after) for c in changes[:LISTED]]
     if not changes:
         return ["no difference"]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
-    told += [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    if len(changes) > LISTED:
-        told.append(f"and {len(changes) - LISTED} more")
-    return told
+    return [*told, *padded(rows), *left_out(len(changes), LISTED)]

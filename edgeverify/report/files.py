@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgeverify.core.errors import UsageError
 from edgeverify.core.results import Report
+from edgeverify.core.whole_file import whole_file
 
 if TYPE_CHECKING:
     from edgeverify.report.series import Entry
@@ -68,9 +69,5 @@ def write_reports(report: Report, paths: Mapping[str, Path], earlier: Sequence[E
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes ``text`` so that ``path`` is either what it was or the whole new file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgeverify.report.tables import titled
+from edgeverify.report.words import listed
+
 _BLOCK = re.compile(r"^transformer_blocks\.(\d+)\.(.+)$")
 _CACHE = re.compile(r"^kv_cache_[kv]_(\d+)$")
 _OPS_SHOWN = 8
@@ -57,7 +60,7 @@ def _print_container(container: Mapping[str, Any], console: Console) -> None:
     console.print(f"  {'tokenizer':<14}{container['tokenizer'] or 'none'}")
     for key, value in container["metadata"].items():
         console.print(Text(f"  {key:<{_KEY_WIDTH}}{_short(_plain(value))}"))
-    table = _table("sections", "section", "from byte", "size", "said of it")
+    table = titled("sections", ("section", "from byte", "size", "said of it"), right=(1, 2))
     for section in container["sections"]:
         items = ", ".join(f"{key} {value}" for key, value in section["items"].items())
         table.add_row(section["kind"], str(section["start"]), size(section["bytes"]), items)
@@ -113,7 +116,7 @@ def _summary(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _signatures(model: Mapping[str, Any], verbose: bool) -> Table:
-    table = _table("signatures", "signature", "", "tensor", "dtype", "shape")
+    table = titled("signatures", ("signature", "", "tensor", "dtype", "shape"))
     for signature in model["signatures"]:
         first = signature["name"]
         for side in ("inputs", "outputs"):
@@ -144,7 +147,8 @@ def _tensors(tensors: Iterable[Mapping[str, Any]], verbose: bool) -> list[tuple[
 
 
 def _weights(model: Mapping[str, Any], verbose: bool) -> Table:
-    table = _table("weights", "parameter", "blocks", "dtype", "scales", "shape", "size")
+    heads = ("parameter", "blocks", "dtype", "scales", "shape", "size")
+    table = titled("weights", heads, right=(5,))
     grouped: dict[tuple[str, ...], list[tuple[int | None, int]]] = {}
     buffers: set[int] = set()
     for weight in model["weights"]:
@@ -183,20 +187,10 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 
 def _ops(model: Mapping[str, Any], verbose: bool) -> Table:
-    table = _table("ops", "signature", "ops", "kinds")
+    table = titled("ops", ("signature", "ops", "kinds"), right=(1,))
     for name, ops in model["ops"].items():
         counted = Counter(ops).most_common()
-        shown = counted if verbose else counted[:_OPS_SHOWN]
-        kinds = ", ".join(f"{count} {op}" for op, count in shown)
-        if len(counted) > len(shown):
-            kinds += f", and {len(counted) - len(shown)} more kinds"
-        table.add_row(Text(name), str(sum(ops.values())), kinds)
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        right = column in ("size", "ops", "from byte")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+        most = len(counted) if verbose else _OPS_SHOWN
+        kinds = listed([f"{count} {op}" for op, count in counted], most, " kinds")
+        table.add_row(Text(name), str(sum(ops.values())), ", ".join(kinds))
     return table

@@ -10,6 +10,7 @@ from typing import Any
 from edgeverify.core.results import PASS
 from edgeverify.report.read import flat
 from edgeverify.report.series import NIGHTLY, Entry, measured
+from edgeverify.report.tables import padded
 from edgeverify.report.words import number, plural
 
 
@@ -28,11 +29,7 @@ def lines(entries: Sequence[Entry]) -> list[str]:
         rows.append(_night(entry))
         rows += _odd(entry, before)
         before = entry.cases
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    return padded(rows)
 
 
 def _row(time: str, name: str, told: Mapping[str, Any]) -> tuple[str, str, str, str]:

@@ -20,7 +20,7 @@ from edgeverify.core.results import (
 )
 from edgeverify.report.answer import answer_of
 from edgeverify.report.answer_text import body_lines
-from edgeverify.report.words import LISTED, audit_lines, counts, leg_lines, tap_line
+from edgeverify.report.words import audit_lines, counts, leg_lines, listed, tap_line
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,7 @@ def step_text(leg: LegResult, result: StepResult, findings: Iterable[Finding] = 
     odd = [tap for tap in result.taps if tap.outcome in (FAIL, UNCHECKED)]
     if odd:
         lines.append("taps of this step:")
-        lines += [f"  {tap_line(tap, leg.threshold)}" for tap in odd[:LISTED]]
-        if len(odd) > LISTED:
-            lines.append(f"  and {len(odd) - LISTED} more")
+        lines += [f"  {line}" for line in listed([tap_line(tap, leg.threshold) for tap in odd])]
     if result.taps:
         lines.append(counts(result.taps))
     return "\n".join(lines)

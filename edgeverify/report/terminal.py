@@ -17,6 +17,7 @@ from edgeverify.core.results import (
 )
 from edgeverify.report.answer import answer_of
 from edgeverify.report.answer_text import MARKS, WIDTH, answer_lines, outcome_lines
+from edgeverify.report.tables import titled
 from edgeverify.report.words import (
     audit_lines,
     case_line,
@@ -140,16 +141,9 @@ def _print_indented(console: Console, head: Text, line: str) -> None:
 
 def _tap_table(leg: LegResult) -> Table:
     allowed = f"allowed {number(leg.threshold.get('rms'))}, row {number(leg.threshold.get('row'))}"
-    table = Table(
-        title=f"{leg.name}: {leg.outcome} · {plural(len(leg.taps), 'tap')} · {allowed}",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    table.add_column("tap", no_wrap=True)
-    for heading in ("error", "floor", "ratio", "row", "isolated"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("outcome", overflow="fold")
+    title = f"{leg.name}: {leg.outcome} · {plural(len(leg.taps), 'tap')} · {allowed}"
+    heads = ("tap", "error", "floor", "ratio", "row", "isolated", "outcome")
+    table = titled(title, heads, range(1, 6), whole=range(6))
     for tap in leg.taps:
         outcome = Text(tap.outcome, style=STYLES[tap.outcome] if tap.outcome != PASS else "green")
         if tap.reason:
@@ -168,11 +162,9 @@ def _tap_table(leg: LegResult) -> Table:
 
 def _invariants_table(report: Report) -> Table:
     """Invariant × implementation: how many cases passed, or the outcome."""
-    table = Table(title="invariants: cases", title_justify="left", box=None, pad_edge=False)
-    table.add_column("invariant", no_wrap=True)
     columns = list(dict.fromkeys(result.implementation for result in report.invariants))
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+    every = range(1 + len(columns))
+    table = titled("invariants: cases", ("invariant", *columns), every[1:], whole=every)
     cells = invariant_cells(report.invariants)
     for name in dict.fromkeys(result.invariant for result in report.invariants):
         table.add_row(name, *(cells.get((name, column), "–") for column in columns))

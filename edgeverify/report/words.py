@@ -97,6 +97,16 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def listed(texts: Sequence[str], most: int = LISTED, of: str = "") -> list[str]:
+    """The first few, then ``and 3 more`` where there are more, with ``of`` right after it."""
+    return [*texts[:most], *left_out(len(texts), most, of)]
+
+
+def left_out(count: int, most: int, of: str = "") -> list[str]:
+    """``and 3 more`` where ``most`` are listed of ``count``; nothing where that is all."""
+    return [f"and {count - most} more{of}"] if count > most else []
+
+
 def counts(taps: Iterable[TapResult]) -> str:
     """``412 taps compared: 410 pass, 2 fail, 0 unchecked``."""
     found = Counter(tap.outcome for tap in taps)
@@ -174,9 +184,7 @@ def leg_lines(leg: LegResult, findings: Iterable[Finding] = ()) -> list[str]:
         if outcome == FAIL and leg.first_divergence is not None:
             continue
         odd = [tap for tap in leg.taps if tap.outcome == outcome]
-        lines += [tap_line(tap, leg.threshold) for tap in odd[:LISTED]]
-        if len(odd) > LISTED:
-            lines.append(f"and {len(odd) - LISTED} more {outcome}")
+        lines += listed([tap_line(tap, leg.threshold) for tap in odd], of=f" {outcome}")
     lines += leg.notes
     worst = worst_line(leg)
     moved = [attribution_line(leg.attribution)] if leg.attribution else []
@@ -257,8 +265,6 @@ def loose_findings(report: Report) -> list[Finding]:
 
 def audit_lines(audit: AuditResult) -> list[str]:
     """What a person wants to know of one audit: what is wrong, then how much was compared."""
-    told = [str(check) for check in audit.odd[:LISTED]]
-    if len(audit.odd) > LISTED:
-        told.append(f"and {len(audit.odd) - LISTED} more")
+    told = listed([str(check) for check in audit.odd])
     compared = ", ".join(f"{count} {outcome}" for outcome, count in audit.counts.items())
     return [*told, " · ".join([compared or "nothing was compared", *audit.notes])]

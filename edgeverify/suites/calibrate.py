@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +22,9 @@ from edgeverify.core.case import KERNELS, KV_LAYOUTS
 from edgeverify.core.compare import MIN_ROWS_FOR_RMS
 from edgeverify.core.leg import QUANTIZATION, Leg
 from edgeverify.core.results import PASS, LegResult
-from edgeverify.core.store.entries import versions
+from edgeverify.core.store.entries import environment
 from edgeverify.litert.recipes import NAMED
+from edgeverify.report.tables import piped
 from edgeverify_models import CATALOGUE
 
 CALIBRATION = Path(__file__).with_name("calibration.json")
@@ -203,43 +203,37 @@ def load_runs(path: Path = CALIBRATION) -> list[CleanRun]:
 def table(runs: Sequence[CleanRun]) -> str:
     """The table of docs/measurements.md: each port's largest ratios over its clean runs."""
 
-    def largest(chosen: Sequence[CleanRun]) -> str:
-        rms, row = max(r.rms for r in chosen), max(r.row for r in chosen)
-        alone = max(r.isolated_rms for r in chosen), max(r.isolated_row for r in chosen)
-        return f"{rms:.2f} / {row:.2f} | {alone[0]:.2f} / {alone[1]:.2f}"
-
-    lines = [
-        "| port | runs | authoring: rms / row | block by block | conversion: rms / row "
-        "| block by block |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = ("authoring: rms / row", "block by block", "conversion: rms / row", "block by block")
+    rows: list[tuple[str, ...]] = [("port", "runs", *heads)]
     for model in dict.fromkeys(run.model for run in runs):
         legs = [
             [r for r in runs if r.model == model and r.leg == leg]
             for leg in ("authoring", "conversion")
         ]
         of_model = [run for leg in legs for run in leg]
-        cells = " | ".join(largest(leg) for leg in legs)
-        lines.append(f"| `{model}` | {len(of_model)} | {cells} |")
-    return "\n".join(lines)
+        cells = [cell for leg in legs for cell in _largest(leg)]
+        rows.append((f"`{model}`", str(len(of_model)), *cells))
+    return "\n".join(piped(rows))
 
 
 def quantization_table(runs: Sequence[CleanRun]) -> str:
     """The largest ratios of each recipe and kernel over all ports (Markdown)."""
-    lines = [
-        "| recipe | kernel | runs | whole: rms / row | block by block: rms / row |",
-        "|---|---|---|---|---|",
-    ]
+    rows = [("recipe", "kernel", "runs", "whole: rms / row", "block by block: rms / row")]
     found: dict[tuple[str, str], list[CleanRun]] = {}
     for run in runs:
         leg = Leg.of(run.leg)
         if leg.kind == QUANTIZATION:
             found.setdefault((leg.recipe, run.kernel), []).append(run)
     for (recipe, kernel), some in sorted(found.items()):
-        whole = f"{max(r.rms for r in some):.2f} / {max(r.row for r in some):.2f}"
-        alone = f"{max(r.isolated_rms for r in some):.2f} / {max(r.isolated_row for r in some):.2f}"
-        lines.append(f"| `{recipe}` | {kernel} | {len(some)} | {whole} | {alone} |")
-    return "\n".join(lines)
+        rows.append((f"`{recipe}`", kernel, str(len(some)), *_largest(some)))
+    return "\n".join(piped(rows))
+
+
+def _largest(runs: Sequence[CleanRun]) -> tuple[str, str]:
+    """The largest ratios, rms and row, of the run as a whole and of the one block by block."""
+    whole = f"{max(r.rms for r in runs):.2f} / {max(r.row for r in runs):.2f}"
+    alone = f"{max(r.isolated_rms for r in runs):.2f} / {max(r.isolated_row for r in runs):.2f}"
+    return whole, alone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -294,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     limits = derive(rows)
     document = {
         "command": f"python -m edgeverify.suites.calibrate --seeds {options.seeds}",
-        "environment": {**versions(), "machine": platform.machine()},
+        "environment": environment(),
         "thresholds": limits,
         "runs": [asdict(row) for row in rows],
     }

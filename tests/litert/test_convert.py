@@ -89,11 +89,12 @@ def test_a_disk_without_room_is_refused_before_the_conversion(
 ) -> None:
     model = converted("tinyllama", "default").model
     usage = SimpleNamespace(free=10 * 2**20)
-    monkeypatch.setattr("edgeverify.litert.convert.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("edgeverify.core.store.entries.shutil.disk_usage", lambda _: usage)
     monkeypatch.setattr(
         "edgeverify.litert.convert._convert", lambda *_: pytest.fail("it was begun")
     )
-    with pytest.raises(ArtifactError, match=r"the disk is full: 10 MB are free; expected \d+ MB"):
+    words = r"the disk is full: 10 MiB are free; expected \S+ MiB for"
+    with pytest.raises(ArtifactError, match=words):
         convert(model, case_of(), tmp_path / "x.tflite")
 
 

@@ -111,10 +111,10 @@ def test_the_job_summary_has_legs_and_findings(
 ) -> None:
     path = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))
-    summary.append({"a|b": report("fail").to_dict(), "c": report().to_dict()})
+    summary.append(summary.markdown({"a|b": report("fail").to_dict(), "c": report().to_dict()}))
     text = path.read_text(encoding="utf-8")
     assert "1 of 2 reports passed" in text
-    assert "| a\\|b | **all** | ❌ fail | | |" in text
+    assert "| a\\|b | **all** | ❌ fail |  |  |" in text
     assert "Look at the key projection." in text
 
 
@@ -127,7 +127,7 @@ def test_the_job_summary_has_the_answer(report: Callable[..., Report]) -> None:
         "- cause: not named; the error: relative error 7e-06, near float32's own rounding",
         "- where: authoring (Hugging Face → port): attn.k of block 1; first at "
         "prefill.0/blocks.1.attn.k: error 71.0 times float32 noise (allowed 1.50)",
-        "- next: look in my_port.py at the key projection, then: "
+        "- next: look in my\\_port.py at the key projection, then: "
         "`edgeverify check my_port.py:PORT`",
     ]
     assert "Look at" not in text

@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 
-from edgeverify.core.results import Report
+from conftest import make_leg
+from edgeverify.core.results import GoldenChange, GoldenResult, InvariantResult, Report
 from edgeverify.report import json as json_report
 from edgeverify.report.html import render
 from edgeverify.report.html.heat import SCALE, colour
@@ -98,6 +100,20 @@ def test_everything_foreign_is_escaped(report: Callable[..., Report]) -> None:
     evil = "<script>alert('\"1\"')</script>"
     made = report("fail", "unchecked", reason=evil, checkpoint=evil, model=evil)
     assert "script" not in Page(render(made)).tags
+
+
+def test_a_name_that_is_markup_is_shown_as_it_is(report: Callable[..., Report]) -> None:
+    name = """<b>&"'"""
+    made = report("fail", "unchecked", reason=name, model=name)
+    legs = {name: make_leg(name, "fail"), **made.legs}
+    invariant = InvariantResult(name, name, "fail", 3, reason=name, reproduction=name)
+    golden = GoldenResult(name, "fail", (), (name,), (GoldenChange(name, name),))
+    page = render(replace(made, legs=legs, invariants=(invariant,), goldens=(golden,)))
+    parsed = Page(page)
+    assert "b" not in parsed.tags
+    assert f"{name} tiny" in " ".join(parsed.text)
+    assert "&lt;b&gt;&amp;&#34;&#39;" in page
+    assert "&amp;lt;" not in page
 
 
 def test_an_empty_report_is_a_page_too() -> None:

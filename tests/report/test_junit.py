@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from xml.etree import ElementTree as ET
 
-from edgeverify.core.results import Report
+from edgeverify.core.results import AuditResult, Report
 from edgeverify.report.junit import render
 
 
@@ -66,3 +66,12 @@ def test_text_is_escaped_and_control_characters_are_replaced(
     assert 'a <b> & "c" \ufffd[31m\ufffd \ufffd é' in (error.get("message") or "")
     values = {p.get("name"): p.get("value") for p in root.findall("testsuite/properties/property")}
     assert values["checkpoint"] == "<&>\ufffd"
+
+
+def test_what_is_counted_is_what_is_there(audits: Callable[..., dict[str, AuditResult]]) -> None:
+    made = Report(case={"model": "a\x00b"}, environment={}, legs={}, audits=audits(config="fail"))
+    root = ET.fromstring(render(made))
+    cases = root.findall(".//testcase")
+    assert [root.get(name) for name in ("tests", "failures", "errors")] == ["4", "1", "1"]
+    assert len(cases) == 4
+    assert cases[-1].get("classname") == "a\ufffdb"

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from edgeverify.core.results import FAIL, PASS
 from edgeverify.core.store.upkeep import Entry
 from edgeverify.core.units import bytes_of, seconds_of, shown
 from edgeverify.report.files import check_paths, write_atomically
+from edgeverify.report.tables import padded
 
 ACTIONS = ("ls", "prune", "verify")
 DAY = 86400.0
@@ -86,7 +86,7 @@ def _ls(options: argparse.Namespace, root: Path) -> str:
                 [f"  {e.path.name}", "", shown(e.size), _ago(now - e.made), _ago(now - e.used)]
                 for e in some
             ]
-    _table(rows)
+    print("\n".join(padded(rows)))
     bound = os.environ.get("EDGEVERIFY_CACHE_SIZE")
     bounded = f", bounded to {bound} by EDGEVERIFY_CACHE_SIZE" if bound else ""
     total = shown(sum(entry.size for entry in found))
@@ -147,10 +147,3 @@ def _ago(seconds: float) -> str:
         if seconds >= unit:
             return f"{seconds / unit:.0f} {name} ago"
     return "now"
-
-
-def _table(rows: Iterable[Sequence[str]]) -> None:
-    rows = list(rows)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())

@@ -6,6 +6,7 @@ import argparse
 
 from edgeverify.core.results import PASS
 from edgeverify.legs.ports import catalogue
+from edgeverify.report.tables import padded
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -22,8 +23,5 @@ def run(options: argparse.Namespace) -> str:
             default = " (default)" if size == entry.default_size else ""
             hub_id = entry.hub_ids.get(size, "none: seeded weights only")
             rows.append((name, f"{size}{default}", hub_id))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    print("\n".join(padded(rows)))
     return PASS

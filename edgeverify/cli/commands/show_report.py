@@ -35,7 +35,7 @@ def show(
     try:
         write_reports(report, paths, earlier)
         told = to_dict(report)
-        summary.append({subject(told): told})
+        summary.append(summary.markdown({subject(told): told}))
     finally:  # a file that cannot be written must not lose the verdict of a long run
         console = console_for(sys.stdout)
         if quiet and report.passed:

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 import uuid
@@ -28,7 +29,8 @@ from edgeverify.core.errors import ArtifactError, DiskFullError
 from edgeverify.core.store import leases
 from edgeverify.core.store.leases import STAGING, remove_abandoned
 from edgeverify.core.store.locks import locked
-from edgeverify.core.units import bytes_of
+from edgeverify.core.units import bytes_of, shown
+from edgeverify.core.whole_file import whole_file
 
 PACKAGE_FOLDER = Path(__file__).parents[2]  # edgeverify itself
 # Packages whose version affects the result of a conversion, a trace or a quantization.
@@ -75,6 +77,12 @@ def versions(*without: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def environment(**more: Any) -> dict[str, Any]:
+    """What a result was made with: versions, Python and the machine, then ``more``."""
+    python, machine = platform.python_version(), platform.machine()
+    return {**versions(), "python": python, "machine": machine, **more}
 
 
 def digest(*parts: Any) -> str:
@@ -231,14 +239,26 @@ def place(source: Path, target: Path) -> None:
     Raises:
         ArtifactError: the folder cannot be written, or the disk is full.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     with full_disk_told(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole_file(target) as temporary:
             shutil.copyfile(source, temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """Refuses a disk with less than ``needed`` bytes free, before anything is written.
+
+    Raises:
+        ArtifactError: ``what`` says what would take them.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ArtifactError(
+            f"the disk is full: {shown(free)} are free",
+            where=folder,
+            expected=f"{shown(needed)} {what}",
+            fix="free some space, or set EDGEVERIFY_CACHE to a directory on a larger disk",
+        )
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from edgeverify.core.store import locks
 from edgeverify.core.store.locks import locked
+from edgeverify.core.whole_file import whole_file
 
 FOLDER = ".use"
 # Without locks it is unknown which processes live: an entry used this recently may be in use.
@@ -60,12 +61,8 @@ def made(root: Path, entry: Path, content: Path) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     note = note_of(root, entry)
     note.parent.mkdir(parents=True, exist_ok=True)
-    temporary = note.with_name(f".{note.name}.{os.getpid()}")
-    try:
+    with whole_file(note) as temporary:
         temporary.write_text(digest)
-        os.replace(temporary, note)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def begin(root: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
 from edgeverify.core.results import FAIL, PASS, LegResult
 from edgeverify.report.html.heat import place_of
@@ -59,49 +59,44 @@ class Axis:
         return [10.0**power for power in range(first, last + 1, step)]
 
 
-def chart(
-    lines: Sequence[Line], allowed: float | None, labels: Sequence[str], alt: str, *, x: str
-) -> str:
-    """A figure with a logarithmic axis.
+def figure(
+    lines: Sequence[Line], allowed: float | None, labels: Sequence[str], **texts: str
+) -> dict[str, Any]:
+    """What the template draws: curves over a logarithmic axis.
 
     Args:
         lines: the curves; the later ones lie on top.
         allowed: where the dashed line is.
         labels: one for each place on the x axis.
-        alt: what the figure shows, for who cannot see it.
-        x: what the x axis is.
+        texts: ``title``; ``text``, below it; ``alt``, what the figure shows, for who cannot see it;
+            ``x``, what the x axis is.
     """
     axis = _axis(lines, allowed)
-    parts = []
-    for decade in axis.decades():
-        y = axis.y(decade)
-        parts.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e5e5e5"/>'
-            f'<text x="{LEFT - 4}" y="{y + 4:.1f}" text-anchor="end">{decade:g}</text>'
-        )
-    if allowed:
-        y = axis.y(allowed)
-        parts.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#000"'
-            ' stroke-dasharray="5 3"/>'
-            f'<text x="{WIDTH - RIGHT}" y="{y - 3:.1f}" text-anchor="end">'
-            f"allowed {number(allowed)}</text>"
-        )
-    parts += [_path(line, axis) for line in lines]
     count = len(labels)
-    shown = sorted({round(n * (count - 1) / min(4, count - 1 or 1)) for n in range(5)} & set(
-        range(count)))  # fmt: skip
-    for place in shown:
-        anchor = "start" if place == 0 else "end" if place == count - 1 and count > 1 else "middle"
-        parts.append(
-            f'<text x="{_x(place, count):.1f}" y="{HEIGHT - 14}" text-anchor="{anchor}">'
-            f"{escape(labels[place])}</text>"
-        )
-    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 2}" text-anchor="middle">{escape(x)}</text>')
-    return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(alt)}</title>'
-        f"{''.join(parts)}</svg></figure>"
-    )
+    steps = min(4, count - 1 or 1)
+    places = sorted({round(n * (count - 1) / steps) for n in range(min(5, count))})
+    return {
+        "text": "",
+        **texts,
+        "size": f"{WIDTH} {HEIGHT}",
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "middle": WIDTH / 2,
+        "bottom": HEIGHT,
+        "decades": [(_at(axis.y(decade)), f"{decade:g}") for decade in axis.decades()],
+        "allowed": [(_at(axis.y(allowed)), f"allowed {number(allowed)}")] if allowed else [],
+        "curves": [_curve(line, axis) for line in lines],
+        "labels": [(_at(_x(n, count)), _anchor(n, count), labels[n]) for n in places],
+    }
+
+
+def _anchor(place: int, count: int) -> str:
+    """Of a label, so that those at the ends stay in the figure."""
+    return "start" if place == 0 else "end" if place == count - 1 else "middle"
+
+
+def _at(value: float) -> float:
+    return round(value, 1)
 
 
 def _axis(lines: Sequence[Line], allowed: float | None) -> Axis:
@@ -116,11 +111,11 @@ def _x(place: int, count: int) -> float:
     return LEFT + (WIDTH - LEFT - RIGHT) * (place / (count - 1) if count > 1 else 0.5)
 
 
-def _path(line: Line, axis: Axis) -> str:
+def _curve(line: Line, axis: Axis) -> dict[str, Any]:
     """The curve, broken where there is no value; a lone value is a dot."""
     count = len(line.values)
     points = [
-        None if value is None or math.isnan(value) else (_x(n, count), axis.y(value))
+        None if value is None or math.isnan(value) else (_at(_x(n, count)), _at(axis.y(value)))
         for n, value in enumerate(line.values)
     ]
     drawn, pen = [], "M"
@@ -128,40 +123,42 @@ def _path(line: Line, axis: Axis) -> str:
         if point is None:
             pen = "M"
             continue
-        drawn.append(f"{pen}{point[0]:.1f} {point[1]:.1f}")
+        drawn.append(f"{pen}{point[0]} {point[1]}")
         pen = "L"
-    dots = "".join(
-        f'<circle cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="{line.radius:g}"'
-        f' fill="{DOTS.get(outcome, "#f9a825")}"/>'
+    dots = [
+        (*point, DOTS.get(outcome, "#f9a825"))
         for point, outcome in zip(points, line.dots, strict=False)
         if point is not None
-    )
-    return (
-        f'<g><title>{escape(line.name)}</title><path d="{" ".join(drawn)}" fill="none"'
-        f' stroke="{line.colour}" stroke-width="{line.width}"'
-        f' stroke-linecap="round"/>{dots}</g>'
-    )
+    ]
+    return {
+        "name": line.name,
+        "d": " ".join(drawn),
+        "colour": line.colour,
+        "width": line.width,
+        "radius": f"{line.radius:g}",
+        "dots": dots,
+    }
 
 
-def over_steps(leg: LegResult) -> str:
+def over_steps(leg: LegResult) -> dict[str, Any] | None:
     """The largest error ratio of each step, with its outcome as a dot."""
     steps = [step for step in step_results(leg) if step.step]
     values = tuple(step.worst("error_ratio") for step in steps)
     if len(steps) < 2 or all(value is None for value in values):
-        return ""
+        return None
     line = Line("worst of the step", values, BLUE, 1.5, tuple(step.outcome for step in steps))
     names = [step.step for step in steps]
     alt = "largest error ratio of each step: " + ", ".join(
         f"{name} {number(value)}" for name, value in zip(names, values, strict=True)
     )
-    figure = chart([line], leg.threshold.get("rms"), names, alt, x="step")
-    return "<h3>Error ratio over the steps</h3>" + figure
+    allowed = leg.threshold.get("rms")
+    return figure([line], allowed, names, title="Error ratio over the steps", alt=alt, x="step")
 
 
-def over_positions(leg: LegResult) -> str:
+def over_positions(leg: LegResult) -> dict[str, Any] | None:
     """The largest row ratio of each block along the conversation; the faulty block stands out."""
     if not leg.along or max(len(row) for row in leg.along.values()) < 2:
-        return ""
+        return None
     first = leg.first_divergence
     faulty = list(dict.fromkeys(_along_key(tap) for tap in first.isolated)) if first else []
     if first and not faulty:
@@ -174,9 +171,16 @@ def over_positions(leg: LegResult) -> str:
     labels = [str(n * end // count) for n in range(count)]
     red = f"Red: {', '.join(_name(place) for place in faulty)}; grey: the rest. " if faulty else ""
     told = f"{red}Ratio at each position, one curve per block, in the run as a whole."
-    alt = f"row ratio of {plural(len(leg.along), 'block')} over {plural(end, 'position')}. {told}"
-    figure = chart(lines, leg.threshold.get("row"), labels, alt, x="position in the conversation")
-    return f"<h3>Error ratio over the positions</h3><p class='muted'>{escape(told)}</p>{figure}"
+    return figure(
+        lines,
+        leg.threshold.get("row"),
+        labels,
+        title="Error ratio over the positions",
+        text=told,
+        alt=f"row ratio of {plural(len(leg.along), 'block')} over {plural(end, 'position')}."
+        f" {told}",
+        x="position in the conversation",
+    )
 
 
 def _positions(leg: LegResult, count: int) -> int:
@@ -197,12 +201,6 @@ def _name(place: str) -> str:
     return f"block {place}" if place.isdigit() else place
 
 
-def sparkline(values: Sequence[float | None], outcomes: Sequence[str], alt: str) -> str:
+def sparkline(values: Sequence[float | None], outcomes: Sequence[str], alt: str) -> dict[str, Any]:
     """A small curve of earlier runs, oldest first, a dot for each outcome."""
-    line = Line(alt, tuple(values), BLUE, 5.0, tuple(outcomes), 14.0)
-    axis = _axis([line], None)
-    # Drawn small: only the height of the curve matters.
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="spark" role="img"'
-        f' style="width: 12rem"><title>{escape(alt)}</title>{_path(line, axis)}</svg>'
-    )
+    return figure([Line(alt, tuple(values), BLUE, 5.0, tuple(outcomes), 14.0)], None, (), alt=alt)

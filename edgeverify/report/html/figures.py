@@ -1,74 +1,54 @@
-"""Tables of quantization: what moved the logits of each file, and the figures of an evaluation."""
+"""Figures of quantization: what moved the logits of each file, and those of an evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from typing import Any
 
 from edgeverify.core.leg import QUANTIZATION
 from edgeverify.core.results import FileFacts, LegResult, Report
-from edgeverify.report.html.parts import badge, table
 from edgeverify.report.words import number, plural, scientific
 
 
-def attributions(report: Report) -> str:
-    """Who moved the logits of each quantized file, how far, and how large the file is."""
-    rows = [
-        _attribution(leg, report.files.get(leg.name))
+def attributions(report: Report) -> list[tuple[str, str, list[str]]]:
+    """Recipe, outcome and cells: who moved the logits of each quantized file, and how far."""
+    return [
+        (leg.leg.recipe or leg.name, leg.outcome, _attribution(leg, report.files.get(leg.name)))
         for leg in report.legs.values()
         if leg.leg.kind == QUANTIZATION
     ]
-    if not rows:
-        return ""
-    heads = ("recipe", "outcome", "MB", "by weights", "activations", "kernels", "KL of the file",
-             "KL by weights", "taps as predicted, worst")  # fmt: skip
-    text = (
-        "How far each cause moved the logits (relative L2), and the mean Kullback-Leibler "
-        "divergence from the reference over the case's positions, in nats."
-    )
-    return f"<h2>Quantization</h2><p class='muted'>{text}</p>{table(heads, rows)}"
 
 
-def _attribution(leg: LegResult, facts: FileFacts | None) -> str:
+def _attribution(leg: LegResult, facts: FileFacts | None) -> list[str]:
     moved = leg.attribution
     divergence = moved.get("kl") or {}
     control = moved.get("control") or {}
-    cells = [
+    return [
         "–" if facts is None else f"{facts.bytes / 1e6:.1f}",
         *(scientific(moved.get(who)) for who in ("weights", "activations", "kernels")),
         *(scientific(divergence.get(which)) for which in ("file", "weights")),
         f"{control['taps']}, {number(control['worst'])}" if control else "–",
     ]
-    recipe = leg.leg.recipe or leg.name
-    return f"<tr><th>{escape(recipe)}</th><td>{badge(leg.outcome)}</td>{_numbers(cells)}</tr>"
 
 
-def evaluation(told: Mapping[str, Any]) -> str:
+def evaluation(told: Mapping[str, Any]) -> dict[str, Any]:
     """The table of an evaluation with its intervals, and its gates.
 
     Args:
         told: the JSON of ``edgeverify eval``.
     """
-    rows = [_recipe(recipe) for recipe in told["recipes"]]
-    heads = ("recipe", "outcome", "MB", "mean KL [95 %]", "KL 99 %", "top-1 [95 %]",
-             "top-5 [95 %]", "perplexity", "KL against float [95 %]", "tok/s")  # fmt: skip
     own = told["reference"]
     text = (
         f"{plural(told['positions'], 'position')} of {told['text']}; reference perplexity "
         f"{own['perplexity']['value']:.4g} ± {own['perplexity_se']:.2g}. KL in nats; intervals by "
         "block bootstrap."
     )
-    gates = [
-        f"<li>{escape(recipe['recipe'])}: {escape(_gate(gate))}</li>"
-        for recipe in told["recipes"]
-        for gate in recipe["gates"]
-    ]
-    listed = f"<h3>Gates</h3><ul>{''.join(gates)}</ul>" if gates else ""
-    return (
-        f"<h2>Quality of the recipes</h2><p class='muted'>{escape(text)}</p>"
-        f"{table(heads, rows)}{listed}"
-    )
+    recipes = told["recipes"]
+    return {
+        "text": text,
+        "rows": [(r["recipe"], r["outcome"], r.get("reason", ""), _recipe(r)) for r in recipes],
+        "gates": [f"{r['recipe']}: {_gate(gate)}" for r in recipes for gate in r["gates"]],
+    }
 
 
 def _gate(gate: Any) -> str:
@@ -77,12 +57,12 @@ def _gate(gate: Any) -> str:
     return str(gate)
 
 
-def _recipe(told: Mapping[str, Any]) -> str:
+def _recipe(told: Mapping[str, Any]) -> list[str]:
     found = told.get("figures") or {}
     size, speed = told.get("size_bytes"), told.get("tokens_per_second")
     perplexity = found.get("perplexity")
     error = found.get("perplexity_se")
-    cells = [
+    return [
         "–" if size is None else f"{size / 1e6:.1f}",
         interval(found.get("mean_kl")),
         interval(found.get("p99_kl"), ends=False),
@@ -94,10 +74,6 @@ def _recipe(told: Mapping[str, Any]) -> str:
         interval(found.get("mean_kl_over_float")),
         "–" if speed is None else f"{speed:.0f}",
     ]
-    return (
-        f"<tr><th>{escape(told['recipe'])}</th><td>{badge(told['outcome'])}"
-        f"{escape(' ' + told['reason'] if told.get('reason') else '')}</td>{_numbers(cells)}</tr>"
-    )
 
 
 def interval(
@@ -112,7 +88,3 @@ def interval(
     if not ends or low is None or high is None:
         return told
     return f"{told} [{scale * low:.3g} {scale * high:.3g}]"
-
-
-def _numbers(cells: Sequence[str]) -> str:
-    return "".join(f'<td class="n">{escape(cell)}</td>' for cell in cells)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult, TapResult, worst_outcome
-from edgeverify.report.html.parts import MARKS, table
+from edgeverify.report.html.parts import MARKS
 from edgeverify.report.words import number
 
 MODEL = "model"
@@ -70,8 +70,8 @@ def colour(ratio: float | None, allowed: float | None) -> str:
     return next(shade for limit, shade in SCALE if ratio / allowed <= limit)
 
 
-def heat_maps(leg: LegResult, allowed_alone: float | None) -> str:
-    """Both maps of a leg: where the fault is, and what became of it.
+def heat_maps(leg: LegResult, allowed_alone: float | None) -> list[dict[str, Any]]:
+    """Both maps of a leg, for the template: where the fault is, and what became of it.
 
     Args:
         leg: the leg.
@@ -81,13 +81,14 @@ def heat_maps(leg: LegResult, allowed_alone: float | None) -> str:
     sources = {place_of(tap) for tap in first.isolated} if first else set()
     whole = cells(leg.taps, isolated=False)
     alone = cells(leg.taps, isolated=True)
-    parts = []
+    maps = []
     if alone:
         text = (
             "Each block fed with the right input, so that a faulty block shows alone. "
             f"Allowed {number(allowed_alone)}."
         )
-        parts.append(_section("Where it is", text, alone, allowed_alone, sources))
+        tables = _tables(alone, allowed_alone, sources)
+        maps.append({"title": "Where it is", "text": text, "tables": tables})
     if whole:
         allowed = leg.threshold.get("rms")
         text = (
@@ -95,38 +96,36 @@ def heat_maps(leg: LegResult, allowed_alone: float | None) -> str:
             f"Allowed {number(allowed)}."
         )
         title = "What comes of it" if alone else "Error ratios"
-        parts.append(_section(title, text, whole, allowed, set() if alone else sources))
-    return _legend() + "".join(parts) if parts else ""
+        tables = _tables(whole, allowed, set() if alone else sources)
+        maps.append({"title": title, "text": text, "tables": tables})
+    return maps
 
 
-def _section(
-    title: str,
-    text: str,
-    found: dict[tuple[str, str], Cell],
-    allowed: float | None,
-    sources: set[tuple[str, str]],
-) -> str:
+def _tables(
+    found: dict[tuple[str, str], Cell], allowed: float | None, sources: set[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """The blocks, then what is in no block."""
     tables = []
     for corner, in_model in (("block", False), ("", True)):
         chosen = [place for place in found if (place[0] == MODEL) == in_model]
         columns = list(dict.fromkeys(column for _, column in chosen))
-        rows = []
-        for row in dict.fromkeys(row for row, _ in chosen):
-            named = any(place[0] == row for place in sources)
-            inner = "".join(
-                _cell(found.get((row, column)), allowed, source=(row, column) in sources)
-                for column in columns
+        rows = [
+            (
+                row,
+                any(place[0] == row for place in sources),
+                [_shown(found.get((row, column)), allowed, (row, column) in sources)
+                 for column in columns],
             )
-            kind = ' class="source"' if named else ""
-            rows.append(f"<tr{kind}><th>{escape(row)}{' ◀' if named else ''}</th>{inner}</tr>")
+            for row in dict.fromkeys(row for row, _ in chosen)
+        ]  # fmt: skip
         if rows:
-            tables.append(table((corner, *columns), rows, "map"))
-    return f"<h3>{title}</h3><p class='muted'>{escape(text)}</p>" + "\n".join(tables)
+            tables.append({"corner": corner, "columns": columns, "rows": rows})
+    return tables
 
 
-def _cell(cell: Cell | None, allowed: float | None, *, source: bool) -> str:
+def _shown(cell: Cell | None, allowed: float | None, source: bool) -> dict[str, str] | None:
     if cell is None:
-        return "<td></td>"
+        return None
     mark = "" if cell.outcome == PASS else f"{MARKS.get(cell.outcome, '')} "
     shade = UNMEASURED if cell.outcome == UNCHECKED else colour(cell.ratio, allowed)
     if cell.outcome == FAIL and cell.ratio is None:
@@ -136,21 +135,22 @@ def _cell(cell: Cell | None, allowed: float | None, *, source: bool) -> str:
     # A worst row alone may fail a tap whose rms is within what is allowed.
     if cell.outcome == FAIL and shade == SCALE[0][1]:
         shade = SCALE[1][1]
+    return {
+        "kind": cell.outcome + (" source" if source else ""),
+        "style": _style(shade),
+        "title": f"{cell.tap}: {cell.outcome}",
+        "text": mark + number(cell.ratio),
+    }
+
+
+def _style(shade: str) -> str:
     ink = "; color: #fff" if shade in (SCALE[-1][1], SCALE[-2][1]) else ""
-    kind = f"heat {escape(cell.outcome)}{' source' if source else ''}"
-    return (
-        f'<td class="{kind}" style="background: {shade}{ink}"'
-        f' title="{escape(f"{cell.tap}: {cell.outcome}")}">{mark}{number(cell.ratio)}</td>'
-    )
+    return f"background: {shade}{ink}"
 
 
-def _legend() -> str:
+def legend() -> list[tuple[str, str]]:
+    """What each colour and mark says, and its style."""
     names = ("within what is allowed", "up to 3 times that", "10", "100", "1000", "more")
-    shades = "".join(
-        f'<span style="background: {shade}{"; color: #fff" if limit > 100 else ""}">{name}</span>'
-        for name, (limit, shade) in zip(names, SCALE, strict=True)
-    )
-    return (
-        f'<div class="scale">{shades}<span style="background: {UNMEASURED}">? unchecked</span>'
-        "<span>✗ fails</span><span>framed: faulty on its own</span></div>"
-    )
+    shades = [(name, _style(shade)) for name, (_, shade) in zip(names, SCALE, strict=True)]
+    marks = [("? unchecked", _style(UNMEASURED)), ("✗ fails", "")]
+    return [*shades, *marks, ("framed: faulty on its own", "")]

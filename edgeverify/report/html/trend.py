@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from edgeverify.core.results import worst_outcome
 from edgeverify.report.html.curves import sparkline
-from edgeverify.report.html.parts import badge, document, table
+from edgeverify.report.html.parts import rendered
 from edgeverify.report.read import flat
 from edgeverify.report.series import NIGHTLY, Entry, earlier_of, measured, subject
 from edgeverify.report.words import number, plural
@@ -17,8 +16,8 @@ from edgeverify.report.words import number, plural
 Point = tuple[str, str, float | None]
 
 
-def trend(told: Mapping[str, Any], earlier: Sequence[Entry]) -> str:
-    """The sparklines of one report's legs over the earlier runs and itself, or "".
+def trend(told: Mapping[str, Any], earlier: Sequence[Entry]) -> dict[str, Any] | None:
+    """One report's legs over the earlier runs and itself, for the template; None without any.
 
     Args:
         told: the report as JSON has it.
@@ -26,28 +25,24 @@ def trend(told: Mapping[str, Any], earlier: Sequence[Entry]) -> str:
     """
     found = [*((e.time, old) for e, old in earlier_of(earlier, subject(told)))]
     if not found:
-        return ""
+        return None
     when = str((told.get("environment") or {}).get("time", "now"))
-    return "<h2>Earlier runs</h2>" + _rows([*found, (when, told)])
+    return _of_runs([*found, (when, told)])
 
 
-def _rows(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+def _of_runs(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     names = list(dict.fromkeys(name for _, told in runs for name in measured(told)))
-    outcomes = [str(told["outcome"]) for _, told in runs]
-    rows = []
+    legs = []
     for name in names:
         values = [measured(told).get(name) for _, told in runs]
         own = [str(flat(told.get("legs", {})).get(name, {}).get("outcome", "")) for _, told in runs]
         alt = f"{name}, ratio over allowed: " + ", ".join(number(value) for value in values)
-        rows.append(
-            f"<tr><th>{escape(name)}</th><td>{sparkline(values, own, alt)}</td>"
-            f'<td class="n">{number(values[-1])}</td></tr>'
-        )
-    span = f"{plural(len(runs), 'run')} from {runs[0][0]} to {runs[-1][0]}"
-    heads = ("leg", "worst ratio over allowed", "last")
-    shown = table(heads, rows) if rows else ""
-    last = "".join(badge(outcome) + " " for outcome in outcomes[-10:])
-    return f"<p class='muted'>{escape(span)}; the last ones: {last}</p>{shown}"
+        legs.append((name, sparkline(values, own, alt), values[-1]))
+    return {
+        "span": f"{plural(len(runs), 'run')} from {runs[0][0]} to {runs[-1][0]}",
+        "outcomes": [str(told["outcome"]) for _, told in runs][-10:],
+        "legs": legs,
+    }
 
 
 def render_series(entries: Sequence[Entry]) -> str:
@@ -59,15 +54,14 @@ def render_series(entries: Sequence[Entry]) -> str:
             name = case if entry.kind == NIGHTLY else subject(told)
             subjects.setdefault(name, []).append((entry.time, told))
     newest = worst_outcome([str(runs[-1][1]["outcome"]) for runs in subjects.values()])
-    parts = [
-        f'<div class="outcome {newest}"><div class="verdict">{badge(newest)}</div>'
-        f'<p class="where">{plural(len(entries), "report")} of'
-        f" {plural(len(subjects), 'subject')}, each at its newest</p></div>"
-    ]
-    for name, runs in subjects.items():
-        parts.append(f"<h2>{escape(name)} {badge(str(runs[-1][1]['outcome']))}</h2>")
-        parts.append(_rows(runs))
-    return document(f"{newest.upper()} history", parts)
+    return rendered(
+        "series.html.j2",
+        title=f"{newest.upper()} history",
+        newest=newest,
+        told=f"{plural(len(entries), 'report')} of {plural(len(subjects), 'subject')}, each at its"
+        " newest",
+        subjects=[(n, str(runs[-1][1]["outcome"]), _of_runs(runs)) for n, runs in subjects.items()],
+    )
 
 
 def worst(told: Mapping[str, Any]) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -169,12 +168,7 @@ def _bench(
             with (progress or Progress()).stage(f"time {name}, {kernel}"):
                 sample = measured(Job(str(path), kernel, threads, repeats))
             rows.append(_row(name, kernel, path, sample))
-    environment = {
-        **entries.versions(),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-    }
+    environment = entries.environment(cores=os.cpu_count())
     return Bench(subject, threads, repeats, tuple(rows), environment)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgeverify.report.tables import padded
 from edgeverify.suites.bench.run import Bench, Row, Spread
 
 HEAD = (
@@ -19,14 +20,8 @@ HEAD = (
 def lines(result: Bench) -> list[str]:
     """What the terminal shows."""
     table = [HEAD, *(_cells(row) for row in result.rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(HEAD))]
     told = [f"{result.subject} · {result.threads} threads", ""]
-    for row in table:
-        cells = [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        told.append(f"  {'  '.join(cells)}".rstrip())
+    told += padded(table, right=range(2, len(HEAD)), indent="  ")
     # Of a recipe that cannot be applied there is a row for each kernel.
     reasons = {f"{row.recipe}: {row.outcome}, {row.reason}": 0 for row in result.rows if row.reason}
     return [*told, "", *(f"  {note}" for note in _notes(result)), *(f"  {r}" for r in reasons)]

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeverify.core.compare import Thresholds
 from edgeverify.core.results import FAIL, PASS, GoldenChange, GoldenResult
+from edgeverify.report.words import listed
 from edgeverify.suites.golden.compare import ORACLE, REAUTHORED, Moved, Now, compare, limits
 from edgeverify.suites.golden.file import Golden
 
@@ -60,10 +61,10 @@ def judge(name: str, golden: Golden, now: Now, update: str) -> GoldenResult:
 def rewritten(name: str, golden: Golden, now: Now) -> GoldenResult:
     """The result of a golden that is rewritten: every change and its size."""
     found = compare(golden, now, Thresholds(0.0, 0.0))
-    changes = [change for listed in found.changes.values() for change in listed]
+    changes = [change for some in found.changes.values() for change in some]
     lines = [f"rewritten: {len(changes)} of {len(golden.arrays)} arrays are others; run again"]
-    for prefix, listed in found.changes.items():
-        lines.append(f"{prefix.rstrip('/') or 'arrays'}: {_listed(listed)}")
+    for prefix, some in found.changes.items():
+        lines.append(f"{prefix.rstrip('/') or 'arrays'}: {_listed(some)}")
     before, after = golden.facts, now.facts
     for fact in [*before, *(key for key in after if key not in before)]:
         if before.get(fact) == after.get(fact):
@@ -199,6 +200,4 @@ def ops_changed(before: Ops, after: Ops) -> str:
 
 
 def _listed(changes: Sequence[GoldenChange]) -> str:
-    told = "; ".join(f"{change.key}: {change.what}" for change in changes[:LISTED])
-    more = f"; and {len(changes) - LISTED} more" if len(changes) > LISTED else ""
-    return told + more
+    return "; ".join(listed([f"{change.key}: {change.what}" for change in changes], LISTED))

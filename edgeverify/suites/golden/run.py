@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -164,14 +163,11 @@ def _givens(run: Run, inputs: str) -> dict[str, Any]:
 
 def _environment(run: Run, *, kernel: str | None = None) -> dict[str, Any]:
     """Returns the versions, and what decides in which order sums are taken."""
-    place: dict[str, Any] = {
-        **entries.versions(),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }
-    return place if kernel is None else {**place, "kernel": kernel}
+    return entries.environment(
+        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(),
+        **({} if kernel is None else {"kernel": kernel}),
+    )
 
 
 def _reference_now(run: Run, baseline: Baseline, inputs: str) -> Now:

@@ -16,6 +16,7 @@ from typing import Any
 
 from edgeverify.core.results import NOT_APPLICABLE, PASS, InvariantResult
 from edgeverify.legs.selectors import PROFILES
+from edgeverify.report.tables import piped
 from edgeverify.suites.invariants import INVARIANTS
 from edgeverify.suites.invariants.examination import examination
 from edgeverify_models import CATALOGUE
@@ -56,21 +57,20 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         f"Cases per implementation, in this order: {', '.join(implementations)}. A number is cases"
         " that all passed, – says that the contract does not apply there.",
         "",
-        f"| invariant | {' | '.join(models)} |",
-        f"|---|{'---|' * len(models)}",
     ]
+    table = [["invariant", *models]]
     for invariant in INVARIANTS:
         told = (
             " / ".join(_cell(cells.get((invariant, model, name))) for name in implementations)
             for model in models
         )
-        lines.append(f"| {invariant} | {' | '.join(told)} |")
+        table.append([invariant, *told])
     worst = (
         " / ".join(f"{_largest(rows, model, ratio):.2f}" for ratio in ("rms", "row"))
         for model in models
     )
-    lines.append(f"| *largest ratio: rms / row* | {' | '.join(worst)} |")
-    return "\n".join(lines) + "\n"
+    table.append(["*largest ratio: rms / row*", *worst])
+    return "\n".join([*lines, *piped(table)]) + "\n"
 
 
 def _cell(found: dict[str, Any] | None) -> str:

@@ -16,6 +16,7 @@ from edgeverify.core.errors import UsageError
 from edgeverify.core.memory import available_memory
 from edgeverify.core.store import entries
 from edgeverify.core.units import bytes_of, shown
+from edgeverify.report import summary
 from edgeverify.report.files import write_atomically
 from edgeverify.suites.nightly import changed, document, report_text, store
 from edgeverify.suites.nightly.matrix import Matrix, NightlyCase, load_matrix
@@ -156,9 +157,7 @@ def _show(found: dict[str, Any], options: argparse.Namespace, paths: Mapping[str
                 store.write_json(path, found)
             else:
                 write_atomically(path, report_html.render(found) if name == "html" else junit)
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(report_text.markdown(found))
+    summary.append(report_text.markdown(found))
     lines = report_text.lines(found)
     quiet = options.quiet and found["outcome"] == "pass"
     print("\n".join(lines[:1] if quiet else lines))

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgeverify.core.results import FAIL, PASS, UNCHECKED
+from edgeverify.report.summary import MARKS as SIGNS
+from edgeverify.report.tables import code, escaped, padded, piped
+from edgeverify.report.words import listed
 
 SHOWN = 40  # cases that did not pass; the JSON has them all
 MARKS = {PASS: "pass", FAIL: "FAIL", UNCHECKED: "unchecked"}
-SIGNS = {PASS: "✅", FAIL: "❌", UNCHECKED: "⚠️"}
 
 
 def case_line(name: str, report: Mapping[str, Any]) -> str:
@@ -89,15 +91,10 @@ def lines(document: Mapping[str, Any]) -> list[str]:
     table += [
         [row, *(MARKS.get(cells.get(c, ""), "–") for c in columns)] for row, cells in rows.items()
     ]
-    widths = [max(len(row[i]) for row in table) for i in range(len(columns) + 1)]
-    out = [headline(document), ""]
-    for row in table:
-        out.append("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+    out = [headline(document), "", *padded(table)]
     odd = [(n, r) for n, r in document["cases"].items() if r["outcome"] != PASS]
     out += [""] if odd else []
-    out += [case_line(name, report) for name, report in odd[:SHOWN]]
-    if len(odd) > SHOWN:
-        out.append(f"and {len(odd) - SHOWN} more")
+    out += listed([case_line(name, report) for name, report in odd], SHOWN)
     out += [f"not the same for all: {name}: {', '.join(v)}" for name, v in _differing(document)]
     for why, names in _excluded(document).items():
         out.append(f"excluded: {len(names)} cases, {names[0]} …: {why}")
@@ -108,15 +105,17 @@ def markdown(document: Mapping[str, Any]) -> str:
     """The report for ``$GITHUB_STEP_SUMMARY``."""
     columns, rows = grid(document)
     out = [f"### {SIGNS[document['outcome']]} {headline(document)}", ""]
-    out += [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    for row, cells in rows.items():
-        out.append(f"| `{row}` | {' | '.join(SIGNS.get(cells.get(c, ''), '–') for c in columns)} |")
+    table = [["", *columns]]
+    table += [
+        [code(row), *(SIGNS.get(cells.get(c, ""), "–") for c in columns)]
+        for row, cells in rows.items()
+    ]
+    out += piped(table)
     odd = [(n, r) for n, r in document["cases"].items() if r["outcome"] != PASS]
-    out += ["", *(f"- {_escaped(case_line(n, r))}" for n, r in odd[:SHOWN])]
-    if len(odd) > SHOWN:
-        out.append(f"- and {len(odd) - SHOWN} more")
+    told = listed([escaped(case_line(name, report)) for name, report in odd], SHOWN)
+    out += ["", *(f"- {line}" for line in told)]
     for why, names in _excluded(document).items():
-        out.append(f"- excluded: {len(names)} cases: {_escaped(why)}")
+        out.append(f"- excluded: {len(names)} cases: {escaped(why)}")
     return "\n".join(out) + "\n\n"
 
 
@@ -129,8 +128,3 @@ def _excluded(document: Mapping[str, Any]) -> dict[str, list[str]]:
     for out in document["excluded"]:
         by_reason.setdefault(out["reason"], []).append(out["id"])
     return by_reason
-
-
-def _escaped(text: str) -> str:
-    """Markdown takes what a library says for markup otherwise."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|" else c for c in text)

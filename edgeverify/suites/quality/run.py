@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -240,12 +239,7 @@ def _evaluation(
         reference_se=error,
         rows=rows,
         gates_source=asked.gates.source,
-        environment={
-            **entries.versions(),
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
+        environment=entries.environment(time=datetime.now(UTC).isoformat(timespec="seconds")),
         timings=dict(run.log.timings),
         peak_memory=peak_memory(),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgeverify.report.tables import padded, piped
 from edgeverify.suites.quality.model import MEGABYTE, Evaluation, Row
 from edgeverify.suites.quality.statistics import BLOCK, ENOUGH_BLOCKS, Estimate, Figures
 
@@ -19,6 +20,7 @@ HEAD = (
     "perplexity",
     "tok/s",
 )
+FIGURES = range(1, len(HEAD))  # the columns of numbers
 PAIRED_HEAD = ("against the float file", "mean KL [95 %]", "log perplexity [95 %]")
 NOTES = (
     "KL(reference ‖ file) of the next token, in nats. top-1: positions with the reference's "
@@ -31,10 +33,10 @@ NOTES = (
 def lines(result: Evaluation) -> list[str]:
     """What the terminal shows."""
     told = [f"{result.outcome.upper()}  {_head(result)}", ""]
-    told += [f"  {line}".rstrip() for line in _columns(_table(result))]
+    told += padded(_table(result), FIGURES, indent="  ")
     paired = _paired(result.rows)
     if len(paired) > 1:
-        told += ["", *(f"  {line}".rstrip() for line in _columns(paired))]
+        told += ["", *padded(paired, FIGURES, indent="  ")]
     told += ["", *(f"  {note}" for note in NOTES)]
     remarks = _remarks(result)
     return [*told, *([""] if remarks else []), *(f"  {remark}" for remark in remarks)]
@@ -42,10 +44,10 @@ def lines(result: Evaluation) -> list[str]:
 
 def markdown(result: Evaluation) -> str:
     """The same as Markdown."""
-    parts = [f"**{result.outcome.upper()}** {_head(result)}", "", *_pipes(_table(result))]
+    parts = [f"**{result.outcome.upper()}** {_head(result)}", "", *piped(_table(result), FIGURES)]
     paired = _paired(result.rows)
     if len(paired) > 1:
-        parts += ["", *_pipes(paired)]
+        parts += ["", *piped(paired, FIGURES)]
     parts += ["", *NOTES]
     remarks = _remarks(result)
     parts += ["", *(f"- {remark}" for remark in remarks)] if remarks else []
@@ -124,24 +126,3 @@ def _interval(estimate: Estimate, sign: str = "") -> str:
 
 def _number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.3g}"
-
-
-def _columns(table: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in table
-    ]
-
-
-def _pipes(table: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = table
-    rule = "|".join(["---", *("---:" for _ in head[1:])])
-    return [
-        f"| {' | '.join(head)} |",
-        f"|{rule}|",
-        *(f"| {' | '.join(cells)} |" for cells in body),
-    ]

@@ -24,6 +24,7 @@ import edgeverify_models as models
 from edgeverify.core.errors import EdgeVerifyError
 from edgeverify.core.results import FAIL
 from edgeverify.core.store.entries import versions
+from edgeverify.report.tables import piped
 from edgeverify.suites.selftest.faults.port_changes import with_config
 from edgeverify.suites.selftest.trial import Bench, judge_port, one_thread
 
@@ -229,26 +230,18 @@ def markdown(results: Sequence[FieldResult]) -> str:
         "has (`ffn_multipliers`, `qkv_multipliers`, `partial_rotary_factor`) is rounded to a whole",
         "number first, so that smaller changes make the same model.",
         "",
-        f"| field | {' | '.join(f'`{port}`' for port in ports)} |",
-        f"|{'---|' * (len(ports) + 1)}",
     ]
+    rows = [["field", *(f"`{port}`" for port in ports)]]
     for field in sorted(fields):
-        cells = [_cell(table.get((field, port))) for port in ports]
-        lines.append(f"| `{field}` | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "Inert, so that no check can see them:",
-        "",
-        "| field | ports | why |",
-        "|---|---|---|",
-    ]
+        rows.append([f"`{field}`", *(_cell(table.get((field, port))) for port in ports)])
+    lines += [*piped(rows), "", "Inert, so that no check can see them:", ""]
     reasons: dict[tuple[str, str], list[str]] = {}
     for result in results:
         if result.inert:
             reasons.setdefault((result.field, result.inert), []).append(result.port)
-    for (field, reason), own in sorted(reasons.items()):
-        lines.append(f"| `{field}` | {', '.join(own)} | {reason} |")
-    return "\n".join(lines) + "\n"
+    rows = [["field", "ports", "why"]]
+    rows += [[f"`{f}`", ", ".join(own), reason] for (f, reason), own in sorted(reasons.items())]
+    return "\n".join([*lines, *piped(rows)]) + "\n"
 
 
 def _cell(result: FieldResult | None) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edgeverify.report.tables import padded, piped
 from edgeverify.suites.selftest.rows import (
     AUDITS,
     DETECTED,
@@ -33,12 +34,8 @@ def lines(result: Result) -> list[str]:
         f"ports · {len(result.rows)} runs in {result.seconds:.0f} s",
         *(f"  {text}" for text in figures(summary)),
         "",
+        *padded(_table(result.rows), indent="  "),
     ]
-    table = _table(result.rows)
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    for cells in table:
-        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
-        shown.append(("  " + "  ".join(padded)).rstrip())
     wrong = [complaint(row) for row in result.rows if row.wrong]
     wrong += [misdiagnosis(row) for row in result.rows if row.diagnosis_wrong]
     return [*shown, *([""] if wrong else []), *wrong]
@@ -92,7 +89,6 @@ def misdiagnosis(row: Row) -> str:
 
 def markdown(result: Result) -> str:
     """The page of the documentation: figures, a table by area, the faults one by one."""
-    head, *body = _table(result.rows)
     text = [
         "# What the checks find",
         "",
@@ -100,9 +96,7 @@ def markdown(result: Result) -> str:
         "",
         *(f"- {' '.join(line.split())}" for line in figures(result.summary)),
         "",
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * len(head)}",
-        *(f"| {' | '.join(cells)} |" for cells in body),
+        *piped(_table(result.rows)),
         "",
         *_details(result.rows),
     ]
@@ -123,8 +117,7 @@ def _details(rows: Sequence[Row]) -> list[str]:
         ("Faults", [f for f in FAULTS if not f.harmless]),
         ("Harmless changes, which must not be reported", [f for f in FAULTS if f.harmless]),
     ):
-        text += [f"## {title}", "", "| name | what | shows at | ports | smallest ratio |"]
-        text.append("|---|---|---|---|---|")
+        table = [("name", "what", "shows at", "ports", "smallest ratio")]
         for fault in [f for f in chosen if f.name in ran]:
             own = [row for row in rows if row.fault == fault.name]
             source = f" ({fault.source})" if fault.source else ""
@@ -135,8 +128,8 @@ def _details(rows: Sequence[Row]) -> list[str]:
             if fault.harmless:
                 ratio = max((r.ratio for r in own if r.ratio is not None), default=None)
             ports = "all" if len(own) == 7 else ", ".join(row.port for row in own)
-            text.append(f"| `{fault.name}` | {what} | {where} | {ports} | {_number(ratio)} |")
-        text.append("")
+            table.append((f"`{fault.name}`", what, where, ports, _number(ratio)))
+        text += [f"## {title}", "", *piped(table), ""]
     return text
 
 

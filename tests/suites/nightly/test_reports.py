@@ -125,3 +125,10 @@ def test_what_differs_between_machines_is_told() -> None:
     found = {**document(float32="pass"), "differing": {"torch": ["2.13", "2.14"]}}
     assert "not the same for all: torch: 2.13, 2.14" in report_text.lines(found)
     assert "2.14" in report_html.render(found)
+
+
+def test_a_name_that_is_markup_is_shown_as_it_is() -> None:
+    name = """<b>&"'"""
+    page = report_html.render(document(**{name: "fail"}), pages="cases")
+    assert "<b>" not in page
+    assert '<a href="cases/gemma2.tiny.default.&lt;b&gt;&amp;&#34;&#39;.html">' in page
