@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,10 +15,6 @@ from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
 from edgeverify.legs.authoring import run_reauthored
 from edgeverify.legs.run import CACHE_VERSION, Run
-
-if TYPE_CHECKING:
-    pass
-
 
 REFERENCE_SOURCES = (
     "backends/reference.py",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -44,17 +43,14 @@ def report_of(
     """Builds the report; ``causes`` belong to failed legs, all other findings are derived here."""
     return Report(
         case=_describe(run, legs, tokenizer, traces),
-        environment={
-            **entries.versions(),
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=entries.environment(
+            threads=torch.get_num_threads(),
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
             **({"memory": run.memory} if run.memory else {}),
             **({"runtime": run.log.runtime} if run.log.runtime else {}),
-            "peak_memory": peak_memory(),
-            "peak_memory_after": dict(run.log.peaks),
-        },
+            peak_memory=peak_memory(),
+            peak_memory_after=dict(run.log.peaks),
+        ),
         legs=legs,
         findings=(
             *(finding for audit in audits.values() for finding in _audit_findings(audit, legs)),

@@ -7,16 +7,12 @@ by byte (a test checks this), in 2 s for SmolLM2-135M instead of 55 to 84 s.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
-from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from edgeverify.core.errors import ArtifactError, RecipeError
 from edgeverify.core.quiet import quiet

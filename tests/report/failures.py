@@ -5,7 +5,6 @@ A port is wrong in one known way, or a file is changed once it is made. All is s
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ from typing import Any
 import numpy as np
 
 import edgeverify_models as models
+from edgeverify.legs import line
+from edgeverify.legs.quantization import check as quantization
 from edgeverify.litert.flatbuffer import ModelFile, locate_taps
 from edgeverify.litert.flatbuffer.weights import find_weights
 from edgeverify.suites.selftest.faults import catalogue
-from edgeverify.suites.selftest.faults.changes import with_config, with_scaled
+from edgeverify.suites.selftest.faults.port_changes import with_config, with_scaled
 from edgeverify_models.port import Port
 from tests import variants
 
@@ -97,8 +98,6 @@ def port_file(name: str) -> str:
 
 def install(failure: Failure, patch: Any, folder: Path) -> None:
     """Has the check use changed files: ``patch(module, name, value)``."""
-    line = importlib.import_module("edgeverify.suites.check")  # its function has its name, too
-    quantization = importlib.import_module("edgeverify.legs.quantization.check")
 
     def changed(module: Any, name: str, edit: Callable[[Path, Path], None]) -> None:
         right = getattr(module, name)
