@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeverify import load_port
+from edgeverify import load_port, verify
 from edgeverify.core.errors import ArtifactError
 from edgeverify.core.results import FAIL, PASS, UNCHECKED
 from edgeverify.core.trace import Trace
@@ -23,7 +23,6 @@ from edgeverify.litert.flatbuffer.instrument import write
 from edgeverify.litert.flatbuffer.weights import find_weights
 from edgeverify.litert.quantize import quantized
 from edgeverify.litert.recipes import NAMED, Recipe, load_recipe
-from edgeverify.suites import check as verify
 from edgeverify.suites.selftest.faults.catalogue import FAULTS
 
 pytestmark = pytest.mark.slow

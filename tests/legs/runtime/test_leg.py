@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeverify import verify
 from edgeverify.backends import runtimes, tflite
 from edgeverify.backends.interpreter import open_file
 from edgeverify.core.compare import Baseline
@@ -17,7 +18,6 @@ from edgeverify.core.results import FAIL, PASS
 from edgeverify.core.trace import Trace
 from edgeverify.legs.runtime.leg import Judged, of_interpreter, outer_keys, runtime_leg
 from edgeverify.legs.selectors import Selectors
-from edgeverify.suites import check
 from edgeverify_models import CATALOGUE
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("layout", ["default", "transposed"])
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_port_passes_on_every_interpreter(name: str, layout: str) -> None:
-    report = check(name, size="tiny", kv_layout=layout, runtimes=("compiled_model", "tf_lite"))
+    report = verify(name, size="tiny", kv_layout=layout, runtimes=("compiled_model", "tf_lite"))
     compiled, tensorflow = (report.legs[f"runtime:{n}"] for n in ("compiled_model", "tf_lite"))
     assert (compiled.outcome, tensorflow.outcome) == (PASS, PASS)
     assert compiled.notes == ("bitwise what the LiteRT interpreter gives",)
