@@ -47,7 +47,6 @@ def audit_file(
     state: State,
     declared: Readings,
     promises: Promises | None = None,
-    title: str = WEIGHTS,
 ) -> AuditResult:
     """Compares the constants of a .tflite with the checkpoint.
 
@@ -58,7 +57,6 @@ def audit_file(
         state: the checkpoint, HF names → float32 tensors.
         declared: readings of the HF config: which norms add 1, which factor embeddings have.
         promises: promises of the recipe that the file was quantized with, if it is known.
-        title: the audit's name.
     """
     names = {name for weights in found.values() for name in weights.tensors}
     apart = {int(match.group(1)) for name in names if (match := _APART.match(name))}
@@ -90,7 +88,7 @@ def audit_file(
     kinds = _others(file, found.values(), claimed, audit)
     others = "".join(f", {count} {kind}" for kind, count in kinds.items())
     note = f"the file's constants: {_kept_as(file, found)}{others}"
-    return AuditResult(title, tuple(audit.checks), (note,))
+    return AuditResult(WEIGHTS, tuple(audit.checks), (note,))
 
 
 def _check(

@@ -66,7 +66,6 @@ def diagnose(
     run_alone: Callable[[], Trace],
     baseline: Baseline,
     expected: Iterable[str],
-    starts: Mapping[str, int],
 ) -> tuple[Finding, ...]:
     """Finds the likely causes of a failed authoring leg.
 
@@ -79,7 +78,6 @@ def diagnose(
             of the taps before it (``backends.reauthored.run(..., every_tap=True)``).
         baseline: the oracle and its isolated floor.
         expected: the ``step/tap`` keys, in forward order.
-        starts: step → position of its first row.
 
     Returns:
         ``authoring.cause`` findings, each with its measurements, then ``authoring.unexplained``
@@ -87,7 +85,7 @@ def diagnose(
     """
     port, limits = run_alone(), thresholds("isolated")
     judged = compare(
-        port, baseline.oracle, baseline.isolated_floor, limits, tuple(expected), starts
+        port, baseline.oracle, baseline.isolated_floor, limits, tuple(expected), case.starts
     )
     failed = frozenset(result.tap for result in judged if result.outcome == FAIL)
     floor = baseline.isolated_floor

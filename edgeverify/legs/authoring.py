@@ -68,7 +68,6 @@ def find_causes(run: Run, baseline: Baseline) -> tuple[Finding, ...]:
                 alone,
                 baseline,
                 expected,
-                run.case.starts,
             )
         except Exception as error:
             told = f"the cause was not looked for to the end: {type(error).__name__}: {error}"

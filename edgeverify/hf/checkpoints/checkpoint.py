@@ -173,7 +173,7 @@ def _from_files(
         tokenizer_dir=_tokenizer_dir(weights),
         gguf_file=weights.files[0].name if weights.format is None else None,
         _load=lambda: load_tensors(*plan()),
-        _map=lambda identity: mapped_files.stored(*plan(), identity, cache_root),
+        _map=lambda identity: mapped_files.stored(plan(), identity, cache_root),
     )
 
 

@@ -19,7 +19,7 @@ from edgeverify.core.store.entries import cached, digest
 from edgeverify.core.store.mapped import forget, map_file, map_new, offsets
 from edgeverify.hf.checkpoints import seeded
 from edgeverify.hf.checkpoints.expected import Entry
-from edgeverify.hf.checkpoints.load import require_finite, require_tied, told_when_gone
+from edgeverify.hf.checkpoints.load import Plan, require_finite, require_tied, told_when_gone
 from edgeverify.hf.checkpoints.locate import SAFETENSORS, Format
 from edgeverify.hf.checkpoints.safetensors_files import map_safetensors
 
@@ -42,25 +42,18 @@ def drawn(
     return _written({name: d.shape for name, d in draws.items()}, write, identity, cache_root)
 
 
-def stored(
-    form: Format,
-    entries: Mapping[str, Entry],
-    take: Mapping[str, str],
-    copies: Mapping[str, str],
-    where: Path,
-    identity: str,
-    cache_root: Path | None,
-) -> State:
+def stored(plan: Plan, identity: str, cache_root: Path | None) -> State:
     """Memory-maps the tensors of plain files: bit by bit the result of ``load.load_tensors``.
 
     Args:
-        form, entries, take, copies, where: as for ``load_tensors``.
+        plan: the arguments of ``load_tensors``.
         identity: the checkpoint's identity, the key of its float32 copy.
         cache_root: another cache than the default one.
 
     Raises:
         CheckpointError: as for ``load_tensors``.
     """
+    form, entries, take, copies, where = plan
     wanted = (*take.values(), *copies)
     with told_when_gone(where):
         if form is SAFETENSORS and all(entries[name].dtype == "float32" for name in wanted):

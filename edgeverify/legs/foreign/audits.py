@@ -13,13 +13,12 @@ from typing import Any
 
 from edgeverify.audits.attributes import odd_attributes
 from edgeverify.audits.config import audit_config, audit_mask_inputs
+from edgeverify.audits.file_reading import Subject
 from edgeverify.audits.file_weights import audit_file
 from edgeverify.audits.model import Readings
 from edgeverify.audits.of_file import of_file
-from edgeverify.audits.of_hf_config import declared
 from edgeverify.audits.promises import Promises
 from edgeverify.audits.signatures import audit_signatures
-from edgeverify.audits.weights import State
 from edgeverify.core.results import (
     CONFIG,
     NOT_APPLICABLE,
@@ -41,29 +40,19 @@ LEFT_TO_THE_RUN = "a file does not say it; what it computes is judged by the leg
 
 
 def audit(
-    path: Path,
-    case: FileCase,
-    facts: Facts,
-    hf_config: Mapping[str, Any],
-    config: Any,
-    state: State,
-    recipe: Recipe | None = None,
+    path: Path, case: FileCase, facts: Facts, subject: Subject, recipe: Recipe | None = None
 ) -> dict[str, AuditResult]:
-    """Runs the three audits of a file.
-
-    What cannot be read is ``unchecked``, with the exception that was raised.
+    """Makes the three audits. What cannot be read is ``unchecked``, with the exception.
 
     Args:
-        path: the .tflite, which a child has already read without harm.
-        case: of the file.
-        facts: of the file.
-        hf_config: of the checkpoint.
-        config: the port's ``ModelConfig`` of it, which says how q, k and v are fused.
-        state: the checkpoint, HF names → float32 tensors.
+        path: the .tflite, which a child has read without harm.
+        case: the file's case.
+        facts: the file's facts.
+        subject: the model that the file is to be.
         recipe: the recipe that made the file, if it is known.
     """
     file = ModelFile(path)
-    said = declared(hf_config)
+    said, hf_config = subject.declared, subject.hf_config
     results = {
         SIGNATURES: _made(SIGNATURES, lambda: _signatures(file, case, facts, said)),
     }
@@ -88,7 +77,7 @@ def audit(
     results[CONFIG] = _made(CONFIG, read)
     promises = Promises(recipe) if recipe else None
     results[WEIGHTS] = _made(
-        WEIGHTS, lambda: audit_file(file, weights(), config, state, said, promises)
+        WEIGHTS, lambda: audit_file(file, weights(), subject.config, subject.state, said, promises)
     )
     return results
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from edgeverify.audits.file_reading import Subject
+from edgeverify.audits.of_hf_config import declared
 from edgeverify.core.compare import Baseline, judge_leg
 from edgeverify.core.errors import ArtifactError, UsageError
 from edgeverify.core.leg import CONVERSION, QUANTIZATION, Leg
@@ -213,8 +215,8 @@ def _judge(
     asked = Leg(CONVERSION if is_float else QUANTIZATION)
     with run.timed("audits"):
         config = run.port.model_config(run.hf_config)
-        state = run.state()
-        audits = audit(file.path, case, file.facts, run.hf_config, config, state, recipe)
+        subject = Subject(run.hf_config, declared(run.hf_config), config, run.state())
+        audits = audit(file.path, case, file.facts, subject, recipe)
     try:
         if is_float:
             run.release()

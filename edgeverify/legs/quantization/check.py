@@ -98,6 +98,6 @@ def audit_quantized(run: Run, path: Path, recipe: Recipe) -> tuple[AuditResult, 
             return unchecked(title, "file", str(error)), None
         file = ModelFile(path)
         said, found = declared(run.hf_config), weights.found
-        audit = audit_file(file, found, config, state, said, Promises(recipe), title)
+        audit = audit_file(file, found, config, state, said, Promises(recipe))
         odd = odd_attributes(said, found, found, str(run.hf_config.get("model_type")))
     return merged(title, [AuditResult(title, odd), audit]), weights
