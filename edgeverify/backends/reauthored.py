@@ -271,8 +271,8 @@ def _store(
     for tap in taps.standard_taps(len(cache.caches), logits=wanted):
         if tap in arrays and not recorder.was_fed(tap):
             trace.unavailable[f"{step.name}/{tap}"] = (
-                "its part could not be fed with the oracle's input: the port calls its forward "
-                "directly, past the module's hooks"
+                "could not be run alone on the oracle's input: the port calls module.forward(x), "
+                "which skips PyTorch's hooks; call module(x)"
             )
         elif tap in arrays:
             rows = arrays[tap] if tap.startswith("kv.") else arrays[tap][:, : len(step.tokens)]

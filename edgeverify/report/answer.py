@@ -126,7 +126,7 @@ def _cause_lines(causes: Sequence[Cause]) -> tuple[str, ...]:
 
 
 def _witnesses(cause: Cause) -> str:
-    """``config audit (ModelConfig, file) and diagnosis agree``."""
+    """``found by config audit (ModelConfig, file) and diagnosis``."""
     # Its taps are told as the place.
     seen = [one if "audit" in one else one.partition(" (")[0] for one in _seen(cause)]
     if cause.kind == CODE and len(seen) == 1:
@@ -134,8 +134,8 @@ def _witnesses(cause: Cause) -> str:
     if cause.kind == OPERATOR:
         return f"{', '.join(seen)}, each computed in float64"
     if len(seen) > 1:
-        return f"{' and '.join(seen)} agree"
-    return f"named by the {seen[0].partition(' (')[0]} alone"
+        return f"found by {' and '.join(seen)}"
+    return f"found only by the {seen[0].partition(' (')[0]}"
 
 
 def _seen(cause: Cause) -> tuple[str, ...]:
@@ -288,7 +288,7 @@ def _where_audited(report: Report, causes: Sequence[Cause]) -> str:
     if holders:
         more = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
         told += f", in {holders[0]}{more}"
-    alone = "no leg shows it" if report.legs else ""
+    alone = "the outputs agree" if report.legs else ""
     return "; ".join(text for text in (told, alone) if text)
 
 
@@ -303,4 +303,4 @@ def _where_unchecked(report: Report) -> list[str]:
         return lines
     names = [part.name for part in parts_of(report) if part.outcome == UNCHECKED]
     whole = len(names) == len(list(parts_of(report))) > 1
-    return ["every audit and leg" if whole else ", ".join(dict.fromkeys(names))] if names else []
+    return ["everything" if whole else ", ".join(dict.fromkeys(names))] if names else []

@@ -61,7 +61,7 @@ def parts_of(report: Report) -> Iterable[Part]:
             items = dict.fromkeys(c.item for c in audit.odd)
             text = f"{counts[UNCHECKED]} of {compared} {noun} not checked: {_some(items)}"
             text = "not checked" if list(items) == [name] else text
-        yield Part("audit", name, audit.outcome, text)
+        yield Part("audit", _audit_name(name), audit.outcome, text)
     for name, leg in report.legs.items():
         yield Part("leg", name, leg.outcome, _leg_text(leg, report))
     for golden in report.goldens:
@@ -71,6 +71,12 @@ def parts_of(report: Report) -> Iterable[Part]:
         yield Part(
             "invariants", "invariants", worst_outcome(asked), invariants_line(report.invariants)
         )
+
+
+def _audit_name(name: str) -> str:
+    """The audit's name; that of a recipe's weights is not its leg's, which stands beside it."""
+    recipe = name.partition(":")[2]
+    return f"weights of {recipe}" if recipe else name
 
 
 def _some(items: Iterable[str]) -> str:

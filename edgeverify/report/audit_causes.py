@@ -58,7 +58,7 @@ def _field(key: tuple[str, str, str, str], group: Sequence[Check], leg: str) -> 
         leg=leg,
         seen=(f"config audit ({', '.join(places)})" if places else "config audit",),
         places=places,
-        repair=f"set {name} to {right}" if right else f"take {name} away",
+        repair=f"read {name} from the HF config (here {right})" if right else f"take {name} away",
         kinds=kinds,
         blocks=frozenset(blocks),
         label=label,

@@ -139,10 +139,10 @@ def _unchecked(report: Report) -> Advice:
     legs = list(report.legs.values())
     if memory and legs and all(leg.reason == memory for leg in legs):
         if " --memory-budget " in str(case.get("command", "")):
-            text = "allow more memory, or leave the limit out:"
+            text = "raise --memory-budget, or leave it out:"
             return Advice(text, command(case, memory_budget=""))
         text = "use a machine with more memory, or a smaller size:"
         return Advice(text, command(case, size="tiny"))
     if any(leg.outcome == UNCHECKED and leg.taps and leg.name == "authoring" for leg in legs):
-        return Advice(f"change {_file(case)} so that it can be checked, then:", command(case))
+        return Advice(f"change what is named above in {_file(case)}, then:", command(case))
     return Advice("see all that was not checked, and why:", command(case, "-v"))

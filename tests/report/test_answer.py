@@ -74,10 +74,11 @@ def test_an_audit_and_the_diagnosis_that_name_one_cause_are_one(report: Make) ->
     assert lines(made) == [
         "FAIL  tinyllama tiny · seeded random weights · 69 prompt tokens + 8 decode steps",
         "cause  rotary base is 10000, should be 3700",
-        "       config audit (ModelConfig, module, file, prefill_16) and diagnosis agree",
+        "       found by config audit (ModelConfig, module, file, prefill_16) and diagnosis",
         "where  authoring (Hugging Face → port): attn.k of block 1",
         "       first at prefill.0/blocks.1.attn.k: error 71.0 times float32 noise (allowed 1.50)",
-        f"next   set rotary base to 3700 in my_port.py (model_config), then: {COMMAND}",
+        "next   read rotary base from the HF config (here 3700) in my_port.py (model_config), then:",
+        f"       {COMMAND}",
         "✗ config      4 of 5 values differ: rotary base",
         "✗ authoring   Hugging Face → port: 2 of 66 taps differ",
         "✓ conversion  port → .tflite: 66 taps agree, worst 1.02 of 1.50 allowed",
@@ -108,7 +109,7 @@ def test_fields_of_one_kind_with_equal_values_are_one(report: Make) -> None:
     assert found.text == (
         "norm eps is 1.1e-05, should be 1e-05 (final norm, attention norm, feed-forward norm)"
     )
-    assert found.repair == "set norm eps to 1e-05"
+    assert found.repair == "read norm eps from the HF config (here 1e-05)"
 
 
 def test_blocks_are_told_where_not_all_have_it(report: Make) -> None:
@@ -207,8 +208,8 @@ def test_of_one_value_both_are_shown_and_no_leg_is_blamed(report: Make) -> None:
     assert lines(made)[1:6] == [
         "cause  a.weight: 1 of 9 differ",
         "       found 0.5000001 at [3, 5], should be 0.5",
-        "       named by the weights audit alone",
-        "where  module, file, in b.weight; no leg shows it",
+        "       found only by the weights audit",
+        "where  module, file, in b.weight; the outputs agree",
         f"next   load it unchanged in my_port.py, then: {COMMAND}",
     ]
 
@@ -305,8 +306,8 @@ def test_memory_that_is_too_small_is_told_once(report: Make, audits: Callable[..
     assert lines(made) == [
         "UNCHECKED  tinyllama tiny · seeded random weights · 69 prompt tokens + 8 decode steps",
         f"cause  not checked: {told}",
-        "where  every audit and leg",
-        "next   allow more memory, or leave the limit out: "
+        "where  everything",
+        "next   raise --memory-budget, or leave it out: "
         "edgeverify check my_port.py:PORT --size tiny",
         "? config      not checked",
         "? weights     not checked",
@@ -329,11 +330,11 @@ def test_a_quantized_file_is_charged_itself_and_more_parts_share_lines(
     assert len(shown) <= LINES
     assert shown[1:3] == [
         "cause  w.weight: 1 of 480 scales are not right",
-        "       named by the quantization:dynamic_int8 audit alone",
+        "       found only by the quantization:dynamic_int8 audit",
     ]
     assert shown[-6:] == [
         "✓ config, weights, signatures",
-        "✗ quantization:dynamic_int8  1 of 1 weights differ: w.weight",
+        "✗ weights of dynamic_int8    1 of 1 weights differ: w.weight",
         "✓ authoring                  Hugging Face → port: 66 taps agree, worst 1.02 of 1.50 "
         "allowed",
         "✓ conversion                 port → .tflite: 66 taps agree, worst 1.02 of 1.50 allowed",

@@ -56,14 +56,14 @@ def test_the_terminal_has_one_line_for_each_and_tells_a_failure_once(failed: Rep
     lines = printed(failed)
     assert lines[1:3] == [
         "cause  rotary base is 10000, should be 5300",
-        "       named by the config audit alone",
+        "       found only by the config audit",
     ]
-    assert lines[5:8] == [
+    assert lines[6:9] == [
         "✗ config      1 of 2 values differ: rotary base",
         "✓ weights     2 tensors agree",
         "✓ signatures  2 tensors agree",
     ]
-    assert lines[8].startswith("✓ authoring   Hugging Face → port: 66 taps agree")
+    assert lines[9].startswith("✓ authoring   Hugging Face → port: 66 taps agree")
     assert sum("10000" in line for line in lines) == 1
 
 

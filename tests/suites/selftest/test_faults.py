@@ -197,7 +197,7 @@ def test_a_right_port_whose_parts_cannot_be_fed_is_unchecked_and_no_failure() ->
     assert leg.outcome == UNCHECKED
     odd = {tap.tap.split("/")[1] for tap in leg.taps if tap.outcome != PASS}
     assert odd == {"final_norm", "logits"}
-    assert "could not be fed with the oracle's input" in leg.reason
+    assert "could not be run alone on the oracle's input" in leg.reason
 
 
 def test_a_port_that_cannot_be_loaded_is_told_what_the_audit_sees() -> None:
