@@ -77,7 +77,8 @@ def test_an_audit_and_the_diagnosis_that_name_one_cause_are_one(report: Make) ->
         "       found by config audit (ModelConfig, module, file, prefill_16) and diagnosis",
         "where  authoring (Hugging Face → port): attn.k of block 1",
         "       first at prefill.0/blocks.1.attn.k: error 71.0 times float32 noise (allowed 1.50)",
-        "next   read rotary base from the HF config (here 3700) in my_port.py (model_config), then:",
+        "next   read rotary base from the HF config (here 3700) in my_port.py (model_config), "
+        "then:",
         f"       {COMMAND}",
         "✗ config      4 of 5 values differ: rotary base",
         "✗ authoring   Hugging Face → port: 2 of 66 taps differ",
