@@ -38,7 +38,7 @@ class Task:
 EDGEVERIFY = ("-m", "edgeverify.cli.main")
 TASKS = {
     "quick": Task("the quick tests", (("-m", "pytest", *TWO_WORKERS, "-m", QUICK),)),
-    "all": Task("all tests, long ones first", (("-m", "pytest", *TWO_WORKERS),)),
+    "all": Task("all tests, long ones first", (("-m", "pytest", *TWO_WORKERS, "--durations=40"),)),
     "lint": Task(
         "lint, layout and types",
         (("-m", "ruff", "check"), ("-m", "ruff", "format", "--check"), ("-m", "mypy")),
