@@ -14,6 +14,7 @@ import pytest
 
 from edgeverify import load_port, verify
 from edgeverify.core.errors import ArtifactError
+from edgeverify.core.leg import QUANTIZATION, Leg
 from edgeverify.core.results import FAIL, PASS, UNCHECKED
 from edgeverify.core.trace import Trace
 from edgeverify.legs.quantization.leg import judge_file
@@ -137,10 +138,10 @@ def test_blocks_of_128_where_the_widths_are_multiples_of_it() -> None:
 def test_a_file_that_the_runtime_refuses_costs_no_other_recipe_its_verdict(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refused(run: object, path: Path, weights: object, label: str, *rest: object) -> object:
-        if label.endswith("fp16"):
+    def refused(run: object, path: Path, weights: object, leg: Leg, *rest: object) -> object:
+        if leg.recipe == "fp16":
             raise ArtifactError("the runtime cannot open it", where=path)
-        return judge_file(run, path, weights, label, *rest)  # type: ignore[arg-type]
+        return judge_file(run, path, weights, leg, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr("edgeverify.legs.quantization.check.judge_file", refused)
     report = verify("tinyllama", recipes=("fp16", "dynamic_int8"))
@@ -244,7 +245,7 @@ def test_a_file_without_the_right_logits_fails_without_an_attribution(made: Get)
         }
         return Trace(arrays), None
 
-    leg = judge_file(port.run, file, weights, "quantization:x", port.baseline, cut).leg
+    leg = judge_file(port.run, file, weights, Leg(QUANTIZATION, "x"), port.baseline, cut).leg
     assert leg.outcome == FAIL
     assert leg.attribution == {}
 
@@ -336,7 +337,7 @@ def test_the_file_is_litert_torch_s_own_byte_by_byte(
     exportable = ExportableModule(run.model(), export_config=config).eval()
     converter = None
     for name, length in case.signatures.items():
-        inputs = sample_inputs(run.model().config, case, length, ("global",))
+        inputs = sample_inputs(run.model().config, case, length)
         add = litert_torch.signature if converter is None else converter.signature
         converter = add(name, exportable, sample_kwargs=inputs)
     path = tmp_path / "own.tflite"
