@@ -13,7 +13,7 @@ import edgeverify_models as models
 from edgeverify.cli.main import main
 from edgeverify.core.errors import PortError
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult
-from edgeverify.legs import line, run
+from edgeverify.legs import line
 from edgeverify.legs.conversion import converted
 from edgeverify.litert.flatbuffer import ModelFile, locate_taps
 from edgeverify.suites.check import verify
@@ -223,7 +223,7 @@ def test_a_search_for_the_operator_that_raises_leaves_the_verdict(
         raise RuntimeError("broken")
 
     monkeypatch.setattr(line, "converted", changed)
-    monkeypatch.setattr(run, "op_findings", broken)
+    monkeypatch.setattr("edgeverify.legs.conversion.op_findings", broken)
     report = verify("tinyllama")
     assert report.legs["conversion"].outcome == FAIL
     told = [
