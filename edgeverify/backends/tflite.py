@@ -164,14 +164,20 @@ def run_every_tap(path: Path, case: Case, oracle: Trace, setup: Setup | None = N
         trace = run(path, case, setup, instrumented=cut, inject=oracle.arrays)
         found = _instrumentation(cut, isolated=True)
     assert found is not None
+    blocks = blocks_of(path, case)
     for step in case.steps:
-        forget_unfed(trace, step.name, blocks_of(path), found.located[step.signature].taps)
+        forget_unfed(trace, step.name, blocks, found.located[step.signature].taps)
     return trace
 
 
-def blocks_of(path: Path) -> int:
-    """Returns how many transformer blocks a file has, from the caches of its signatures."""
-    return next(iter(ModelFile(path).signatures.values())).num_blocks
+def blocks_of(path: Path, case: Case) -> int:
+    """Returns how many transformer blocks a file has, from the caches that the case's steps take.
+
+    Other signatures of a file may have no caches, e.g. one that embeds tokens.
+    """
+    signatures = ModelFile(path).signatures
+    called = {step.signature for step in case.steps} & signatures.keys()
+    return max((signatures[name].num_blocks for name in called), default=0)
 
 
 def run(
@@ -201,7 +207,7 @@ def run(
             cache's end (the runtime would move it back over older rows), or the runtime failed.
     """
     setup = setup or Setup()
-    num_blocks = blocks_of(path)
+    num_blocks = blocks_of(path, case)
     trace = Trace(
         provenance={
             "backend": "tflite",

@@ -66,6 +66,16 @@ def copied(name: str, new: str) -> Callable[[Any], None]:
     return change
 
 
+def embedder_first(model: Any) -> None:
+    """A signature without caches before all others, as of an embedder in the same file."""
+    decode = next(d for d in model.signatureDefs if d.signatureKey == b"decode")
+    other = schema.SignatureDefT()
+    other.signatureKey = b"embed"
+    other.inputs = [entry for entry in decode.inputs if entry.name == b"tokens"]
+    other.outputs, other.subgraphIndex = decode.outputs[:1], decode.subgraphIndex
+    model.signatureDefs.insert(0, other)
+
+
 def cache_writes_hidden(model: Any) -> None:
     """A reshape that changes nothing between each cache and what writes into it."""
     code = schema.OperatorCodeT()

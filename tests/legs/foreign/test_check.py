@@ -22,7 +22,14 @@ from edgeverify.litert.flatbuffer.instrument import write
 from edgeverify.litert.quantize import quantized
 from edgeverify.litert.recipes import load_recipe
 from tests.benchmarks.test_damage import bundled
-from tests.legs.foreign.edits import cache_writes_hidden, copied, edited, names_wiped, renamed
+from tests.legs.foreign.edits import (
+    cache_writes_hidden,
+    copied,
+    edited,
+    embedder_first,
+    names_wiped,
+    renamed,
+)
 
 pytestmark = pytest.mark.slow
 Get = Callable[..., Any]
@@ -133,6 +140,17 @@ def test_what_is_not_run_is_unchecked(converted: Get, checkpoint: Get, tmp_path:
     assert "verify" in odd[0]
     assert "it is not run: it is neither prefill, prefill_N nor decode" in odd[0]
     assert report.outcome == UNCHECKED
+
+
+def test_a_first_signature_without_caches_leaves_the_verdict(
+    converted: Get, checkpoint: Get, tmp_path: Path
+) -> None:
+    """The number of blocks is that of the signatures that are run."""
+    source = converted("tinyllama", "default").path
+    path = edited(source, tmp_path / "x.tflite", embedder_first)
+    report = verify_artifact(path, checkpoint=checkpoint("tinyllama"), decode_steps=2)
+    assert report.legs["conversion"].outcome == PASS
+    assert {tap.outcome for tap in report.legs["conversion"].taps} == {PASS}
 
 
 def test_a_decode_of_several_conversations_is_unchecked(converted: Get, checkpoint: Get) -> None:
