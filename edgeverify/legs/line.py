@@ -26,7 +26,7 @@ from edgeverify.report.words import LISTED
 
 
 @dataclass
-class Judged:
+class CheckResult:
     """The results of a check so far.
 
     Attributes:
@@ -60,7 +60,7 @@ class Line:
     auditor: Auditor
     tokenizer: Any | None
 
-    def judge(self, run: Run) -> Judged:
+    def judge(self, run: Run) -> CheckResult:
         """Audits the port, then judges every requested leg.
 
         Raises:
@@ -72,22 +72,22 @@ class Line:
         except PortError as error:
             raise _explained(error, self.auditor.failures) from error
 
-    def _legs(self, run: Run) -> Judged:
+    def _legs(self, run: Run) -> CheckResult:
         with_file = Leg(CONVERSION) in self.chosen.legs
         run, baselines = reference_baselines(run, with_file=with_file)
         authoring = baselines[AUTHORING]
         whole, isolated = run_reauthored(run, authoring.oracle)
         notes = (run.memory,) if run.streamed else ()
-        leg = judge(run, Leg(AUTHORING), Runs(whole, isolated, notes=notes), authoring)
+        leg = judge(run, Leg(AUTHORING), LegRuns(whole, isolated, notes=notes), authoring)
         passed = leg.outcome != FAIL
         causes = () if passed else find_causes(run, authoring)
         traces = {"reference": authoring.own, "reauthored": whole}
-        out = Judged(run, {leg.name: leg}, traces, causes)
+        out = CheckResult(run, {leg.name: leg}, traces, causes)
         if with_file:
             self._file_legs(out, baselines[CONVERSION], authoring_passed=passed)
         return out
 
-    def _file_legs(self, out: Judged, baseline: Baseline, *, authoring_passed: bool) -> None:
+    def _file_legs(self, out: CheckResult, baseline: Baseline, *, authoring_passed: bool) -> None:
         run = out.run
         try:
             path = converted(run)
@@ -114,12 +114,14 @@ class Line:
         wrong = AUTHORING if not authoring_passed else ""
         self._quantized_legs(out, file, baseline, wrong)
 
-    def _run_elsewhere(self, out: Judged, file: FileRun) -> None:
+    def _run_elsewhere(self, out: CheckResult, file: FileRun) -> None:
         """Runs a file in the other requested runtimes."""
         chosen, refusal = self.chosen.runtimes, self.auditor.engine_refusal
         out.add(*run_runtimes(out.run, chosen, file, self.tokenizer, refusal))
 
-    def _quantized_legs(self, out: Judged, file: FileRun, original: Baseline, wrong: str) -> None:
+    def _quantized_legs(
+        self, out: CheckResult, file: FileRun, original: Baseline, wrong: str
+    ) -> None:
         """Quantizes the float file by each recipe, then audits, judges and runs the results.
 
         Args:
@@ -149,7 +151,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Runs:
+class LegRuns:
     """The runs that a leg is judged by: as a whole and, if available, block by block.
 
     Attributes:
@@ -183,12 +185,12 @@ def conversion_leg(run: Run, path: Path, baseline: Baseline, own: Trace | None) 
     whole, isolated = run_file(run, path, baseline.oracle)
     if packing := whole.provenance.get("packing"):
         notes = (*notes, packing)
-    leg = judge(run, Leg(CONVERSION), Runs(whole, isolated, path, notes), baseline)
+    leg = judge(run, Leg(CONVERSION), LegRuns(whole, isolated, path, notes), baseline)
     sources = op_sources(run, path, leg) if leg.outcome == FAIL else ()
     return FileRun(path, leg, whole, baseline, sources)
 
 
-def judge(run: Run, leg: Leg, runs: Runs, baseline: Baseline) -> LegResult:
+def judge(run: Run, leg: Leg, runs: LegRuns, baseline: Baseline) -> LegResult:
     """Judges a leg; if it fails, one more run names every faulty sublayer."""
     starts, expected = run.case.starts, run.expected(baseline.oracle)
     result = judge_leg(leg, runs.whole, runs.isolated, baseline, expected, starts, notes=runs.notes)

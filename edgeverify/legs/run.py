@@ -219,6 +219,18 @@ def _build_reauthored(run: Run) -> nn.Module:
     return model
 
 
+def tokenizer_of(checkpoint: Checkpoint, chosen: Selectors) -> RememberedTokenizer | None:
+    """Returns the checkpoint's tokenizer, which is loaded when first used; None without one."""
+    if checkpoint.tokenizer_dir is None:
+        return None
+    return RememberedTokenizer(
+        checkpoint.tokenizer_dir,
+        checkpoint.gguf_file,
+        trust_remote_code=chosen.trust_remote_code,
+        cache=chosen.cache,
+    )
+
+
 def prepare(
     port: Port | str, chosen: Selectors, *, verbose: bool, progress: Progress | None
 ) -> tuple[Run, Any | None]:
@@ -241,14 +253,7 @@ def prepare(
             expected="a ModelConfig of this HF config",
             fix="correct the port's model_config, or take another checkpoint",
         ) from error
-    tokenizer = None
-    if opened.tokenizer_dir is not None:
-        tokenizer = RememberedTokenizer(
-            opened.tokenizer_dir,
-            opened.gguf_file,
-            trust_remote_code=chosen.trust_remote_code,
-            cache=chosen.cache,
-        )
+    tokenizer = tokenizer_of(opened, chosen)
     require_engine(chosen.runtimes, tokenizer)
     case = inputs.plan_case(resolved, opened, tokenizer, chosen, max_positions)
     run = Run(resolved, opened, case, chosen.cache, verbose, progress or Progress())

@@ -27,7 +27,6 @@ from edgeverify.core.results import FAIL, UNCHECKED, AuditResult, LegResult, Rep
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
 from edgeverify.hf.checkpoints import open_checkpoint
-from edgeverify.hf.tokenizer import RememberedTokenizer
 from edgeverify.legs import inputs
 from edgeverify.legs.baselines import reference_baselines
 from edgeverify.legs.findings import report_of
@@ -38,7 +37,7 @@ from edgeverify.legs.foreign.ports import port_for
 from edgeverify.legs.ports import load_port
 from edgeverify.legs.quantization.leg import judge_file
 from edgeverify.legs.quantization.weights import read_weights
-from edgeverify.legs.run import Run, fitting_threads
+from edgeverify.legs.run import Run, fitting_threads, tokenizer_of
 from edgeverify.legs.runtime.stages import without_taps
 from edgeverify.legs.selectors import Selectors
 from edgeverify.litert import contained
@@ -180,14 +179,7 @@ def _prepare(
         trust_remote_code=chosen.trust_remote_code,
         cache_root=chosen.cache,
     )
-    tokenizer = None
-    if opened.tokenizer_dir is not None:
-        tokenizer = RememberedTokenizer(
-            opened.tokenizer_dir,
-            opened.gguf_file,
-            trust_remote_code=chosen.trust_remote_code,
-            cache=chosen.cache,
-        )
+    tokenizer = tokenizer_of(opened, chosen)
     wanted = wanted_tokens(file.facts)
     prompt, decode = inputs.tokens(opened.hf_config, tokenizer, chosen, wanted)
     case = case_of(

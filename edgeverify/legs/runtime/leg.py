@@ -28,7 +28,7 @@ BOTH = float(np.sqrt(2))
 
 
 @dataclass(frozen=True)
-class Judged:
+class RuntimeBaseline:
     """What the results of a runtime are compared with.
 
     Attributes:
@@ -42,7 +42,9 @@ class Judged:
     cache: Path | None = None
 
 
-def runtime_leg(leg: Leg, path: Path, case: Case, interpreter: Trace, judged: Judged) -> LegResult:
+def runtime_leg(
+    leg: Leg, path: Path, case: Case, interpreter: Trace, against: RuntimeBaseline
+) -> LegResult:
     """Runs a file in another runtime and judges its logits and caches.
 
     If they fail, the file runs once more as a copy that also returns its inner taps, to name the
@@ -53,7 +55,7 @@ def runtime_leg(leg: Leg, path: Path, case: Case, interpreter: Trace, judged: Ju
         path: the file.
         case: the steps.
         interpreter: the LiteRT interpreter's trace of the same file and case.
-        judged: what the results are compared with.
+        against: what the results are compared with.
 
     Returns:
         The leg. Its notes say whether its results are bitwise those of the interpreter.
@@ -61,13 +63,13 @@ def runtime_leg(leg: Leg, path: Path, case: Case, interpreter: Trace, judged: Ju
     Raises:
         ArtifactError: the runtime cannot open or run the file.
     """
-    outer, baseline = outer_keys(judged.expected), judged.baseline
+    outer, baseline = outer_keys(against.expected), against.baseline
     trace = runtimes.run(path, case, leg.runtime)
     result = judge_leg(leg, trace, None, baseline, outer, case.starts)
     if result.outcome == FAIL:
-        with instrumented_copy(path, root=judged.cache) as copy:
+        with instrumented_copy(path, root=against.cache) as copy:
             tapped = runtimes.run(path, case, leg.runtime, instrumented=copy)
-        named = judge_leg(leg, tapped, None, baseline, judged.expected, case.starts)
+        named = judge_leg(leg, tapped, None, baseline, against.expected, case.starts)
         # A second run may name the tap, but must not revoke the first run's verdict.
         result = named if named.outcome == FAIL else result
     return replace(result, notes=(*result.notes, _compared(trace, interpreter, outer)))

@@ -20,7 +20,7 @@ from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
 from edgeverify.legs.run import Run
 from edgeverify.legs.runtime import engine
-from edgeverify.legs.runtime.leg import Judged, of_interpreter, runtime_leg
+from edgeverify.legs.runtime.leg import RuntimeBaseline, of_interpreter, runtime_leg
 from edgeverify.litert.bundle import writer
 from edgeverify.litert.bundle.writer import ASKED, LITERT_LM
 
@@ -96,7 +96,7 @@ def without_taps(leg: Leg, outcome: str, reason: str) -> LegResult:
 def _runtime_leg(run: Run, file: FileRun, leg: Leg) -> LegResult:
     right = file.leg.outcome != FAIL
     baseline = file.baseline if right else of_interpreter(file.trace, file.baseline)
-    judged = Judged(baseline, run.expected(file.baseline.oracle), run.cache)
+    judged = RuntimeBaseline(baseline, run.expected(file.baseline.oracle), run.cache)
     with run.timed(f"run in {leg.runtime}"):
         return runtime_leg(leg, file.path, run.case, file.trace, judged)
 

@@ -18,7 +18,7 @@ from edgeverify.legs.ports import catalogue
 
 # No check reads these. A changed test is run by pytest.
 NONE_FOLDERS = ("docs", "tests", "benchmarks")
-NONE_NAMES = ("LICENSE", ".gitignore")
+NONE_NAMES = ("LICENSE", ".gitignore", "tasks.py")
 GOLDEN, PORTS = "golden", "models"
 PORTS_PACKAGE = "edgeverify_models"  # the import name of the folder
 

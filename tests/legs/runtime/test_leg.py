@@ -16,7 +16,7 @@ from edgeverify.core.compare import Baseline
 from edgeverify.core.leg import RUNTIME, Leg
 from edgeverify.core.results import FAIL, PASS
 from edgeverify.core.trace import Trace
-from edgeverify.legs.runtime.leg import Judged, of_interpreter, outer_keys, runtime_leg
+from edgeverify.legs.runtime.leg import RuntimeBaseline, of_interpreter, outer_keys, runtime_leg
 from edgeverify.legs.selectors import Selectors
 from edgeverify_models import CATALOGUE
 
@@ -47,7 +47,7 @@ class Ran:
 
     def leg(self, runtime: str, **changes: Any) -> Any:
         given = {"interpreter": self.trace, "baseline": self.baseline, **changes}
-        judged = Judged(given["baseline"], self.expected)
+        judged = RuntimeBaseline(given["baseline"], self.expected)
         leg = Leg(RUNTIME, runtime=runtime)
         return runtime_leg(leg, self.path, self.case, given["interpreter"], judged)
 

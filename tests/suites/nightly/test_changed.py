@@ -29,6 +29,7 @@ ALL = tuple(catalogue())
         ([".github/workflows/nightly.yml"], ALL),
         (["something/new.bin"], ALL),
         (["docs/nightly.md", "README.md", "tests/core/test_case.py", "benchmarks/x.py"], ()),
+        (["tasks.py"], ()),
         (["golden/gemma2.tiny.safetensors"], ("gemma2",)),
         (["golden/smollm2-tiny.safetensors"], ("smollm2",)),
         (["golden/other.json"], ALL),
