@@ -22,11 +22,12 @@ from edgeverify.cli.pytest_items import (
     GoldenCollector,
     InvariantsCollector,
     ParityCollector,
-    _golden_dir,
-    _models,
-    _paths,
+    golden_dir,
+    models_of,
+    report_paths,
 )
 from edgeverify.cli.pytest_marks import GOLDEN, INVARIANTS, PARITY, chosen_marks
+from edgeverify.cli.pytest_options import given
 from edgeverify.core.errors import EdgeVerifyError
 from edgeverify.legs.ports import check_name
 from edgeverify.report.files import check_paths
@@ -43,17 +44,31 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUNS], config.stash[EXAMINATIONS] = {}, {}
     marks = _marks(config)
     if not marks:
+        _refuse_options_without_effect(config)
         return
     try:
         chosen = parse(config.option)
-        check_paths({f"--parity-{name}": path for name, path in _paths(config).items()})
-        for model in _models(config):
+        check_paths({f"--parity-{name}": path for name, path in report_paths(config).items()})
+        for model in models_of(config):
             check_name(model, chosen.size)
         if GOLDEN in marks:
-            check_directory("--golden-dir", _golden_dir(config))
+            check_directory("--golden-dir", golden_dir(config))
     except EdgeVerifyError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[CHOSEN] = chosen
+
+
+def _refuse_options_without_effect(config: pytest.Config) -> None:
+    """Refuses a run that names options of edgeverify and would check nothing.
+
+    Options in ``addopts`` are fine: they wait for the runs that ask for a mark.
+    """
+    typed = given(config.invocation_params.args)
+    if typed and not hasattr(config, "workerinput"):
+        raise pytest.UsageError(
+            f"{typed[0]}: nothing would be checked; expected -m parity, -m invariants, -m golden "
+            "or --model, too"
+        )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -28,13 +28,13 @@ RUNS = pytest.StashKey[dict[str, Any]]()
 EXAMINATIONS = pytest.StashKey[dict[str, Any]]()
 
 
-def _models(config: pytest.Config) -> list[str]:
+def models_of(config: pytest.Config) -> list[str]:
     given = config.option.edgeverify_model or [ALL]
     named = [name for model in given for name in (list(catalogue()) if model == ALL else [model])]
     return list(dict.fromkeys(named))
 
 
-def _paths(config: pytest.Config) -> dict[str, Path]:
+def report_paths(config: pytest.Config) -> dict[str, Path]:
     given = {name: getattr(config.option, f"edgeverify_report_{name}") for name in FORMATS}
     return {name: config.invocation_params.dir / path for name, path in given.items() if path}
 
@@ -67,7 +67,7 @@ class ParityCollector(pytest.Collector):
         # recognises a group by this suffix; xdist's own mark (3.8) sets it in an attribute that
         # pytest 9.2 no longer reads.
         grouped = getattr(self.config.option, "loadgroup", False)
-        for model, name in _ids(_models(self.config)).items():
+        for model, name in _ids(models_of(self.config)).items():
             group = f"@{name}" if grouped else ""
             for audit in chosen.audits:
                 test = f"{name}[audit-{audit}]{group}"
@@ -89,7 +89,7 @@ class InvariantsCollector(pytest.Collector):
         from edgeverify.suites.invariants.pairs import cells
 
         grouped = getattr(self.config.option, "loadgroup", False)
-        for model, name in _ids(_models(self.config)).items():
+        for model, name in _ids(models_of(self.config)).items():
             for invariant, implementation in cells(self.config.stash[CHOSEN]):
                 test = f"{name}[{invariant}-{implementation}]" + (f"@{name}" if grouped else "")
                 yield InvariantItem.from_parent(
@@ -107,7 +107,7 @@ class GoldenCollector(pytest.Collector):
     def collect(self) -> Iterator[pytest.Item]:
         """Yields the reference's golden, then the file's."""
         grouped = getattr(self.config.option, "loadgroup", False)
-        for model, name in _ids(_models(self.config)).items():
+        for model, name in _ids(models_of(self.config)).items():
             for kind in selectors.GOLDENS:
                 test = f"{name}[golden-{kind}]" + (f"@{name}" if grouped else "")
                 yield GoldenItem.from_parent(self, name=test, model=model, kind=kind)
@@ -134,7 +134,7 @@ class GoldenItem(pytest.Item):
             pytest.fail("\n".join(golden_lines(result)), pytrace=False)
 
     def _compared(self) -> GoldenResult:
-        chosen, directory = self.config.stash[CHOSEN], _golden_dir(self.config)
+        chosen, directory = self.config.stash[CHOSEN], golden_dir(self.config)
         asked = {"update": self.config.option.edgeverify_update_golden, "kinds": (self.kind,)}
         try:
             # Compares only this golden: another worker may have the other one and report it.
@@ -153,7 +153,7 @@ class GoldenItem(pytest.Item):
         return self.config.rootpath, None, self.nodeid
 
 
-def _golden_dir(config: pytest.Config) -> Path:
+def golden_dir(config: pytest.Config) -> Path:
     given = config.option.edgeverify_golden_dir
     return config.invocation_params.dir / given if given else config.rootpath / "golden"
 
@@ -292,7 +292,7 @@ def _report_of(config: pytest.Config, model: str) -> Report:
 
 def _paths_of(config: pytest.Config, model: str) -> dict[str, Path]:
     """Returns the report files of one model; with several models, they contain its name."""
-    paths, models = _paths(config), _models(config)
+    paths, models = report_paths(config), models_of(config)
     if len(models) == 1:
         return paths
     name = _ids(models)[model]

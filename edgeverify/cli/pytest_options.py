@@ -85,6 +85,12 @@ def paths(parser: pytest.Parser, args: Sequence[str]) -> list[str] | None:
     return found
 
 
+def given(args: Sequence[str]) -> list[str]:
+    """Returns the spellings of edgeverify's options among the arguments, in their order."""
+    spellings = {*_short(), *map(_long, _short())}
+    return [flag for flag in (str(a).partition("=")[0] for a in args) if flag in spellings]
+
+
 def _unmistakable(args: Sequence[str], short: Sequence[str]) -> list[str]:
     """Returns the arguments with the ``short`` spellings among them written in full."""
     written = []

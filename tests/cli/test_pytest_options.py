@@ -118,6 +118,28 @@ def test_the_unmistakable_spelling_works_beside_the_project_s_own(
     assert result.ret == 0
 
 
+@pytest.mark.parametrize(
+    "arguments", [("--seed", "5"), ("--edgeverify-cache=x",), ("--size=tiny",)]
+)
+def test_a_run_that_would_check_nothing_is_refused(
+    pytester: pytest.Pytester, arguments: tuple[str, ...]
+) -> None:
+    """It would be green, and whoever typed the option would think that a model was checked."""
+    pytester.makepyfile("def test_own(): pass")
+    result = run(pytester, *arguments)
+    flag = arguments[0].partition("=")[0]
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {flag}: nothing would be checked; expected -m parity*"])
+
+
+def test_options_in_addopts_wait_for_a_run_that_asks(pytester: pytest.Pytester) -> None:
+    pytester.makepyprojecttoml(
+        '[tool.pytest.ini_options]\naddopts = "--edgeverify-size tiny --seed 5"\n'
+    )
+    pytester.makepyfile("def test_own(): pass")
+    run(pytester).assert_outcomes(passed=1)
+
+
 def test_addopts_may_ask(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytester.makepyprojecttoml('[tool.pytest.ini_options]\naddopts = "-m parity"\n')
     monkeypatch.setenv("PYTEST_ADDOPTS", "--model tinyllama")
