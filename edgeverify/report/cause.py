@@ -43,7 +43,8 @@ class Cause:
         leg: whom it is charged to.
         seen: who names it, e.g. ``config audit (ModelConfig, file)``.
         places: where an audit read it: ``ModelConfig``, ``module``, ``file``, a signature.
-        repair: what to do, e.g. ``set rotary base to 5300``; "" where the text says it.
+        repair: what to do, e.g. ``read rotary base from the HF config (here 5300)``; "" where the
+            text says it.
         kinds: of the diagnosis.
         tensors: the tensors that are not right, HF names.
         blocks: which it holds for; empty for all, or for what is in no block.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeverify.core.results import PASS, UNCHECKED, InvariantResult, Report
-from edgeverify.report.junit_xml import Case, Suite, document
+from edgeverify.report.junit_xml import JunitCase, JunitSuite, document
 from edgeverify.report.steps import StepResult, failure_text, step_results
 from edgeverify.report.words import invariant_lines, number
 
@@ -15,7 +15,7 @@ def render(report: Report) -> str:
     """The XML document."""
     model = f"{report.case.get('model', 'model')}.{report.case.get('size', '')}".rstrip(".")
     cases = [
-        Case(
+        JunitCase(
             f"{model}.audits",
             name,
             audit.outcome,
@@ -24,7 +24,7 @@ def render(report: Report) -> str:
         for name, audit in report.audits.items()
     ]
     cases += [
-        Case(
+        JunitCase(
             f"{model}.{leg.name}",
             step.step or leg.name,
             step.outcome,
@@ -36,15 +36,15 @@ def render(report: Report) -> str:
     ]
     cases += [_of_invariant(model, result) for result in report.invariants]
     if not report.legs:
-        cases.append(Case(model, "check", UNCHECKED, "nothing was compared"))
+        cases.append(JunitCase(model, "check", UNCHECKED, "nothing was compared"))
     facts = {**_flat(report.case), **_flat(report.environment)}
     seconds = sum(report.timings.values())
-    return document("edgeverify", [Suite(f"edgeverify.{model}", cases, seconds, facts)])
+    return document("edgeverify", [JunitSuite(f"edgeverify.{model}", cases, seconds, facts)])
 
 
-def _of_invariant(model: str, result: InvariantResult) -> Case:
+def _of_invariant(model: str, result: InvariantResult) -> JunitCase:
     """One that does not apply is skipped: there is nothing to be green about."""
-    return Case(
+    return JunitCase(
         f"{model}.invariants",
         f"{result.invariant}[{result.implementation}]",
         result.outcome,

@@ -19,7 +19,7 @@ _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 
 @dataclass(frozen=True)
-class Case:
+class JunitCase:
     """One testcase.
 
     Attributes:
@@ -42,16 +42,16 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Suite:
+class JunitSuite:
     """The testcases of one model."""
 
     name: str
-    cases: Sequence[Case]
+    cases: Sequence[JunitCase]
     seconds: float
     properties: Mapping[str, Any] = field(default_factory=dict)
 
 
-def document(name: str, suites: Sequence[Suite]) -> str:
+def document(name: str, suites: Sequence[JunitSuite]) -> str:
     """The XML document; its counts are those of all suites."""
     root = ET.Element("testsuites", name=name)
     for suite in suites:
@@ -65,7 +65,7 @@ def document(name: str, suites: Sequence[Suite]) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, "unicode") + "\n"
 
 
-def _add(suite: ET.Element, case: Case) -> None:
+def _add(suite: ET.Element, case: JunitCase) -> None:
     names = {"classname": _clean(case.classname), "name": _clean(case.name)}
     element = ET.SubElement(suite, "testcase", names)
     if case.seconds is not None:
@@ -77,11 +77,11 @@ def _add(suite: ET.Element, case: Case) -> None:
         told.text = _clean(case.text)
 
 
-def _kind(case: Case) -> str:
+def _kind(case: JunitCase) -> str:
     return KINDS.get(case.outcome, "error")
 
 
-def _count(element: ET.Element, cases: Sequence[Case], seconds: float) -> None:
+def _count(element: ET.Element, cases: Sequence[JunitCase], seconds: float) -> None:
     found = Counter(map(_kind, cases))
     element.set("tests", str(len(cases)))
     for kind, name in COUNTED.items():
