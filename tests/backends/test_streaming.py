@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,7 @@ def test_a_file_that_fits_nowhere_is_unchecked(
     assert report.outcome == "unchecked"
     assert report.legs["authoring"].outcome == "pass"
     reason = report.legs["conversion"].reason
-    assert "XNNPACK packs its weights, about 0.0 GiB in memory" in reason
+    assert re.search(r"XNNPACK packs its weights, about \d.* in memory or \d.* on the disk", reason)
     assert "--kernel builtin" in reason
     assert report.legs["quantization:dynamic_int8"].reason == "there is no file to run"
 

@@ -101,12 +101,12 @@ def test_a_disk_without_room_is_refused_before_the_conversion(
 @pytest.mark.slow
 def test_samples_are_made_anew(converted: Callable[..., Any]) -> None:
     config = converted("tinyllama", "default").model.config
-    case = case_of(mask_as_input=True)
-    first = sample_inputs(config, case, 4, ("global", "local"))
-    second = sample_inputs(config, case, 4, ("global", "local"))
+    case = case_of(mask_as_input=True, mask_kinds=("global", "local"))
+    first, second = sample_inputs(config, case, 4), sample_inputs(config, case, 4)
     assert first["mask"].keys() == {"global", "local"}
     assert first["mask"]["local"].shape == (1, 1, 4, 40)
-    assert sample_inputs(config, case, 1, ("global",))["mask"].shape == (1, 1, 1, 40)
+    one_kind = case_of(mask_as_input=True, mask_kinds=("global",))
+    assert sample_inputs(config, one_kind, 1)["mask"].shape == (1, 1, 1, 40)
     pairs = [
         (first["tokens"], second["tokens"]),
         (first["input_pos"], second["input_pos"]),
