@@ -201,6 +201,21 @@ def run_otherwise(
         return _run_at_once(model, case, inject)
 
 
+def run_redrawn(
+    model: PreTrainedModel, case: Case, seed: int, *, inject: Trace | None = None
+) -> Trace:
+    """Runs the whole conversation at once, with one draw of the roundings that are free.
+
+    Args:
+        model: from ``build``; unchanged after the run.
+        case: with known decode tokens.
+        seed: of the draw; see ``float32.RoundedAtRandom`` and ``angles_rounded_otherwise``.
+        inject: as in ``run``.
+    """
+    with float32.angles_rounded_otherwise(model, seed), float32.RoundedAtRandom(seed):
+        return _run_at_once(model, case, inject)
+
+
 def _run_at_once(
     model: PreTrainedModel, case: Case, inject: Trace | None, dtype: type = np.float32
 ) -> Trace:

@@ -8,7 +8,6 @@ nothing is an error.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,18 +16,13 @@ from types import MappingProxyType
 
 import numpy as np
 
-from edgeverify.core import noise, profile, taps
+from edgeverify.core import noise, taps
 from edgeverify.core.errors import TraceError
-from edgeverify.core.leg import Leg
-from edgeverify.core.representation import excuse
 from edgeverify.core.results import (
     FAIL,
     PASS,
     UNCHECKED,
-    Divergence,
-    LegResult,
     TapResult,
-    worst_outcome,
 )
 from edgeverify.core.store.mapped import forget
 from edgeverify.core.trace import Trace
@@ -40,23 +34,6 @@ from edgeverify.core.trace import Trace
 MIN_ROWS_FOR_RMS = 8
 POSITION_0_AGREES = "position 0 agrees"
 NOWHERE: Mapping[str, int] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The runs and floors that a candidate is compared with.
-
-    Attributes:
-        oracle: the exact values, float64.
-        floor: the error that a right float32 run may have, from ``noise.floor_of``.
-        isolated_floor: the same for the run that feeds each block with the oracle's input.
-        own: the reference's own float32 run.
-    """
-
-    oracle: Trace
-    floor: noise.Floor
-    isolated_floor: noise.Floor
-    own: Trace
 
 
 @dataclass(frozen=True)
@@ -257,113 +234,3 @@ def _judge_greedy(
             f"{gap:.3g} apart and rounding explains {explained:.3g}"
         ),
     )
-
-
-def judge_leg(
-    leg: Leg,
-    candidate: Trace,
-    isolated: Trace | None,
-    baseline: Baseline,
-    expected: Sequence[str],
-    starts: Mapping[str, int] = NOWHERE,
-    *,
-    notes: tuple[str, ...] = (),
-) -> LegResult:
-    """Judges a leg: the whole run and, if there is one, the block-by-block run.
-
-    Args:
-        leg: the leg that is judged.
-        candidate: the run to be judged.
-        isolated: the same run with each block fed with the oracle's input, or None.
-        baseline: what both runs are compared with.
-        expected, starts: as in ``compare``.
-        notes: copied into the result.
-    """
-    limits, block_limits = thresholds(leg.kind), thresholds("isolated")
-    rows: dict[str, np.ndarray] = {}
-    whole = compare(candidate, baseline.oracle, baseline.floor, limits, expected, starts, rows)
-    results = list(whole)
-    if isolated is not None:
-        alone = compare(
-            isolated, baseline.oracle, baseline.isolated_floor, block_limits, expected, starts
-        )
-        by_key = {result.tap: result for result in alone}
-        results = [_with_isolated(result, by_key.pop(result.tap, None)) for result in results]
-        results += by_key.values()  # what only the block-by-block run has: extra taps
-    results, note = excuse(results, candidate, starts)
-    result = leg_of(leg, results, (*notes, note) if note else notes)
-    return replace(result, along=profile.along(rows, starts))
-
-
-def leg_of(leg: Leg, results: Sequence[TapResult], notes: tuple[str, ...] = ()) -> LegResult:
-    """Returns the result of a leg from its judged taps, which are in forward order."""
-    outcome = worst_outcome([result.outcome for result in results])
-    return LegResult(
-        leg=leg,
-        outcome=outcome,
-        threshold=thresholds(leg.kind).as_dict(),
-        taps=tuple(results),
-        worst=_worst(results),
-        first_divergence=_first_divergence(results),
-        reason=_unchecked_reason(results) if outcome == UNCHECKED else "",
-        notes=notes,
-    )
-
-
-def _with_isolated(result: TapResult, alone: TapResult | None) -> TapResult:
-    if alone is None:
-        return result
-    reasons = [result.reason] if result.reason else []
-    if alone.outcome != PASS and alone.reason not in reasons:
-        reasons.append(f"with its block fed by the oracle: {alone.reason}")
-    return replace(
-        result,
-        outcome=worst_outcome([result.outcome, alone.outcome]),
-        isolated_ratio=alone.error_ratio,
-        isolated_row_ratio=alone.row_ratio,
-        isolated_outcome=alone.outcome,
-        reason="; ".join(reasons),
-    )
-
-
-def _worst(results: Sequence[TapResult]) -> TapResult | None:
-    """Returns the result nearest to or furthest past its limits.
-
-    A failure without a ratio is the worst.
-    """
-    broken = [r for r in results if r.outcome == FAIL and r.error_ratio is None]
-    if broken:
-        return broken[0]
-    measured = [r for r in results if r.error_ratio is not None and r.row_ratio is not None]
-    many = [r for r in measured if not taps.split(r.tap)[0].startswith("decode")] or measured
-    return max(many, key=lambda r: r.error_ratio or 0.0, default=None)
-
-
-def _first_divergence(results: Sequence[TapResult]) -> Divergence | None:
-    failed = [result for result in results if result.outcome == FAIL]
-    if not failed:
-        return None
-    first = failed[0]
-    ratios = [ratio for ratio in (first.error_ratio, first.isolated_ratio) if ratio is not None]
-    isolated: dict[int, str] = {}
-    for result in failed:
-        if result.isolated_outcome == FAIL:
-            tap = taps.split(result.tap)[1]
-            isolated.setdefault(_segment(tap), tap)
-    named = tuple(tap for _, tap in sorted(isolated.items()))
-    return Divergence(first.tap, max(ratios, default=float("inf")), named)
-
-
-def _segment(tap: str) -> int:
-    """Numbers what the oracle feeds as one: embedding, each block, final norm with head."""
-    block = taps.block_index(tap)
-    if block is not None:
-        return block
-    return -1 if tap == taps.EMBED else sys.maxsize
-
-
-def _unchecked_reason(results: Sequence[TapResult]) -> str:
-    unchecked = [result for result in results if result.outcome == UNCHECKED]
-    reasons = list(dict.fromkeys(result.reason for result in unchecked))
-    more = f" (and {len(reasons) - 1} more reasons)" if len(reasons) > 1 else ""
-    return f"{len(unchecked)} taps unchecked: {reasons[0]}{more}"

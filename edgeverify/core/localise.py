@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from edgeverify.core import taps
-from edgeverify.core.compare import Baseline, compare, thresholds
+from edgeverify.core.compare import compare, thresholds
+from edgeverify.core.judge import Baseline
 from edgeverify.core.results import FAIL, UNCHECKED
 from edgeverify.core.trace import Trace
 
@@ -70,7 +71,7 @@ def named_alone(
             block. They are used for blocks in which a tap could not be judged here, or in which no
             tap fails.
         fed: the run in which every tap was fed.
-        baseline, expected, starts: as for ``compare.judge_leg``.
+        baseline, expected, starts: as for ``judge.judge_leg``.
     """
     results = compare(
         fed, baseline.oracle, baseline.isolated_floor, thresholds("isolated"), expected, starts

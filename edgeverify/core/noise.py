@@ -3,7 +3,8 @@
 The oracle is the reference in float64. The floor of a token row is the float32 reference's own
 error in that row. The reference runs in float32 in several ways that are equally right (see
 ``float32``), and the largest of their errors counts. The floor is never less than the error of
-rounding the oracle's row to float32, because no float32 result can be closer than that. All of it
+rounding the oracle's row to float32, because no float32 result can be closer than that (numbers
+below the smallest normal one may become zero). All of it
 is measured: a value that float32 represents exactly (an embedding row) has floor zero and must be
 matched exactly.
 
@@ -26,6 +27,9 @@ from edgeverify.core.store.mapped import forget
 Floor = Mapping[str, np.ndarray]
 # The largest of 1e5 normal deviates (a vocabulary of logits) is about 4.4 standard deviations.
 LARGEST_OF_MANY = 4.4
+SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
+# A check judges some thousand taps, but few of them are independent of each other.
+CHANCE = 1e-5
 # Values that are compared at a time: 8 MiB in float64, which fits a processor's cache. Copies of
 # the logits of a long chunk would otherwise be the largest arrays of a streamed check.
 PIECE = 1 << 20
@@ -117,6 +121,8 @@ def floor_of(oracle: Mapping[str, np.ndarray], *runs: Mapping[str, np.ndarray]) 
 
 def _floors(exact: np.ndarray, *runs: np.ndarray) -> np.ndarray:
     rounded = exact.astype(np.float32).astype(np.float64)
+    # XNNPACK's kernels treat smaller numbers as zero, PyTorch's do not.
+    rounded[np.abs(rounded) < SMALLEST_NORMAL] = 0.0
     errors = [_norms(run - exact) for run in (rounded, *runs)]
     return np.max(errors, axis=0) / _scale(exact)
 
@@ -127,6 +133,37 @@ def widest(*floors: Floor) -> Floor:
         key: np.max([rows, *(other[key] for other in floors[1:] if key in other)], axis=0)
         for key, rows in floors[0].items()
     }
+
+
+def floor_of_draws(draws: Sequence[Floor], allowed: float) -> Floor:
+    """Returns a floor that a further draw exceeds ``allowed`` times with a chance of ``CHANCE``.
+
+    The mean square of a tap's relative errors is taken as a scaled chi-squared variable. How much
+    it varies from draw to draw tells its degrees of freedom ν, which is how many independent
+    roundings decide it: hundreds in a usual tap, one where an outlier dominates all rows. The
+    square of a further draw's ratio to the rms of K draws then has the distribution F(ν, Kν).
+
+    Args:
+        draws: the floors of single float32 runs, at least two.
+        allowed: the allowed ratio of the rms over rows.
+
+    Returns:
+        The largest floor of each row, multiplied where that is too little.
+    """
+    from scipy.special import fdtri  # type: ignore[import-untyped]  # 0.1 s that only a failure near the limits pays
+
+    largest = widest(*draws)
+    table = {}
+    for key, rows in largest.items():
+        squares = np.array([_rms(draw[key]) ** 2 for draw in draws])
+        mean, spread = squares.mean(), squares.var(ddof=1)
+        freedom = max(1.0, 2 * mean**2 / spread) if spread > 0 else math.inf
+        factor = 1.0
+        if math.isfinite(freedom):
+            quantile = fdtri(freedom, len(draws) * freedom, 1 - CHANCE)
+            factor = max(1.0, math.sqrt(quantile * mean) / (allowed * _rms(rows)))
+        table[key] = rows * factor
+    return table
 
 
 def measure(candidate: np.ndarray, oracle: np.ndarray, floor: np.ndarray) -> RowErrors:

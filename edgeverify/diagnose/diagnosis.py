@@ -12,7 +12,8 @@ from torch import nn
 
 from edgeverify.core import taps
 from edgeverify.core.case import Case
-from edgeverify.core.compare import Baseline, compare, thresholds
+from edgeverify.core.compare import compare, thresholds
+from edgeverify.core.judge import Baseline
 from edgeverify.core.results import FAIL, Finding
 from edgeverify.core.trace import Trace
 from edgeverify.diagnose import identity

@@ -7,8 +7,8 @@ import torch
 from edgeverify.audits.run import Auditor
 from edgeverify.backends import reauthored
 from edgeverify.backends.streaming import forgetting
-from edgeverify.core.compare import Baseline
 from edgeverify.core.errors import PortError
+from edgeverify.core.judge import Baseline
 from edgeverify.core.results import Finding
 from edgeverify.core.trace import Trace
 from edgeverify.diagnose import diagnose

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from edgeverify.backends.streaming import forgetting
-from edgeverify.core.compare import Baseline
+from edgeverify.core.judge import Baseline
 from edgeverify.core.noise import Floor, floor_of, widest
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
+from edgeverify.legs import redraw
 from edgeverify.legs.authoring import run_reauthored
 from edgeverify.legs.run import CACHE_VERSION, Run
 
@@ -105,7 +106,8 @@ def reference_baselines(
     other = cached("floor", lambda: floor(None, sequential=False))
     whole = widest(floor_of(oracle.arrays, own.arrays), other.arrays)
     isolated = cached("isolated-floor", isolated_floor).arrays
-    baselines = {"authoring": Baseline(oracle, whole, isolated, own)}
+    more = redraw.Draws(run, key, oracle)
+    baselines = {"authoring": more.offered_to(Baseline(oracle, whole, isolated, own))}
     if with_file:
         kind = "summed-floor" if summed is None else "partly-summed-floor"
         floors: list[Floor] = [whole, cached(kind, lambda: floor(None, sequential=True)).arrays]
@@ -118,7 +120,8 @@ def reference_baselines(
         if summed is not None:
             floors.append(summed.floor)
             alone.append(summed.isolated_floor)
-        baselines["conversion"] = Baseline(oracle, widest(*floors), widest(*alone), own)
+        file = Baseline(oracle, widest(*floors), widest(*alone), own)
+        baselines["conversion"] = more.offered_to(file)
     return run, baselines
 
 
@@ -130,9 +133,16 @@ def own_baseline(run: Run, own: Trace, reference_: Baseline) -> Baseline:
     """
     oracle, _ = run_reauthored(run, None, torch.float64)
     _, isolated = run_reauthored(run, oracle)
-    return Baseline(
-        oracle,
-        widest(floor_of(oracle.arrays, own.arrays), reference_.floor),
-        widest(floor_of(oracle.arrays, isolated.arrays), reference_.isolated_floor),
-        own,
-    )
+    floor, alone = floor_of(oracle.arrays, own.arrays), floor_of(oracle.arrays, isolated.arrays)
+
+    def beside(reference_: Baseline) -> Baseline:
+        redrawn = reference_.redraw
+        return Baseline(
+            oracle,
+            widest(floor, reference_.floor),
+            widest(alone, reference_.isolated_floor),
+            own,
+            None if redrawn is None else lambda: beside(redrawn()),
+        )
+
+    return beside(reference_)

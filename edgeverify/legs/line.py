@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeverify.audits.run import Auditor
-from edgeverify.core.compare import Baseline, judge_leg
 from edgeverify.core.errors import NoRoomError, PortError
+from edgeverify.core.judge import Baseline, judge_leg, judge_surely
 from edgeverify.core.leg import AUTHORING, CONVERSION, Leg
 from edgeverify.core.localise import named_alone
 from edgeverify.core.results import FAIL, UNCHECKED, Finding, LegResult
@@ -78,7 +78,8 @@ class Line:
         authoring = baselines[AUTHORING]
         whole, isolated = run_reauthored(run, authoring.oracle)
         notes = (run.memory,) if run.streamed else ()
-        leg = judge(run, Leg(AUTHORING), LegRuns(whole, isolated, notes=notes), authoring)
+        runs = LegRuns(whole, isolated, notes=notes)
+        leg, authoring = judge(run, Leg(AUTHORING), runs, authoring)
         passed = leg.outcome != FAIL
         causes = () if passed else find_causes(run, authoring)
         traces = {"reference": authoring.own, "reauthored": whole}
@@ -185,21 +186,31 @@ def conversion_leg(run: Run, path: Path, baseline: Baseline, own: Trace | None) 
     whole, isolated = run_file(run, path, baseline.oracle)
     if packing := whole.provenance.get("packing"):
         notes = (*notes, packing)
-    leg = judge(run, Leg(CONVERSION), LegRuns(whole, isolated, path, notes), baseline)
+    runs = LegRuns(whole, isolated, path, notes)
+    leg, baseline = judge(run, Leg(CONVERSION), runs, baseline)
     sources = op_sources(run, path, leg) if leg.outcome == FAIL else ()
     return FileRun(path, leg, whole, baseline, sources)
 
 
-def judge(run: Run, leg: Leg, runs: LegRuns, baseline: Baseline) -> LegResult:
-    """Judges a leg; if it fails, one more run names every faulty sublayer."""
+def judge(run: Run, leg: Leg, runs: LegRuns, baseline: Baseline) -> tuple[LegResult, Baseline]:
+    """Judges a leg; if it fails, one more run names every faulty sublayer.
+
+    Returns:
+        The result, and the baseline that it was reached with.
+    """
     starts, expected = run.case.starts, run.expected(baseline.oracle)
-    result = judge_leg(leg, runs.whole, runs.isolated, baseline, expected, starts, notes=runs.notes)
+    result, baseline = judge_surely(
+        lambda against: judge_leg(
+            leg, runs.whole, runs.isolated, against, expected, starts, notes=runs.notes
+        ),
+        baseline,
+    )
     divergence = result.first_divergence
     if divergence is None:
-        return result
+        return result, baseline
     fed = every_tap_fed(run, baseline.oracle, runs.path)
     named = named_alone(divergence.isolated, fed, baseline, expected, starts)
-    return replace(result, first_divergence=replace(divergence, isolated=named))
+    return replace(result, first_divergence=replace(divergence, isolated=named)), baseline
 
 
 def _explained(error: PortError, failures: Sequence[str]) -> PortError:

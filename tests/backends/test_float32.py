@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 from edgeverify.backends.float32 import (
+    FUNCTION_HALF_ULPS,
     HALF_ULP,
+    RoundedAtRandom,
     SequentialSums,
     angles_rounded_otherwise,
     rope_type,
@@ -139,6 +141,87 @@ def test_everything_else_and_everything_after_is_left_alone(
     with SequentialSums():
         assert torch.equal(torch.softmax(x, -1), x.softmax(-1))
     assert torch.equal(functional.linear(x, weight), before)
+
+
+Layer = Callable[[torch.Tensor], torch.Tensor]
+WEIGHT, BIAS = torch.linspace(-1, 1, 600), torch.linspace(2, 3, 600)
+# name → a layer, and how far a right float32 result may be from the exact one, relative to the
+# largest value of the row, in half ulps
+LAYERS: dict[str, tuple[Layer, float]] = {
+    "linear": (lambda x: functional.linear(x, x * 0.04), 60),
+    "product": (lambda x: (0.04 * x) @ x.T, 60),
+    "mean": (lambda x: x.pow(2).mean(-1, keepdim=True), 60),
+    "mean of a named axis": (lambda x: torch.mean(x, dim=1), 60),
+    "layer norm": (lambda x: functional.layer_norm(x, (600,), WEIGHT.to(x), BIAS.to(x)), 60),
+    "sum": (lambda x: x + x.flip(-1), 4),
+    "product of elements": (lambda x: x * x.flip(-1), 4),
+    "sum with a number": (lambda x: 1.0 + x, 4),
+    "tanh": (torch.tanh, FUNCTION_HALF_ULPS + 4),
+    "SiLU": (functional.silu, FUNCTION_HALF_ULPS + 6),
+    "softmax": (lambda x: torch.softmax(x, -1), FUNCTION_HALF_ULPS + 16),
+    "GELU": (functional.gelu, 16),
+    "GELU by tanh": (lambda x: functional.gelu(x, approximate="tanh"), 16),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_draw_is_right_and_not_the_only_one(name: str, draw: Callable[..., torch.Tensor]) -> None:
+    layer, half_ulps = LAYERS[name]
+    x = draw(9, 600)
+    exact = layer(x.double())
+
+    def drawn(seed: int) -> torch.Tensor:
+        with RoundedAtRandom(seed):
+            return layer(x)
+
+    one, again, other = drawn(1), drawn(1), drawn(2)
+    assert one.dtype == torch.float32
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    for found in (one, other):
+        off = (found.double() - exact).abs().amax() / exact.abs().amax()
+        assert off <= half_ulps * HALF_ULP
+
+
+def test_rounding_at_random_is_right_on_average() -> None:
+    """1 + 0.3 ulp becomes the upper neighbour in three of ten cases."""
+    ulp = 2.0**-23
+    with RoundedAtRandom(0):
+        found = torch.full((20000,), 1.0) + torch.full((20000,), 0.3 * ulp)
+    assert set(found.tolist()) == {1.0, 1.0 + ulp}
+    assert ((found - 1).double().mean() / ulp).item() == pytest.approx(0.3, abs=0.02)
+
+
+def test_what_float32_holds_is_not_rounded() -> None:
+    x = torch.arange(-4.0, 5.0)
+    with RoundedAtRandom(0):
+        assert torch.equal(x + x, 2 * x)
+        assert torch.equal(x * 0.5, x / 2)
+        assert torch.equal(x - x, torch.zeros(9))
+
+
+def test_where_one_term_dominates_the_order_of_a_sum_is_what_draws_differ_in(
+    draw: Callable[..., torch.Tensor],
+) -> None:
+    """The error of each draw is that of a few roundings of the large term."""
+    x, weight = draw(1, 512), draw(1, 512)
+    weight[0, 100] = 3e4 / x[0, 100]
+    exact = functional.linear(x.double(), weight.double()).item()
+    errors = set()
+    for seed in range(12):
+        with RoundedAtRandom(seed):
+            errors.add(abs(functional.linear(x, weight).item() - exact))
+    assert len(errors) > 6
+    assert max(errors) > 3 * sorted(errors)[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bool])
+def test_a_draw_touches_float32_alone(dtype: torch.dtype) -> None:
+    x = torch.tensor([[0, 1], [1, 1]]).to(dtype)
+    with RoundedAtRandom(3):
+        assert torch.equal(x + x, torch.add(x, x))
+        assert (x * x).dtype == dtype
+        assert (x.float() + x.double()).dtype == torch.float64
 
 
 @pytest.fixture(scope="module", params=["tinyllama", "gemma2", "phi2", "openelm"])

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from edgeverify.core import compare as module
 from edgeverify.core import taps
-from edgeverify.core.compare import Baseline, Thresholds, compare, judge_leg, thresholds
+from edgeverify.core.compare import Thresholds, compare, thresholds
 from edgeverify.core.errors import TraceError
+from edgeverify.core.judge import Baseline, judge_leg
 from edgeverify.core.leg import AUTHORING, CONVERSION, Leg
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult, TapResult, worst_outcome
 from edgeverify.core.trace import Trace

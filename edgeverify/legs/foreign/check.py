@@ -18,8 +18,8 @@ from typing import Any
 
 from edgeverify.audits.file_reading import Subject
 from edgeverify.audits.of_hf_config import declared
-from edgeverify.core.compare import Baseline, judge_leg
 from edgeverify.core.errors import ArtifactError, UsageError
+from edgeverify.core.judge import Baseline, judge_leg, judge_surely
 from edgeverify.core.leg import CONVERSION, QUANTIZATION, Leg
 from edgeverify.core.localise import named_alone
 from edgeverify.core.progress import Progress
@@ -229,7 +229,10 @@ def _conversion(run: Run, file: _File, baseline: Baseline) -> tuple[LegResult, T
     whole, isolated = _run(run, file, baseline.oracle)
     starts = run.case.starts
     expected = run.expected(baseline.oracle)
-    leg = judge_leg(Leg(CONVERSION), whole, isolated, baseline, expected, starts)
+    leg, baseline = judge_surely(
+        lambda against: judge_leg(Leg(CONVERSION), whole, isolated, against, expected, starts),
+        baseline,
+    )
     if isolated is not None and leg.first_divergence is not None:
         with run.timed("sublayer by sublayer"):
             file.ask("run_every_tap", case=asdict(run.case))

@@ -10,8 +10,8 @@ from edgeverify.audits.attributes import odd_attributes
 from edgeverify.audits.file_weights import audit_file
 from edgeverify.audits.of_hf_config import declared
 from edgeverify.audits.promises import Promises
-from edgeverify.core.compare import Baseline
 from edgeverify.core.errors import ArtifactError, RecipeError
+from edgeverify.core.judge import Baseline
 from edgeverify.core.leg import QUANTIZATION, Leg
 from edgeverify.core.results import UNCHECKED, AuditResult, LegResult, merged, unchecked
 from edgeverify.legs.quantization.leg import judge_file

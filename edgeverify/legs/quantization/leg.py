@@ -17,7 +17,8 @@ import numpy as np
 
 from edgeverify.backends.streaming import forgetting
 from edgeverify.core import taps
-from edgeverify.core.compare import Baseline, judge_leg, leg_of, thresholds
+from edgeverify.core.compare import thresholds
+from edgeverify.core.judge import Baseline, judge_leg, judge_surely, leg_of
 from edgeverify.core.leg import Leg
 from edgeverify.core.noise import floor_of, widest
 from edgeverify.core.results import FAIL, TapResult, worst_outcome
@@ -29,6 +30,7 @@ from edgeverify.legs.conversion import run_file
 from edgeverify.legs.quantization.control import rounded_inputs, roundings
 from edgeverify.legs.quantization.control_leg import Control, judge
 from edgeverify.legs.quantization.weights import FileWeights, untied
+from edgeverify.legs.redraw import Draws
 from edgeverify.legs.run import Run
 from edgeverify.legs.runtime.stages import FileRun
 
@@ -76,12 +78,14 @@ def judge_file(
     """
     with_weights = _with_weights(run, path, weights)
     expectation = expect(with_weights, weights, original)
-    baseline = expectation.baseline
-    whole, alone = runs(with_weights, path, baseline.oracle)
+    whole, alone = runs(with_weights, path, expectation.baseline.oracle)
     starts = run.case.starts
-    expected = run.expected(baseline.oracle)
+    expected = run.expected(expectation.baseline.oracle)
     packing = tuple(filter(None, [whole.provenance.get("packing")]))
-    result = judge_leg(leg, whole, alone, baseline, expected, starts, notes=packing)
+    result, baseline = judge_surely(
+        lambda against: judge_leg(leg, whole, alone, against, expected, starts, notes=packing),
+        expectation.baseline,
+    )
     predicted: dict[str, Any] = {}
     if expectation.alone is not None and alone is not None:
         found = judge(alone, expectation.alone, thresholds(leg.kind), expected, starts)
@@ -189,7 +193,9 @@ def expect(run: Run, weights: FileWeights, original: Baseline) -> Expectation:
         widest(floating.isolated_floor, floor_of(oracle.arrays, alone.arrays, float32.arrays)),
         floating.own,
     )
-    return Expectation(floating, baseline, whole, Control(alone, float32, floating.isolated_floor))
+    more = Draws(run, key, oracle, changing=lambda model: rounded_inputs(model, rounded))
+    control = Control(alone, float32, floating.isolated_floor)
+    return Expectation(floating, more.offered_to(baseline), whole, control)
 
 
 def _with_control(result: TapResult, against: TapResult | None) -> TapResult:

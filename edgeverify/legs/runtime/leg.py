@@ -17,7 +17,7 @@ import numpy as np
 from edgeverify.backends import runtimes
 from edgeverify.core import taps
 from edgeverify.core.case import Case
-from edgeverify.core.compare import Baseline, judge_leg
+from edgeverify.core.judge import Baseline, judge_leg, judge_surely
 from edgeverify.core.leg import Leg
 from edgeverify.core.results import FAIL, LegResult
 from edgeverify.core.trace import Trace
@@ -65,7 +65,9 @@ def runtime_leg(
     """
     outer, baseline = outer_keys(against.expected), against.baseline
     trace = runtimes.run(path, case, leg.runtime)
-    result = judge_leg(leg, trace, None, baseline, outer, case.starts)
+    result, baseline = judge_surely(
+        lambda against: judge_leg(leg, trace, None, against, outer, case.starts), baseline
+    )
     if result.outcome == FAIL:
         with instrumented_copy(path, root=against.cache) as copy:
             tapped = runtimes.run(path, case, leg.runtime, instrumented=copy)
@@ -86,8 +88,14 @@ def of_interpreter(interpreter: Trace, baseline: Baseline) -> Baseline:
         {key: array.astype(np.float64) for key, array in interpreter.arrays.items()},
         unavailable=interpreter.unavailable,
     )
-    floor = {key: BOTH * rows for key, rows in baseline.floor.items()}
-    return Baseline(oracle, floor, baseline.isolated_floor, interpreter)
+
+    def beside(baseline: Baseline) -> Baseline:
+        floor = {key: BOTH * rows for key, rows in baseline.floor.items()}
+        redraw = baseline.redraw
+        again = None if redraw is None else lambda: beside(redraw())
+        return Baseline(oracle, floor, baseline.isolated_floor, interpreter, again)
+
+    return beside(baseline)
 
 
 def outer_keys(expected: Sequence[str]) -> list[str]:

@@ -12,8 +12,9 @@ from typing import Any
 from edgeverify.backends import litert_lm
 from edgeverify.backends.sessions.tflite import TfliteSession
 from edgeverify.core import taps
-from edgeverify.core.compare import Baseline, thresholds
+from edgeverify.core.compare import thresholds
 from edgeverify.core.errors import ArtifactError, NoRoomError
+from edgeverify.core.judge import Baseline
 from edgeverify.core.leg import Leg
 from edgeverify.core.results import FAIL, UNCHECKED, Finding, LegResult
 from edgeverify.core.store import entries

@@ -15,8 +15,8 @@ import torch
 
 from edgeverify.backends import tflite
 from edgeverify.core import taps
-from edgeverify.core.compare import Baseline
 from edgeverify.core.errors import GoldenError, RecipeError
+from edgeverify.core.judge import Baseline
 from edgeverify.core.results import FAIL, PASS, GoldenResult
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace

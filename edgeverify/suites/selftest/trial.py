@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from edgeverify.core.case import Case
-from edgeverify.core.compare import Baseline, judge_leg
 from edgeverify.core.errors import EdgeVerifyError
+from edgeverify.core.judge import Baseline, judge_leg, judge_surely
 from edgeverify.core.leg import AUTHORING, CONVERSION, Leg
 from edgeverify.core.results import FAIL, LegResult
 from edgeverify.hf.checkpoints import Checkpoint, open_checkpoint
@@ -171,7 +171,11 @@ def judge_file(setting: Setting, edit: Callable[[Path, Path], None] | None = Non
 
 def _judge(leg: Leg, run: Run, whole: Any, isolated: Any, baseline: Baseline) -> LegResult:
     expected = run.expected(baseline.oracle)
-    return judge_leg(leg, whole, isolated, baseline, expected, run.case.starts)
+    result, _ = judge_surely(
+        lambda against: judge_leg(leg, whole, isolated, against, expected, run.case.starts),
+        baseline,
+    )
+    return result
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 from edgeverify import verify
 from edgeverify.backends import runtimes, tflite
 from edgeverify.backends.interpreter import open_file
-from edgeverify.core.compare import Baseline
+from edgeverify.core.judge import Baseline
 from edgeverify.core.leg import RUNTIME, Leg
 from edgeverify.core.results import FAIL, PASS
 from edgeverify.core.trace import Trace

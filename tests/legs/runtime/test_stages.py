@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from edgeverify.core.compare import Baseline
 from edgeverify.core.errors import ArtifactError, UsageError
+from edgeverify.core.judge import Baseline
 from edgeverify.core.leg import CONVERSION, QUANTIZATION, Leg
 from edgeverify.core.results import FAIL, PASS, UNCHECKED, LegResult
 from edgeverify.core.trace import Trace

@@ -1,0 +1,101 @@
+"""More float32 runs of the reference, made only for a failure that they might explain.
+
+One float32 run is one draw of the rounding errors. Where an outlier dominates a row, its error is
+that of a few roundings, and two draws may both be far below a typical one. Each further draw sums
+in another order, rounds RoPE's angles otherwise, and is as right as the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edgeverify.backends.streaming import forgetting
+from edgeverify.core.compare import thresholds
+from edgeverify.core.judge import Baseline
+from edgeverify.core.leg import AUTHORING
+from edgeverify.core.noise import CHANCE, Floor, floor_of, floor_of_draws, widest
+from edgeverify.core.store import entries
+from edgeverify.core.trace import Trace
+from edgeverify.legs.run import Run
+
+# Of 504 clean authoring legs with an outlier, NNN fail without further draws and none with four;
+# eight draws change no verdict (docs/measurements.md).
+DRAWS = 12
+
+
+def unchanged(model: Any) -> AbstractContextManager[None]:
+    """The reference as it is."""
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The floors of ``DRAWS`` more runs, cached like those of the first.
+
+    Attributes:
+        run: its checkpoint is the reference's.
+        key: the cache key of the reference's other runs.
+        oracle: what the runs are compared with.
+        changing: changes the reference while it runs, e.g. rounds its activations.
+    """
+
+    run: Run
+    key: str
+    oracle: Trace
+    changing: Callable[[Any], AbstractContextManager[None]] = field(default=unchanged)
+
+    def offered_to(self, baseline: Baseline) -> Baseline:
+        """Returns a baseline that takes these floors too once its ``redraw`` is called."""
+
+        def redraw() -> Baseline:
+            floor, alone = self.floors()
+            return replace(
+                baseline,
+                floor=widest(baseline.floor, floor),
+                isolated_floor=widest(baseline.isolated_floor, alone),
+                redraw=None,
+            )
+
+        return replace(baseline, redraw=redraw)
+
+    def floors(self) -> tuple[Floor, Floor]:
+        """Returns the floor of the whole runs, and of those that are fed block by block."""
+        built: list[Any] = []
+
+        def model() -> Any:
+            if not built:
+                built.append(_reference().build(self.run.hf_config, self.run.state()))
+            return built[0]
+
+        whole = self._cached("redrawn-floor", model, None)
+        return whole, self._cached("redrawn-isolated-floor", model, self.oracle)
+
+    def _cached(self, kind: str, model: Callable[[], Any], inject: Trace | None) -> Floor:
+        def write(path: Path) -> None:
+            with forgetting(model()), self.run.timed("reference, float32 redrawn", DRAWS) as tick:
+                draws = []
+                for seed in range(1, DRAWS + 1):
+                    draws.append(self._draw(model(), seed, inject))
+                    tick()
+            allowed = thresholds(AUTHORING).rms
+            Trace(dict(floor_of_draws(draws, allowed))).save(path)
+
+        key = entries.digest(self.key, DRAWS, CHANCE)
+        path = entries.cached(kind, key, ".safetensors", write, root=self.run.cache)
+        return Trace.load(path, mapped=self.run.streamed).arrays
+
+    def _draw(self, model: Any, seed: int, inject: Trace | None) -> Floor:
+        with self.changing(model):
+            run = _reference().run_redrawn(model, self.run.case, seed, inject=inject)
+        return floor_of(self.oracle.arrays, run.arrays)
+
+
+def _reference() -> Any:
+    """The reference's backend, imported only where it runs: it imports transformers' models."""
+    from edgeverify.backends import reference
+
+    return reference
