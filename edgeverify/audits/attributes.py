@@ -18,7 +18,7 @@ from edgeverify.litert.flatbuffer.weights import Weights
 
 
 def odd_attributes(
-    declared: Readings, found: Mapping[str, Weights], signatures: Iterable[str], family: str
+    declared: Readings, found: Mapping[str, Weights], signatures: Iterable[str]
 ) -> tuple[Check, ...]:
     """Returns the attributes of some signatures' composites that differ from the HF config.
 
@@ -26,12 +26,11 @@ def odd_attributes(
         declared: readings of the HF config.
         found: signature → its weights.
         signatures: the signatures to read.
-        family: the config's ``model_type``.
     """
     checks: list[Check] = []
     for name in signatures:
         reading = of_composites(found[name])
-        read = audit_config(declared, [reading], family=family).checks
+        read = audit_config(declared, [reading]).checks
         told = (c for c in read if c.outcome == FAIL and c.where)
         checks += [replace(c, where=c.where.replace(FILE, f"{FILE}, {name}", 1)) for c in told]
     return tuple(checks)

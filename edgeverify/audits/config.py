@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgeverify.audits.model import Readings
-from edgeverify.audits.of_hf_config import KNOWN_FAMILIES, NONE, UNSPOKEN
+from edgeverify.audits.of_hf_config import NONE
 from edgeverify.core.results import (
     CONFIG,
     FAIL,
@@ -35,14 +35,13 @@ _Verdict = tuple[str, str, str, str]  # outcome, expected, found, reason
 
 
 def audit_config(
-    declared: Readings, found: Sequence[Readings], *, family: str, rows: int | None = None
+    declared: Readings, found: Sequence[Readings], *, rows: int | None = None
 ) -> AuditResult:
     """Compares the values that the HF config declares with every other reading.
 
     Args:
         declared: readings of the HF config.
         found: readings of the ``ModelConfig``, the module and the file.
-        family: the config's ``model_type``.
         rows: rows of the masks that were read; a window of at least that length is not visible in
             them.
     """
@@ -53,7 +52,7 @@ def audit_config(
             groups: dict[_Verdict, list[str]] = {}
             for key in keys:
                 elsewhere = any(o.where in BUILT and key in o.values for o in found)
-                verdict = _verdict(field, key, declared, reading, elsewhere, family, rows)
+                verdict = _verdict(field, key, declared, reading, elsewhere, rows)
                 if verdict is not None:
                     groups.setdefault(verdict, []).append(key)
             checks += _grouped(field, reading.where, groups, len(keys))
@@ -100,7 +99,6 @@ def _verdict(
     declared: Readings,
     reading: Readings,
     elsewhere: bool,
-    family: str,
     rows: int | None,
 ) -> _Verdict | None:
     """Judges one key of one reading; returns None if that place has no value to compare."""
@@ -114,16 +112,26 @@ def _verdict(
     if key not in declared.values:
         return UNCHECKED, "", _text(found), declared.unread[key]
     expected = declared.values[key]
-    if field == "window" and reading.where in BUILT and rows is not None:
-        # The expectation is limited to what the masks' rows can show.
-        expected = NONE if expected == NONE or expected >= rows else expected
+    if field == "window":
+        shown = _shown(declared, reading, rows)
+        expected, found = _within(expected, shown), _within(found, shown)
     if _equal(field, expected, found, reading.where == FILE):
         outcome = NOT_APPLICABLE if expected == NONE else PASS
         return outcome, _text(expected), _text(found), ""
-    if field in UNSPOKEN and family not in KNOWN_FAMILIES and expected == NONE:
-        reason = f"where {family!r} says it is not known"
-        return UNCHECKED, _text(expected), _text(found), reason
     return FAIL, _text(expected), _text(found), ""
+
+
+def _shown(declared: Readings, reading: Readings, rows: int | None) -> int | None:
+    """Returns how many positions there are; a window of at least that many hides none of them."""
+    if reading.where in BUILT and rows is not None:
+        return rows
+    length = declared.values.get("max length")
+    return length if isinstance(length, int) else None
+
+
+def _within(window: Any, shown: int | None) -> Any:
+    hides_none = isinstance(window, int) and shown is not None and window >= shown
+    return NONE if hides_none else window
 
 
 def _equal(field: str, expected: Any, found: Any, single: bool) -> bool:

@@ -122,9 +122,7 @@ def read_file(path: Path, case: Case, subject: Subject, *, for_engine: bool) -> 
         fault = f"cannot be read: {type(error).__name__}: {error}"
         return FileReading(signatures, refusal, fault=fault, whole=False)
     others = [name for name in found if name != DECODE]
-    said = AuditResult(
-        CONFIG, odd_attributes(declared, found, others, str(subject.hf_config.get("model_type")))
-    )
+    said = AuditResult(CONFIG, odd_attributes(declared, found, others))
     try:
         constants = audit_file(file, found, subject.config, subject.state, declared)
     except Exception as error:

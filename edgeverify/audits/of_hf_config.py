@@ -1,4 +1,4 @@
-"""Reads the HF config as transformers does: its config class and the modules it builds.
+"""Reads the HF config as transformers does: the modules it builds and what its forward does.
 
 Nothing is taken from the ports' own reading of configs. Fields of a block are named
 ``blocks.{i}.{field}``; widths are in elements, windows in tokens.
@@ -15,12 +15,8 @@ from edgeverify.audits import probe
 from edgeverify.audits.model import Readings
 from edgeverify.audits.probe import first
 from edgeverify.hf.config import meta_model
+from edgeverify.hf.forward import Forward, forward_of
 
-# Families whose forward pass we have read: it does nothing that their config class and modules do
-# not mention. For other families a difference in such a field is ``unchecked``.
-KNOWN_FAMILIES = frozenset({"llama", "gemma", "gemma2", "phi", "openelm"})
-# Fields that other families' forward passes may set without mentioning them in config or modules.
-UNSPOKEN = frozenset({"embedding scale", "final softcap", "attention softcap", "window"})
 NORMS = ("attention norm", "attention output norm", "feed-forward norm", "feed-forward output norm")
 HEAD_NORMS = ("query norm", "key norm")
 NONE = "none"
@@ -40,27 +36,45 @@ def declared(hf_config: Mapping[str, Any]) -> Readings:
     config = model.config
     out = Readings("HF config")
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    scale = first(table, "scalar_embed_scale")
+    forward = forward_of(hf_config)
     out.values |= {
         "vocabulary": table.num_embeddings,
         "width": table.embedding_dim,
         "layers": len(base.layers),
         "max length": config.max_position_embeddings,
-        "embedding scale": _scale(scale),
         "tied head": "yes" if config.tie_word_embeddings else "no",
         "head bias": probe.has_bias(head),
-        "final softcap": first(config, "final_logit_softcapping") or NONE,
     }
+    _outside(out, forward, first(table, "scalar_embed_scale"), len(base.layers))
     read_norm(out, "final norm", first(base, "norm", "final_layernorm", "ln_f"))
-    _rotary(out, config, base.layers[0])
+    _rotary(out, config, base.layers[0], forward)
     for i, layer in enumerate(base.layers):
-        _layer(out, f"blocks.{i}.", layer, i, config)
+        _layer(out, f"blocks.{i}.", layer)
     return out
 
 
-def _scale(value: Any) -> Any:
+def _outside(out: Readings, forward: Forward, table_scale: Any, layers: int) -> None:
+    """Takes what the forward does outside of its layers."""
+    unclear = forward.unclear
+    if "embedding_factor" in unclear:
+        out.unread["embedding scale"] = unclear["embedding_factor"]
+    else:
+        scale = 1.0 if table_scale is None else float(table_scale)
+        out.values["embedding scale"] = _scale(scale * forward.embedding_factor)
+    if "softcap" in unclear:
+        out.unread["final softcap"] = unclear["softcap"]
+    else:
+        out.values["final softcap"] = forward.softcap or NONE
+    for i in range(layers):
+        if "windows" in unclear:
+            out.unread[f"blocks.{i}.window"] = unclear["windows"]
+        else:
+            out.values[f"blocks.{i}.window"] = forward.windows[i] or NONE
+
+
+def _scale(value: float) -> Any:
     """Returns a factor; a factor of 1 changes nothing and counts as no factor."""
-    return NONE if value is None or float(value) == 1.0 else float(value)
+    return NONE if value == 1.0 else value
 
 
 def read_norm(out: Readings, field: str, norm: Any) -> None:
@@ -82,7 +96,7 @@ def read_norm(out: Readings, field: str, norm: Any) -> None:
         out.values[f"{field} eps"] = eps
 
 
-def _rotary(out: Readings, config: Any, layer: Any) -> None:
+def _rotary(out: Readings, config: Any, layer: Any, forward: Forward) -> None:
     attention = _attention(layer)
     rope: Mapping[str, Any] = first(config, "rope_parameters") or {}
     base = rope.get("rope_theta", getattr(config, "rope_freq_constant", None))
@@ -91,17 +105,21 @@ def _rotary(out: Readings, config: Any, layer: Any) -> None:
     else:
         out.values["rotary base"] = float(base)
     out.values["rotary scaling"] = rope.get("rope_type", "default")
-    share = rope.get("partial_rotary_factor", 1.0)
-    rotated = first(attention, "rotary_ndims", "rotary_dim")
-    # transformers' config has a share; its code computes the elements: int(share * head_dim).
-    out.values["rotary elements"] = int(share * attention.head_dim if rotated is None else rotated)
+    rotated = forward.rotated[0] if forward.rotated else None
+    if rotated is None:
+        rotated = first(attention, "rotary_ndims", "rotary_dim")
+    if rotated is None:
+        reason = forward.unclear.get("rotated", "transformers gives its layers no angles")
+        out.unread["rotary elements"] = reason
+    else:
+        out.values["rotary elements"] = int(rotated)
 
 
 def _attention(layer: Any) -> Any:
     return first(layer, "self_attn", "attn", "attention")
 
 
-def _layer(out: Readings, at: str, layer: Any, index: int, config: Any) -> None:
+def _layer(out: Readings, at: str, layer: Any) -> None:
     attention = _attention(layer)
     feed_forward = first(layer, "mlp", "ffn", "feed_forward")
     qkv = _linears(attention, ("qkv_proj",), ("q_proj", "k_proj", "v_proj"))
@@ -126,7 +144,6 @@ def _layer(out: Readings, at: str, layer: Any, index: int, config: Any) -> None:
         f"{at}feed-forward bias": probe.has_bias(down, *inner),
         f"{at}query scale": float(attention.scaling),
         f"{at}attention softcap": first(attention, "attn_logit_softcapping") or NONE,
-        f"{at}window": _window(attention, index, config),
     }
     if name == probe.ANOTHER:
         out.unread[f"{at}activation"] = "transformers' activation is none that is known here"
@@ -166,16 +183,3 @@ def _layer_norms(out: Readings, at: str, layer: Any, attention: Any) -> None:
     # One norm serves both: attention and feed-forward run in parallel.
     shared = roles["feed-forward norm"] is None and after_ff is None
     out.values[f"{at}parallel residual"] = "yes" if shared else "no"
-
-
-def _window(attention: Any, index: int, config: Any) -> Any:
-    """Returns how many tokens a query sees, itself included; ``none`` if it sees all before it.
-
-    Without ``layer_types``, the config's window applies to every layer, if there is one (Mistral).
-    """
-    kinds = first(config, "layer_types")
-    if kinds is not None and kinds[index] != "sliding_attention":
-        return NONE
-    if getattr(config, "use_sliding_window", True) is False:
-        return NONE
-    return first(attention, "sliding_window") or first(config, "sliding_window") or NONE

@@ -130,6 +130,8 @@ class Auditor:
         make = lambda: asdict(declared(self.hf_config))  # noqa: E731
         sources = (
             "audits/of_hf_config.py",
+            "hf/forward.py",
+            "hf/config.py",
             "audits/masks.py",
             "audits/model.py",
             "audits/probe.py",
@@ -142,7 +144,6 @@ class Auditor:
             audit_config(
                 self._declared,
                 self._read,
-                family=str(self.hf_config.get("model_type")),
                 rows=self.case.kv_cache_len,
             )
         ]

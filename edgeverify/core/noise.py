@@ -28,8 +28,6 @@ Floor = Mapping[str, np.ndarray]
 # The largest of 1e5 normal deviates (a vocabulary of logits) is about 4.4 standard deviations.
 LARGEST_OF_MANY = 4.4
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
-# A check judges some thousand taps, but few of them are independent of each other.
-CHANCE = 1e-5
 # Values that are compared at a time: 8 MiB in float64, which fits a processor's cache. Copies of
 # the logits of a long chunk would otherwise be the largest arrays of a streamed check.
 PIECE = 1 << 20
@@ -74,11 +72,11 @@ class RowErrors:
 
     @cached_property
     def rms_error(self) -> float:
-        return _rms(self.error)
+        return rms(self.error)
 
     @cached_property
     def rms_floor(self) -> float:
-        return _rms(self.floor)
+        return rms(self.floor)
 
     @cached_property
     def error_ratio(self) -> float:
@@ -135,37 +133,6 @@ def widest(*floors: Floor) -> Floor:
     }
 
 
-def floor_of_draws(draws: Sequence[Floor], allowed: float) -> Floor:
-    """Returns a floor that a further draw exceeds ``allowed`` times with a chance of ``CHANCE``.
-
-    The mean square of a tap's relative errors is taken as a scaled chi-squared variable. How much
-    it varies from draw to draw tells its degrees of freedom ν, which is how many independent
-    roundings decide it: hundreds in a usual tap, one where an outlier dominates all rows. The
-    square of a further draw's ratio to the rms of K draws then has the distribution F(ν, Kν).
-
-    Args:
-        draws: the floors of single float32 runs, at least two.
-        allowed: the allowed ratio of the rms over rows.
-
-    Returns:
-        The largest floor of each row, multiplied where that is too little.
-    """
-    from scipy.special import fdtri  # type: ignore[import-untyped]  # 0.1 s that only a failure near the limits pays
-
-    largest = widest(*draws)
-    table = {}
-    for key, rows in largest.items():
-        squares = np.array([_rms(draw[key]) ** 2 for draw in draws])
-        mean, spread = squares.mean(), squares.var(ddof=1)
-        freedom = max(1.0, 2 * mean**2 / spread) if spread > 0 else math.inf
-        factor = 1.0
-        if math.isfinite(freedom):
-            quantile = fdtri(freedom, len(draws) * freedom, 1 - CHANCE)
-            factor = max(1.0, math.sqrt(quantile * mean) / (allowed * _rms(rows)))
-        table[key] = rows * factor
-    return table
-
-
 def measure(candidate: np.ndarray, oracle: np.ndarray, floor: np.ndarray) -> RowErrors:
     """Measures the errors per token row.
 
@@ -203,7 +170,7 @@ def greedy_mismatch(
         (row, the oracle's token, the candidate's token, gap, explained gap), or None.
     """
     exact, given = _rows(oracle), _rows(candidate)
-    floors = np.maximum(floor, _rms(floor))
+    floors = np.maximum(floor, rms(floor))
     wanted, got = exact.argmax(1), given.argmax(1)
     for row in np.flatnonzero(wanted != got):
         truth = exact[row].astype(np.float64)
@@ -257,7 +224,7 @@ def _norms(rows: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum("rc,rc->r", rows, rows))
 
 
-def _rms(values: np.ndarray) -> float:
+def rms(values: np.ndarray) -> float:
     # The same as np.mean, without its checks: this is called 10,000 times a leg.
     return math.sqrt(np.add.reduce(values * values) / len(values))
 

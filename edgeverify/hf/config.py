@@ -83,8 +83,12 @@ def reference_config(hf_config: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(model_type, **fields)
 
 
-def meta_model(hf_config: Mapping[str, Any]) -> nn.Module:
+def meta_model(hf_config: Mapping[str, Any], **choices: Any) -> nn.Module:
     """Builds the reference model without memory: its float32 parameters are on the meta device.
+
+    Args:
+        hf_config: as for ``reference_config``.
+        choices: for ``from_config``, e.g. ``attn_implementation``.
 
     Raises:
         Exception: whatever transformers raises for a config that does not describe a model.
@@ -94,7 +98,7 @@ def meta_model(hf_config: Mapping[str, Any]) -> nn.Module:
     config = reference_config(hf_config)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # e.g. initialisation of tensors without elements
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **choices).eval()
 
 
 def config_differences(

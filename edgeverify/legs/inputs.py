@@ -16,6 +16,7 @@ from edgeverify.core.case import (
     prompt_length,
 )
 from edgeverify.core.errors import UsageError
+from edgeverify.hf.forward import forward_of
 from edgeverify.legs.selectors import Selectors
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def plan_case(
         greedy=tokenizer is not None,
         kernel=chosen.kernel,
         mask_kinds=port.mask_kinds,
-        window=checkpoint.hf_config.get("sliding_window"),
+        window=forward_of(checkpoint.hf_config).window,
     )
 
 

@@ -7,24 +7,30 @@ in another order, rounds RoPE's angles otherwise, and is as right as the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.special import fdtri  # type: ignore[import-untyped]
+
 from edgeverify.backends.streaming import forgetting
 from edgeverify.core.compare import thresholds
 from edgeverify.core.judge import Baseline
 from edgeverify.core.leg import AUTHORING
-from edgeverify.core.noise import CHANCE, Floor, floor_of, floor_of_draws, widest
+from edgeverify.core.noise import Floor, floor_of, rms, widest
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
 from edgeverify.legs.run import Run
 
-# Of 504 clean authoring legs with an outlier, NNN fail without further draws and none with four;
-# eight draws change no verdict (docs/measurements.md).
+# Of 672 legs of right models with an outlier, 98 fail without further draws; with four, 1 in 72
+# did (docs/measurements.md).
 DRAWS = 12
+# A check judges some thousand taps, but few of them are independent of each other.
+CHANCE = 1e-5
 
 
 def unchanged(model: Any) -> AbstractContextManager[None]:
@@ -92,6 +98,35 @@ class Draws:
         with self.changing(model):
             run = _reference().run_redrawn(model, self.run.case, seed, inject=inject)
         return floor_of(self.oracle.arrays, run.arrays)
+
+
+def floor_of_draws(draws: Sequence[Floor], allowed: float) -> Floor:
+    """Returns a floor that a further draw exceeds ``allowed`` times with a chance of ``CHANCE``.
+
+    The mean square of a tap's relative errors is taken as a scaled chi-squared variable. How much
+    it varies from draw to draw tells its degrees of freedom ν, which is how many independent
+    roundings decide it: hundreds in a usual tap, one where an outlier dominates all rows. The
+    square of a further draw's ratio to the rms of K draws then has the distribution F(ν, Kν).
+
+    Args:
+        draws: the floors of single float32 runs, at least two.
+        allowed: the allowed ratio of the rms over rows.
+
+    Returns:
+        The largest floor of each row, multiplied where that is too little.
+    """
+    largest = widest(*draws)
+    table = {}
+    for key, rows in largest.items():
+        squares = np.array([rms(draw[key]) ** 2 for draw in draws])
+        mean, spread = squares.mean(), squares.var(ddof=1)
+        freedom = max(1.0, 2 * mean**2 / spread) if spread > 0 else math.inf
+        factor = 1.0
+        if math.isfinite(freedom):
+            quantile = fdtri(freedom, len(draws) * freedom, 1 - CHANCE)
+            factor = max(1.0, math.sqrt(quantile * mean) / (allowed * rms(rows)))
+        table[key] = rows * factor
+    return table
 
 
 def _reference() -> Any:

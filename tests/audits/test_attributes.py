@@ -27,7 +27,7 @@ def declared(**others: Any) -> Readings:
 
 def told(*made: Decoder, of: Readings | None = None) -> list[str]:
     found = {f"signature_{n}": one.weights() for n, one in enumerate(made)}
-    checks = odd_attributes(of or declared(), found, found, "llama")
+    checks = odd_attributes(of or declared(), found, found)
     assert {check.outcome for check in checks} <= {FAIL}
     return [str(check) for check in checks]
 

@@ -33,7 +33,7 @@ ROWS = 40
 
 
 def audited(hf_config: Any, *found: Readings) -> AuditResult:
-    return audit_config(declared(hf_config), found, family=hf_config["model_type"], rows=ROWS)
+    return audit_config(declared(hf_config), found, rows=ROWS)
 
 
 def failing(audit: AuditResult) -> list[str]:
@@ -362,21 +362,12 @@ def test_other_families_are_read_from_transformers_own_modules(
     assert said.values[f"blocks.1.{field}"] == value
 
 
-def test_a_family_that_nobody_has_read_is_not_failed_for_what_it_does_not_say() -> None:
-    hf_config, config = tiny("tinyllama")
-    config.embedding_scale = 12.0
-    told = audit_config(declared(hf_config), [of_config(config)], family="other", rows=ROWS)
-    assert failing(told) == []
-    assert ("embedding scale", UNCHECKED) in [(check.item, check.outcome) for check in told.odd]
-    assert failing(audited(hf_config, of_config(config))) == ["embedding scale"]
-
-
 def held(
     said: dict[str, Any], *found: Readings, unread: dict[str, str] | None = None, **options: Any
 ) -> tuple[Check, ...]:
     """The checks of made-up readings."""
     readings = Readings("config", said, unread or {})
-    return audit_config(readings, found, **{"family": "llama", **options}).checks
+    return audit_config(readings, found, **options).checks
 
 
 def test_each_place_is_held_by_itself_and_names_the_blocks_that_differ() -> None:
@@ -468,29 +459,6 @@ def test_a_file_is_held_in_float32(field: str, where: str, ulps: int, outcome: s
     assert check.outcome == FAIL  # a module holds it in full
 
 
-def test_a_family_that_is_not_known_may_do_unsaid_what_its_config_does_not_say() -> None:
-    module = Readings("module", {"final softcap": 30.0, "width": 65})
-    softcap, width = held({"final softcap": "none", "width": 64}, module, family="other")
-    assert softcap.outcome == UNCHECKED
-    assert (softcap.expected, softcap.found) == ("none", "30.0")
-    assert softcap.reason == "where 'other' says it is not known"
-    assert width.outcome == FAIL
-    (said,) = held({"final softcap": 50.0}, module, family="other")
-    assert said.outcome == FAIL
-
-
-@pytest.mark.parametrize(
-    "field", ["embedding scale", "final softcap", "attention softcap", "window"]
-)
-def test_what_families_may_leave_unsaid_is_failed_for_those_that_were_read(field: str) -> None:
-    module = Readings("module", {field: 3.0})
-    for family in ("llama", "gemma", "gemma2", "phi", "openelm"):
-        (check,) = held({field: "none"}, module, family=family)
-        assert check.outcome == FAIL
-    (check,) = held({field: "none"}, module, family="other")
-    assert check.outcome == UNCHECKED
-
-
 def test_an_integer_is_held_exactly_in_a_file_too() -> None:
     said, found = 2**24 + 1, 2**24  # one float32
     (check,) = held({"vocabulary": said}, Readings("file", {"vocabulary": found}))
@@ -503,4 +471,4 @@ def test_what_neither_side_tells_has_no_values() -> None:
     assert held({}, Readings("module", {}, {"activation": "Own"}), unread=unread) == (
         Check("activation", "module", UNCHECKED, "", "", "Own"),
     )
-    assert audit_config(Readings("config"), [], family="llama").name == CONFIG
+    assert audit_config(Readings("config"), []).name == CONFIG

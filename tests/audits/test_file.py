@@ -52,7 +52,7 @@ class Opened:
         weights = find_weights(self.file, "decode", locate_taps(self.file, "decode"))
         read = of_file(self.file, weights, said.values["rotary base"])
         rows = self.made.case.kv_cache_len
-        audit = audit_config(said, [read], family=self.hf_config["model_type"], rows=rows)
+        audit = audit_config(said, [read], rows=rows)
         return replace(audit, checks=tuple(c for c in audit.checks if c.where))
 
     def span(self, name: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import edgeverify_models as models
 from edgeverify.audits import of_hf_config as module
 from edgeverify.audits.model import Readings
 from edgeverify.audits.of_hf_config import declared
+from edgeverify.hf.forward import Forward
 
 
 def norm(field: str, kind: str, eps: float, factor: str) -> dict[str, Any]:
@@ -214,7 +216,10 @@ def test_a_norm_without_weights_is_unread_and_the_other_fields_are_not() -> None
     assert said.values["blocks.1.heads"] == 4
 
 
-def made(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Readings:
+PLAIN = Forward(windows=(None,), rotated=(2,))
+
+
+def made(monkeypatch: pytest.MonkeyPatch, forward: Forward = PLAIN, **changes: Any) -> Readings:
     """A model of one layer: 4 heads of 2, 2 groups; ``changes`` by dotted path."""
     linear = lambda rows, columns: nn.Linear(columns, rows, bias=False)  # noqa: E731
     attention = SimpleNamespace(
@@ -239,6 +244,7 @@ def made(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Readings:
         owner, name = path.split("__")
         setattr(owners[owner], name, value)
     monkeypatch.setattr(module, "meta_model", lambda hf_config: model)
+    monkeypatch.setattr(module, "forward_of", lambda hf_config: forward)
     return declared({})
 
 
@@ -267,35 +273,33 @@ def test_a_base_that_the_config_does_not_say_is_unread(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("changes", "elements"),
+    ("forward", "changes", "elements"),
     [
-        ({"config__rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.5}}, 1),
-        ({"attention__rotary_ndims": 7}, 7),
-        ({"attention__rotary_dim": 6}, 6),
+        (replace(PLAIN, rotated=(4,)), {"attention__rotary_ndims": 7}, 4),
+        (replace(PLAIN, rotated=(None,)), {"attention__rotary_ndims": 7}, 7),
+        (replace(PLAIN, rotated=(None,)), {"attention__rotary_dim": 6}, 6),
     ],
 )
-def test_rotated_elements_are_those_of_the_attention_or_a_share_of_the_head(
-    changes: dict[str, Any], elements: int, monkeypatch: pytest.MonkeyPatch
+def test_rotated_elements_are_those_of_the_angles_or_the_attention_s(
+    forward: Forward, changes: dict[str, Any], elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert made(monkeypatch, **changes).values["rotary elements"] == elements
+    assert made(monkeypatch, forward, **changes).values["rotary elements"] == elements
 
 
-@pytest.mark.parametrize(
-    ("changes", "window"),
-    [
-        ({}, "none"),
-        ({"attention__sliding_window": 5, "config__sliding_window": 9}, 5),
-        ({"config__sliding_window": 9}, 9),
-        ({"config__sliding_window": 9, "config__use_sliding_window": True}, 9),
-        ({"config__sliding_window": 9, "config__use_sliding_window": False}, "none"),
-        ({"config__sliding_window": 9, "config__layer_types": ["sliding_attention"]}, 9),
-        ({"config__sliding_window": 9, "config__layer_types": ["full_attention"]}, "none"),
-    ],
-)
-def test_a_window_is_the_layer_s_or_the_config_s(
-    changes: dict[str, Any], window: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert block(made(monkeypatch, **changes), "window") == window
+def test_what_the_forward_shows_is_taken_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Forward(windows=(5,), rotated=(2,), embedding_factor=3.0, softcap=30.0)
+    said = made(monkeypatch, shown, table__scalar_embed_scale=2.0)
+    assert block(said, "window") == 5
+    assert (said.values["embedding scale"], said.values["final softcap"]) == (6.0, 30.0)
+
+
+def test_what_the_forward_does_not_show_is_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("windows", "rotated", "embedding_factor", "softcap")
+    told = made(monkeypatch, Forward(unclear={name: f"no {name}" for name in names})).unread
+    assert told["blocks.0.window"] == "no windows"
+    assert told["rotary elements"] == "no rotated"
+    assert told["embedding scale"] == "no embedding_factor"
+    assert told["final softcap"] == "no softcap"
 
 
 def test_a_factor_of_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeverify.core import compare as module
+from edgeverify.core import judge as judge_module
 from edgeverify.core import taps
 from edgeverify.core.compare import Thresholds, compare, thresholds
 from edgeverify.core.errors import TraceError
@@ -96,7 +97,7 @@ def world() -> World:
 @pytest.fixture
 def leg(monkeypatch: pytest.MonkeyPatch, world: World) -> Callable[..., LegResult]:
     """``leg(candidate, isolated)`` judged with the limits of these tests."""
-    monkeypatch.setattr(module, "thresholds", lambda name: LIMITS)
+    monkeypatch.setattr(judge_module, "thresholds", lambda name: LIMITS)
 
     def judge(candidate: Trace, isolated: Trace | None = None) -> LegResult:
         return judge_leg(Leg(AUTHORING), candidate, isolated, world.baseline(), world.expected)
@@ -614,7 +615,7 @@ class TestTheLeg:
         self, monkeypatch: pytest.MonkeyPatch, world: World
     ) -> None:
         limits = {"conversion": Thresholds(9.0, 30.0), "isolated": LIMITS}
-        monkeypatch.setattr(module, "thresholds", limits.__getitem__)
+        monkeypatch.setattr(judge_module, "thresholds", limits.__getitem__)
         off = world.candidate(**{KEY: 5.0})
 
         def judge(whole: Trace, isolated: Trace) -> LegResult:
@@ -628,7 +629,7 @@ class TestTheLeg:
     def test_each_run_is_held_against_its_own_floor(
         self, monkeypatch: pytest.MonkeyPatch, world: World
     ) -> None:
-        monkeypatch.setattr(module, "thresholds", lambda name: LIMITS)
+        monkeypatch.setattr(judge_module, "thresholds", lambda name: LIMITS)
         narrow = {key: rows / 10 for key, rows in world.floor.items()}
         baseline = Baseline(world.oracle, world.floor, narrow, world.candidate())
         clean = world.candidate()
@@ -640,7 +641,7 @@ class TestTheLeg:
     def test_both_runs_tell_a_row_by_its_position(
         self, monkeypatch: pytest.MonkeyPatch, world: World
     ) -> None:
-        monkeypatch.setattr(module, "thresholds", lambda name: LIMITS)
+        monkeypatch.setattr(judge_module, "thresholds", lambda name: LIMITS)
         key, ratios = "prefill.1/blocks.0.out", np.ones(20)
         ratios[13] = 50.0
         off, starts = world.candidate(**{key: ratios}), {"prefill.0": 0, "prefill.1": 12}
@@ -694,7 +695,7 @@ class TestTheLeg:
     def test_another_representation_passes_with_a_note(
         self, monkeypatch: pytest.MonkeyPatch, notes: tuple[str, ...]
     ) -> None:
-        monkeypatch.setattr(module, "thresholds", lambda name: LIMITS)
+        monkeypatch.setattr(judge_module, "thresholds", lambda name: LIMITS)
         own = ("blocks.0.attn.k", "kv.0.k")
         world = World({"prefill.0": 12}, (*own, "blocks.0.out", "logits"))
         rows, cache = (f"prefill.0/{tap}" for tap in own)

@@ -13,8 +13,12 @@ from edgeverify.core.case import Case, cache_rows_needed, prompt_length
 from edgeverify.core.errors import UsageError
 from edgeverify.legs import inputs
 from edgeverify.legs.selectors import Selectors
+from edgeverify_models import load
 
 VOCABULARY = 331
+
+
+TINY = load("tinyllama").hf_configs["tiny"]
 
 
 class Words:
@@ -28,7 +32,7 @@ def plan(
     *, vocabulary: int = VOCABULARY, tokenizer: Any = None, positions: int = 4096, **chosen: Any
 ) -> Case:
     port: Any = SimpleNamespace(name="m", mask_kinds=("global",))
-    checkpoint: Any = SimpleNamespace(size="tiny", hf_config={"vocab_size": vocabulary})
+    checkpoint: Any = SimpleNamespace(size="tiny", hf_config={**TINY, "vocab_size": vocabulary})
     return inputs.plan_case(port, checkpoint, tokenizer, Selectors.of(**chosen), positions)
 
 

@@ -15,6 +15,7 @@ from edgeverify.cli import options
 from edgeverify.core.errors import UsageError
 from edgeverify.core.leg import Leg
 from edgeverify.legs.selectors import Selectors
+from edgeverify_models import load
 
 
 def refusal(**given_values: Any) -> UsageError:
@@ -114,7 +115,8 @@ def test_the_steps_are_known_before_anything_is_loaded(lengths: list[int], steps
     from edgeverify.legs.inputs import plan_case
 
     port: Any = SimpleNamespace(name="m", mask_kinds=("global",))
-    checkpoint: Any = SimpleNamespace(size="tiny", hf_config={"vocab_size": 99})
+    hf_config = load("tinyllama").hf_configs["tiny"]
+    checkpoint: Any = SimpleNamespace(size="tiny", hf_config=hf_config)
     case = plan_case(port, checkpoint, None, chosen, 4096)
     assert chosen.step_names == tuple(step.name for step in case.steps)
     assert Selectors.of(prompt="text").step_names is None

@@ -70,7 +70,7 @@ def audit(
     def read() -> AuditResult:
         reading = of_file(file, weights()[DECODE], said.values.get("rotary base"))
         others = [name for name in weights() if name != DECODE]
-        odd = odd_attributes(said, weights(), others, str(hf_config.get("model_type")))
+        odd = odd_attributes(said, weights(), others)
         read = _config(said, reading, hf_config, case)
         return merged(CONFIG, [read, AuditResult(CONFIG, odd)])
 
@@ -95,8 +95,7 @@ def _config(
     hf_config: Mapping[str, Any],
     case: FileCase,
 ) -> AuditResult:
-    family = str(hf_config.get("model_type"))
-    found = audit_config(said, [reading], family=family, rows=case.kv_cache_len)
+    found = audit_config(said, [reading], rows=case.kv_cache_len)
     # If a field has no place, nothing in the file shows it.
     checks = tuple(
         c if c.where else replace(c, outcome=NOT_APPLICABLE, reason=LEFT_TO_THE_RUN)

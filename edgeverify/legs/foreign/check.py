@@ -27,6 +27,7 @@ from edgeverify.core.results import FAIL, UNCHECKED, AuditResult, LegResult, Rep
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
 from edgeverify.hf.checkpoints import open_checkpoint
+from edgeverify.hf.forward import forward_of
 from edgeverify.legs import inputs
 from edgeverify.legs.baselines import reference_baselines
 from edgeverify.legs.findings import report_of
@@ -190,7 +191,7 @@ def _prepare(
         size=opened.size,
         kernel=chosen.kernel,
         greedy=tokenizer is not None,
-        window=opened.hf_config.get("sliding_window"),
+        window=forward_of(opened.hf_config).window,
     )
     return Run(port, opened, case, chosen.cache, verbose, progress), tokenizer
 

@@ -99,5 +99,5 @@ def audit_quantized(run: Run, path: Path, recipe: Recipe) -> tuple[AuditResult, 
         file = ModelFile(path)
         said, found = declared(run.hf_config), weights.found
         audit = audit_file(file, found, config, state, said, Promises(recipe))
-        odd = odd_attributes(said, found, found, str(run.hf_config.get("model_type")))
+        odd = odd_attributes(said, found, found)
     return merged(title, [AuditResult(title, odd), audit]), weights

@@ -15,6 +15,7 @@ from edgeverify.core.case import Case
 from edgeverify.core.compare import thresholds
 from edgeverify.core.store import entries
 from edgeverify.hf.config import reference_config
+from edgeverify.hf.forward import forward_of
 from edgeverify.legs.baselines import REFERENCE_SOURCES
 from edgeverify.legs.conversion import converted
 from edgeverify.legs.run import Run
@@ -156,20 +157,7 @@ def facts_of(hf_config: Mapping[str, Any], case: Case) -> Facts:
         vocab_size=config.vocab_size,
         rows=case.kv_cache_len,
         lengths=case.prefill_lengths,
-        windows=windows_of(config),
+        windows=forward_of(hf_config).windows or (None,) * config.num_hidden_layers,
         rotary=rotary,
         prefill_logits=case.prefill_logits,
     )
-
-
-def windows_of(config: Any) -> tuple[int | None, ...]:
-    """Returns the sliding window per block, None if the block sees all earlier positions.
-
-    As in transformers: ``layer_types`` says which layers slide; without it, all slide if the config
-    has a ``sliding_window`` at all.
-    """
-    blocks, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
-    if not window or getattr(config, "use_sliding_window", True) is False:
-        return (None,) * blocks
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * blocks
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
