@@ -15,6 +15,8 @@ from edgeverify.hf.checkpoints import configs, hub, mapped_files, seeded
 from edgeverify.hf.checkpoints.expected import Expected, expected_tensors, resolve
 from edgeverify.hf.checkpoints.load import Plan, load_tensors
 from edgeverify.hf.checkpoints.locate import TENSORS_FIX, Format, Weights, list_entries, locate
+from edgeverify.hf.checkpoints.quantized import refuse_quantized
+from edgeverify.hf.checkpoints.renamed import refuse_adapters, without_prefix
 
 if TYPE_CHECKING:
     from edgeverify_models.port import Port
@@ -158,7 +160,7 @@ def _from_files(
     else:
         config, where = configs.of_files(weights, port, size)
         expected = expected_tensors(configs.build_reference(config, port, where))
-        fixed, note = _plan(weights, weights.format, expected)
+        fixed, note = _plan(weights, weights.format, expected, config)
         plan = lambda: fixed  # noqa: E731
         digests = [file_digest(file, root=cache_root) for file in weights.files]
     found = configs.size_of(config, port)
@@ -177,12 +179,20 @@ def _from_files(
     )
 
 
-def _plan(weights: Weights, form: Format, expected: Expected) -> tuple[Plan, str]:
+def _plan(
+    weights: Weights, form: Format, expected: Expected, config: Mapping[str, Any]
+) -> tuple[Plan, str]:
     entries = list_entries(weights, form)
-    take, copies = resolve(expected, entries, weights.where)
+    refuse_adapters(entries, weights.where)
+    own_names, renamed = without_prefix(expected, entries)
+    named = {name: entries[own] for name, own in own_names.items()}
+    refuse_quantized(expected, named, config, weights.where)
+    take, copies = resolve(expected, named, weights.where)
+    take = {name: own_names[held] for name, held in take.items()}
+    copies = {own_names[alias]: own_names[name] for alias, name in copies.items()}
     dtypes = "/".join(sorted({entries[name].dtype for name in take.values()}))
     files = "" if len(weights.files) == 1 else f" in {len(weights.files)} shards"
-    note = f"{form.name}{files}, {dtypes}"
+    note = ", ".join(filter(None, [f"{form.name}{files}", dtypes, renamed]))
     return (form, entries, take, copies, weights.where), note
 
 

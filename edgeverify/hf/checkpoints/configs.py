@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from edgeverify_models.port import Port
 
 CUSTOM = "custom"
+# Keys whose value is how often something is built. The largest published models have 126 layers and
+# 512 experts.
+_COUNTS = re.compile(r"(^|_)(layers?|experts)$")
+_MOST = 10_000
 
 
 def require_size(port: Port, size: str | None) -> None:
@@ -104,10 +109,12 @@ def build_reference(config: Mapping[str, Any], port: Port, where: object) -> nn.
     Raises:
         CheckpointError: one of the two refuses the config.
     """
+    _refuse_endless(config, where)
     try:
         model = meta_model(config)
     except Exception as error:  # config values of any type reach transformers' constructors
-        raise _refused("transformers", error, where) from error
+        key = _culprit(config, lambda changed: meta_model(changed))
+        raise _refused("transformers", error, where, key) from error
     _require_port(config, port, where)
     return model
 
@@ -137,7 +144,8 @@ def _require_port(config: Mapping[str, Any], port: Port, where: object) -> None:
     try:
         port.model_config(config)
     except Exception as error:  # config values of any type reach the port's constructors
-        raise _refused(f"port {port.name!r}", error, where) from error
+        key = _culprit(config, port.model_config)
+        raise _refused(f"port {port.name!r}", error, where, key) from error
 
 
 def size_of(config: Mapping[str, Any], port: Port) -> str:
@@ -157,12 +165,39 @@ def _differences(
         raise _refused("transformers", error, where) from error
 
 
-def _refused(who: str, error: Exception, where: object) -> CheckpointError:
+def _refuse_endless(config: Mapping[str, Any], where: object) -> None:
+    """Refuses a number of layers or experts that it would take hours to build."""
+    for key, value in config.items():
+        if _COUNTS.search(key) and isinstance(value, int) and value > _MOST:
+            raise CheckpointError(
+                f"{key} is {value}",
+                where=where,
+                expected=f"at most {_MOST}",
+                fix="correct the key",
+            )
+
+
+def _culprit(config: Mapping[str, Any], build: Callable[[dict[str, Any]], object]) -> str:
+    """Names each key without which a config can be built, with its value; "" if there is none."""
+    found = []
+    for key, value in config.items():
+        if key == "model_type":
+            continue
+        try:
+            build({other: held for other, held in config.items() if other != key})
+        except Exception:
+            continue
+        found.append(f"{key} is {value!r}")
+    return " or ".join(found)
+
+
+def _refused(who: str, error: Exception, where: object, key: str = "") -> CheckpointError:
     reason = str(error)
     if isinstance(error, KeyError):
         reason = f"there is no {reason}"
+    reason = "; ".join(filter(None, [key, reason or type(error).__name__]))
     return CheckpointError(
-        f"{who} cannot build a model from this config ({reason or type(error).__name__})",
+        f"{who} cannot build a model from this config ({reason})",
         where=where,
         expected="a whole config.json of a causal language model",
         fix="correct or restore the named key",

@@ -102,12 +102,16 @@ def locate(path: Path) -> Weights:
 def _locate_in(directory: Path) -> Weights:
     files = sorted(p for p in directory.iterdir() if not p.is_dir())
     weights = [p for p in files if not _NOT_WEIGHTS.match(p.name)]
+    _refuse_special(weights)
+    _refuse_adapter(directory, files)
     by_form = {form: [p for p in weights if p.suffix in form.suffixes] for form in _FORMS}
     ggufs = [p for p in weights if p.suffix == GGUF]
     for form, found in by_form.items():
         if found or (directory / form.index).is_file():
             others = [p for p in weights if p.suffix in _ALL_SUFFIXES and p not in found]
             unused = [f"{p.name} (there is {form.name})" for p in others]
+            adapters = [p.name for p in files if p.name.startswith("adapter_model")]
+            unused += [f"{name} (an adapter without adapter_config.json)" for name in adapters]
             return _of_format(directory, form, found, unused)
     if ggufs:
         return Weights(directory, directory, (_only(directory, ggufs),), None)
@@ -121,6 +125,31 @@ def _locate_in(directory: Path) -> Weights:
         expected="model.safetensors, its shards with an index, pytorch_model.bin or one .gguf",
         fix="merge the adapter into its base model and save that" if adapter else TENSORS_FIX,
     )
+
+
+def _refuse_special(weights: Sequence[Path]) -> None:
+    """Refuses a pipe, a socket or a device in the place of weights: reading one may never end."""
+    for path in weights:
+        if path.suffix in _ALL_SUFFIXES and path.exists() and not path.is_file():
+            raise CheckpointError(
+                "is a pipe, a socket or a device",
+                where=path,
+                expected="a regular file",
+                fix="put the weights themselves there",
+            )
+
+
+def _refuse_adapter(directory: Path, files: Sequence[Path]) -> None:
+    """Refuses a folder in which transformers would apply an adapter to the weights."""
+    weights = [p.name for p in files if p.name.startswith("adapter_model")]
+    if weights and (directory / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"holds an adapter ({weights[0]}, adapter_config.json), which transformers applies to "
+            "the weights beside it",
+            where=directory,
+            expected="the weights of one model",
+            fix="merge the adapter into its base model and save that, or move it elsewhere",
+        )
 
 
 def _of_format(directory: Path, form: Format, found: list[Path], unused: list[str]) -> Weights:

@@ -40,10 +40,10 @@ def _drawn() -> dict[str, dict[str, torch.Tensor]]:
 
 @pytest.fixture
 def tensors(port: Port, _drawn: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The seeded tensors of tinyllama's tiny size; the dict is the test's own."""
+    """The seeded tensors of tinyllama's tiny size; they are the test's own."""
     if port.name not in _drawn:
         _drawn[port.name] = open_checkpoint(None, port, size="tiny").tensors()
-    return dict(_drawn[port.name])
+    return {name: tensor.clone() for name, tensor in _drawn[port.name].items()}
 
 
 @pytest.fixture

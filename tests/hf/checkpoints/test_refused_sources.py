@@ -169,3 +169,57 @@ def test_config_of_another_size(folder: Path, tensors: dict, refusal: Refusal) -
         "{'rope_theta': 3700.0, 'rope_type': 'default'}; expected size 'tiny' of port "
         "'tinyllama'; leave --size out: the checkpoint's own config decides"
     )
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "w.gguf"])
+def test_a_pipe_in_the_place_of_weights_is_refused_at_once(
+    name: str, folder: Path, refusal: Refusal
+) -> None:
+    os.mkfifo(folder / name)
+    assert f"{name}: is a pipe, a socket or a device; expected a regular file" in refusal(folder)
+    assert "is neither a file nor a directory" in refusal(folder / name)
+
+
+def test_a_link_to_nothing_in_the_place_of_weights(folder: Path, refusal: Refusal) -> None:
+    (folder / "model.safetensors").symlink_to(folder / "gone")
+    assert "No such file" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rope_theta": "3700.0"}, "rope_theta is '3700.0'"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": None}},
+            "rope_parameters is {'rope_type': 'default', 'rope_theta': None}",
+        ),
+        ({"pad_token_id": 331}, "vocab_size is 331 or pad_token_id is 331"),
+        ({"head_dim": 0}, "head_dim is 0"),
+        ({"rms_norm_eps": "5e-3"}, "rms_norm_eps is '5e-3'"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers is '3'"),
+        ({"hidden_act": "gelu_python_tanh"}, "hidden_act is 'gelu_python_tanh'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling is {'rope_type'"),
+    ],
+    ids=str,
+)
+def test_the_key_and_the_value_that_make_no_model(
+    changes: dict[str, Any], named: str, folder: Path, tensors: dict, refusal: Refusal
+) -> None:
+    save_file(tensors, folder / "model.safetensors")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    if "rope_parameters" in changes:
+        config = {k: v for k, v in config.items() if k not in ("rope_theta", "rope_scaling")}
+    path.write_text(json.dumps({**config, **changes}))
+    message = refusal(folder)
+    assert "cannot build a model from this config" in message
+    assert named in message
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_local_experts", "n_layer"])
+def test_a_number_of_parts_that_would_take_hours_is_refused_at_once(
+    key: str, folder: Path, tensors: dict, refusal: Refusal
+) -> None:
+    save_file(tensors, folder / "model.safetensors")
+    edit_config(folder, **{key: 1_000_000_000})
+    assert f"{key} is 1000000000; expected at most 10000; correct the key" in refusal(folder)
