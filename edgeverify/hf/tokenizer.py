@@ -66,7 +66,19 @@ class RememberedTokenizer:
         return str(self._answer(["text", ids], lambda: str(self._loaded.decode(ids))))
 
     def __len__(self) -> int:
-        return len(self._loaded)
+        return int(self._facts()["size"])
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id of the start token."""
+        start = self._facts()["start"]
+        return None if start is None else int(start)
+
+    def _facts(self) -> dict[str, Any]:
+        def ask() -> dict[str, Any]:
+            return {"size": len(self._loaded), "start": self._loaded.bos_token_id}
+
+        return ask() if self._trust else dict(self._answer(["facts"], ask))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -27,6 +27,7 @@ from edgeverify.core.results import (
 )
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
+from edgeverify.hf.token_ids import remarks
 from edgeverify.legs.run import Run
 from edgeverify.report.advice import hint
 from edgeverify.report.words import listed
@@ -139,7 +140,7 @@ def _describe(
     greedy = {name: _greedy(trace, case) for name, trace in traces.items()}
     described = {key: value for key, value in asdict(case).items() if key != "steps"}
     described |= {
-        "checkpoint": run.checkpoint.description,
+        "checkpoint": _checkpoint(run, tokenizer),
         "steps": [
             {
                 "name": step.name,
@@ -159,6 +160,13 @@ def _describe(
     if tokenizer is not None:
         described["continuation"] = {name: tokenizer.decode(ids) for name, ids in greedy.items()}
     return described
+
+
+def _checkpoint(run: Run, tokenizer: Any | None) -> str:
+    told = [run.checkpoint.description]
+    if tokenizer is not None:
+        told += remarks(tokenizer, run.case.tokens, int(run.hf_config["vocab_size"]))
+    return "; ".join(told)
 
 
 def _greedy(trace: Trace, case: Case) -> list[int]:

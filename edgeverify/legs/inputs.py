@@ -17,6 +17,7 @@ from edgeverify.core.case import (
 )
 from edgeverify.core.errors import UsageError
 from edgeverify.hf.forward import forward_of
+from edgeverify.hf.token_ids import ids_of
 from edgeverify.legs.selectors import Selectors
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def tokens(
         UsageError: a prompt without a tokenizer, or a prompt without tokens.
     """
     if tokenizer is not None:
-        return _text_tokens(tokenizer, chosen.prompt, wanted), [0] * chosen.decode_steps
+        rows = int(hf_config["vocab_size"])
+        return _text_tokens(tokenizer, chosen.prompt, wanted, rows), [0] * chosen.decode_steps
     if chosen.prompt is not None:
         raise UsageError(
             "a prompt needs a tokenizer",
@@ -101,9 +103,12 @@ def tokens(
     return drawn[:wanted].tolist(), drawn[wanted:].tolist()
 
 
-def _text_tokens(tokenizer: Any, prompt: str | None, wanted: int) -> list[int]:
+def _text_tokens(tokenizer: Any, prompt: str | None, wanted: int, rows: int) -> list[int]:
     """Returns the prompt's ids, or ``wanted`` ids of our own prose."""
-    ids = [int(token) for token in tokenizer(PROSE if prompt is None else prompt)["input_ids"]]
+    if prompt is None:
+        ids = ids_of(tokenizer, PROSE, rows, "the checkpoint's tokenizer, on edgeverify's own text")
+    else:
+        ids = ids_of(tokenizer, prompt, rows, "--prompt")
     if not ids:
         raise UsageError("the prompt has no tokens", where="--prompt", fix="give some text")
     if prompt is None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgeverify.core.errors import UsageError
+from edgeverify.hf.token_ids import ids_of
 
 # 3,687 tokens of SmolLM2's tokenizer: prose, dialogue, code, numbers, four languages. Written for
 # this package and given to the public domain (CC0 1.0).
@@ -107,7 +108,8 @@ def load_stream(
         told = f"{count} token ids drawn with seed {seed} (there is no tokenizer)"
         return Stream(tuple(int(token) for token in drawn), None, told)
     text = _read(file)
-    ids = [int(token) for token in tokenizer(text)["input_ids"]]
+    where = "edgeverify's own text" if file is None else f"--text {file}"
+    ids = ids_of(tokenizer, text, int(hf_config["vocab_size"]), where)
     start = tokenizer.bos_token_id
     if start is None or not ids or ids[0] != start:
         start = None
