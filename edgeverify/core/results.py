@@ -17,6 +17,8 @@ from edgeverify.core.leg import Leg
 SCHEMA = 1
 PASS, FAIL, UNCHECKED = "pass", "fail", "unchecked"
 CONFIG, WEIGHTS, SIGNATURES = "config", "weights", "signatures"
+# Of a container alone.
+BUNDLE = "bundle"
 # The outcome of an audit or an invariant that does not apply; it counts neither way.
 NOT_APPLICABLE = "not applicable"
 

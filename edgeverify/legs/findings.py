@@ -15,6 +15,7 @@ from edgeverify.core.compare import POSITION_0_AGREES, thresholds
 from edgeverify.core.leg import CONVERSION, QUANTIZATION, RUNTIME, Leg
 from edgeverify.core.memory import peak_memory
 from edgeverify.core.results import (
+    BUNDLE,
     FAIL,
     PASS,
     SIGNATURES,
@@ -77,7 +78,10 @@ def _audit_findings(audit: AuditResult, legs: Mapping[str, LegResult]) -> list[F
         return []
     seen = [check for check in audit.odd if check.outcome == audit.outcome]
     of_recipe = Leg.of(audit.name).kind == QUANTIZATION
-    of_file = all(check.where.startswith("file") for check in seen) or audit.name == SIGNATURES
+    of_file = all(check.where.startswith("file") for check in seen) or audit.name in (
+        SIGNATURES,
+        BUNDLE,
+    )
     told = "; ".join(listed([str(check) for check in seen]))
     suffix = ".unchecked" if audit.outcome == UNCHECKED else ""
     outcomes = {name: leg.outcome for name, leg in legs.items()}

@@ -17,7 +17,7 @@ from edgeverify.core.results import (
 from edgeverify.report.words import invariants_line, number, plural
 
 # What an audit compares.
-NOUNS = {"config": "values", "weights": "tensors", "signatures": "tensors"}
+NOUNS = {"config": "values", "weights": "tensors", "signatures": "tensors", "bundle": "fields"}
 # A leg's first word → what it compares.
 COMPARES = {
     "authoring": "Hugging Face → port",

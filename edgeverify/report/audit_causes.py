@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from edgeverify.core.results import FAIL, Report
+from edgeverify.core.results import BUNDLE, FAIL, SIGNATURES, Report
 from edgeverify.report.cause import CONFIG, FIELDS, MISPLACED, OTHER, WEIGHTS, Cause, any_layer
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _of_rest(failed: Sequence[Check], leg: str, audit: str) -> list[Cause]:
             values = f"{one or 'nothing'}{at}, should be {other or 'absent'}"
         text = f"{item}: {reason}" if reason else f"{item} is {values}"
         detail = f"found {values}" if reason and values else ""
-        kind = OTHER if audit == "signatures" else WEIGHTS
+        kind = OTHER if audit in (SIGNATURES, BUNDLE) else WEIGHTS
         causes.append(
             Cause(
                 text,

@@ -23,7 +23,7 @@ from edgeverify.core.judge import Baseline, judge_leg, judge_surely
 from edgeverify.core.leg import CONVERSION, QUANTIZATION, Leg
 from edgeverify.core.localise import named_alone
 from edgeverify.core.progress import Progress
-from edgeverify.core.results import FAIL, UNCHECKED, AuditResult, LegResult, Report
+from edgeverify.core.results import BUNDLE, FAIL, UNCHECKED, AuditResult, LegResult, Report
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
 from edgeverify.hf.checkpoints import open_checkpoint
@@ -34,6 +34,7 @@ from edgeverify.legs.findings import report_of
 from edgeverify.legs.foreign import tasks
 from edgeverify.legs.foreign.audits import audit
 from edgeverify.legs.foreign.case import FileCase, case_of, wanted_tokens
+from edgeverify.legs.foreign.container import container_audit
 from edgeverify.legs.foreign.ports import port_for
 from edgeverify.legs.ports import load_port
 from edgeverify.legs.quantization.leg import judge_file
@@ -130,6 +131,11 @@ def verify_artifact(
         run, tokenizer = _prepare(resolved, chosen, file, verbose=verbose, progress=told)
         with fitting_threads(run):
             run, legs, audits, traces = _judge(run, file, promised)
+            if file.container is not None:
+                audits = {
+                    **audits,
+                    BUNDLE: container_audit(run, tokenizer, file.container, file.folder),
+                }
             report = report_of(run, legs, audits, tokenizer, traces)
     of_port = f"--model {shlex.quote(port)} " if isinstance(port, str) else ""
     by_recipe = f"--recipe {shlex.quote(recipe)} " if recipe else ""

@@ -21,6 +21,7 @@ from edgeverify.litert.interface import SHAPES, Facts, facts_of
 
 NOT_LOCATED = "nothing writes the KV cache in a way that is known, so that no tap can be located"
 # The files that ``run`` reads from its folder and writes into it.
+TOKENIZER = "tokenizer.json"
 WHOLE, ISOLATED, EVERY_TAP, ORACLE = (
     f"{name}.safetensors" for name in ("whole", "isolated", "every-tap", "oracle")
 )
@@ -38,9 +39,16 @@ def survey(file: Path) -> dict[str, Any]:
 
 
 def unpack(file: Path, target: str) -> dict[str, Any]:
-    """Writes the .tflite of a .litertlm to ``target``; returns the container's metadata."""
+    """Writes the .tflite of a .litertlm to ``target``, and a tokenizer.json beside it.
+
+    Returns:
+        The container's metadata, and the kind of its ``tokenizer``.
+    """
     bundle = read_bundle(file)
     bundle.unpack(Path(target))
+    words = bundle.tokenizer_json()
+    if words is not None:
+        (Path(target).parent / TOKENIZER).write_text(words, encoding="utf-8")
     return {"tokenizer": bundle.tokenizer, **bundle.metadata()}
 
 

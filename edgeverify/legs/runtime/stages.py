@@ -19,6 +19,7 @@ from edgeverify.core.leg import Leg
 from edgeverify.core.results import FAIL, UNCHECKED, Finding, LegResult
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
+from edgeverify.hf.generation_config import generation_config
 from edgeverify.legs.run import Run
 from edgeverify.legs.runtime import engine
 from edgeverify.legs.runtime.leg import RuntimeBaseline, of_interpreter, runtime_leg
@@ -157,5 +158,5 @@ def bundler(run: Run, tokenizer: Any, what: str) -> Callable[[Path], AbstractCon
 
 
 def _usage(run: Run, tokenizer: Any) -> writer.Usage:
-    folder = run.checkpoint.tokenizer_dir
-    return writer.usage_of(tokenizer, run.hf_config, run.case.kv_cache_len, folder)
+    generation = generation_config(run.checkpoint.tokenizer_dir)
+    return writer.usage_of(tokenizer, run.hf_config, run.case.kv_cache_len, generation)

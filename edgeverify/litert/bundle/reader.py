@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,10 +46,13 @@ KINDS = {
     10: "TtsMetadataProto",
     11: "AsrMetadataProto",
 }
+_COMPRESSED = "HF_Tokenizer_Zlib"
 TOKENIZERS = {
     "SP_Tokenizer": "SentencePiece",
-    "HF_Tokenizer_Zlib": "Hugging Face tokenizer.json",
+    _COMPRESSED: "Hugging Face tokenizer.json",
 }
+# A compressed tokenizer follows its length. The largest that is known, Gemma 3's, has 33 MB.
+_LENGTH_BYTES, _MOST_TEXT = 8, 512 * 2**20
 # The model that prefills and decodes, if a file contains several (an embedder, a drafter, …).
 MODEL_TYPE, MAIN = "model_type", "tf_lite_prefill_decode"
 # Union VData: how each kind of value is stored.
@@ -123,6 +127,27 @@ class Bundle:
     def tokenizer(self) -> str | None:
         """The kind of the bundle's tokenizer, or None."""
         return next((TOKENIZERS[s.kind] for s in self.sections if s.kind in TOKENIZERS), None)
+
+    def tokenizer_json(self) -> str | None:
+        """Returns the text of the bundle's ``tokenizer.json``; None if it has no such tokenizer.
+
+        Raises:
+            ArtifactError: it is damaged, or larger than any tokenizer.
+        """
+        for section in self.sections:
+            if section.kind == _COMPRESSED:
+                with self.path.open("rb") as file:
+                    file.seek(section.start)
+                    data = file.read(section.size)
+                try:
+                    unpacker = zlib.decompressobj()
+                    text = unpacker.decompress(data[_LENGTH_BYTES:], _MOST_TEXT)
+                    if unpacker.unconsumed_tail:
+                        raise ValueError(f"it has more than {_MOST_TEXT} bytes")
+                    return text.decode()
+                except (zlib.error, ValueError) as error:
+                    raise _unreadable(self.path, f"its tokenizer is damaged: {error}") from error
+        return None
 
     def model(self) -> Section:
         """Returns the section of the model that prefills and decodes.

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 from edgeverify.core.errors import ArtifactError, EdgeVerifyError, UsageError
 from edgeverify.litert.bundle import writer
 
 EXTRA = "litert-lm"
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 # LiteRT-LM 0.18 passes a message's content to its template as a list of parts. Templates of text
 # models, which add the content to a string, then fail ("tried to use + operator on unsupported
 # types string and sequence"). This code converts each message to the form that transformers passes.
@@ -111,7 +113,7 @@ def require_tokenizer(tokenizer: Any, what: str) -> None:
 
 
 def usage_of(
-    tokenizer: Any, hf_config: Mapping[str, Any], rows: int, folder: Path | None = None
+    tokenizer: Any, hf_config: Mapping[str, Any], rows: int, generation: Mapping[str, Any] = NOTHING
 ) -> Usage:
     """Determines how a model is used, from its tokenizer and configs.
 
@@ -121,32 +123,50 @@ def usage_of(
         tokenizer: a transformers tokenizer.
         hf_config: the HF config.
         rows: the rows of the file's KV cache.
-        folder: the checkpoint's folder, for its ``generation_config.json``.
+        generation: the checkpoint's ``generation_config.json``.
     """
     start = tokenizer.bos_token_id if puts_start(tokenizer) else None
-    stops = [*_ids(_generation_config(folder).get("eos_token_id")), *_ids(tokenizer.eos_token_id)]
+    ends = _ids(generation.get("eos_token_id")) or _ids(hf_config.get("eos_token_id"))
+    stops = ends + _ids(tokenizer.eos_token_id)
     return Usage(
         start=start,
-        stops=tuple(dict.fromkeys(stops or _ids(hf_config.get("eos_token_id")))),
+        stops=_in_the_table(tuple(dict.fromkeys(stops)), hf_config),
         template=_engine_template(tokenizer, start),
         rows=rows,
     )
 
 
+def _in_the_table(stops: tuple[int, ...], hf_config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Refuses a stop token that the model can never write.
+
+    Raises:
+        ArtifactError: the embedding table has no row for it.
+    """
+    rows = hf_config.get("vocab_size")
+    beyond = [token for token in stops if rows is not None and not 0 <= token < int(rows)]
+    if beyond:
+        raise ArtifactError(
+            f"eos_token_id names {beyond[0]}, but the embedding table has {rows} rows",
+            where="the checkpoint",
+            expected=f"ids below {rows}",
+            fix="correct eos_token_id in generation_config.json, config.json or the tokenizer",
+        )
+    return stops
+
+
 def puts_start(tokenizer: Any) -> bool:
     """Checks whether the engine has to put the BOS before its input.
 
-    It has to if transformers' tokenizer puts the BOS before every text. If only the chat template
-    has a BOS, the engine puts it if the template takes it from ``bos_token``. If the template
-    contains it as text (``<|im_start|>`` of SmolLM2), the engine would put it twice.
+    With a chat template, it has to if the template takes a BOS from ``bos_token``, whose name the
+    engine leaves empty. If the template contains the BOS as text (``<|im_start|>`` of SmolLM2), the
+    engine would put it twice; if it contains none, transformers feeds a conversation without one.
+    Without a template, it has to if transformers' tokenizer puts the BOS before every text.
     """
     start = tokenizer.bos_token_id
     if start is None:
         return False
-    if tokenizer("x")["input_ids"][:1] == [start]:
-        return True
     if chat_template(tokenizer) is None:
-        return False
+        return bool(tokenizer("x")["input_ids"][:1] == [start])
     return rendered(tokenizer, "x") != rendered(tokenizer, "x", bos_token="")
 
 
@@ -250,22 +270,6 @@ def _metadata(usage: Usage) -> Any:
     metadata.llm_model_type.generic_model.SetInParent()
     metadata.supports_thinking = metadata.supports_function_calling = False
     return metadata
-
-
-def _generation_config(folder: Path | None) -> Mapping[str, Any]:
-    path = None if folder is None else folder / "generation_config.json"
-    if path is None or not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ArtifactError(
-            f"is no JSON ({error})",
-            where=path,
-            expected="the checkpoint's generation config",
-            fix="fetch the file again, or take it away",
-        ) from error
-    return found if isinstance(found, dict) else {}
 
 
 def _ids(value: int | Iterable[int] | None) -> tuple[int, ...]:

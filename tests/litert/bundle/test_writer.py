@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,9 @@ WRITTEN_OUT = TEMPLATE.replace("{{ bos_token }}", "<s>")
     [
         (True, None, 1),
         (False, None, None),
-        (True, WRITTEN_OUT, 1),
+        # The template alone decides, as for a conversation in transformers.
+        (True, WRITTEN_OUT, None),
+        (True, TEMPLATE.replace("{{ bos_token }}", ""), None),
         (False, TEMPLATE, 1),
         # SmolLM2: its template writes the BOS out, so the engine would put it twice.
         (False, WRITTEN_OUT, None),
@@ -53,22 +54,22 @@ def test_the_start_token_is_what_the_engine_has_to_put(
     assert writer.usage_of(tokenizer(bos=bos, template=template), {}, 40).start == start
 
 
-def test_stop_tokens_are_the_generation_configs_and_the_tokenizers(tmp_path: Path) -> None:
+def test_stop_tokens_are_the_generation_configs_or_the_configs_and_the_tokenizers() -> None:
     made = tokenizer(bos=True, template=None)
-    assert writer.usage_of(made, {"eos_token_id": 9}, 40, tmp_path).stops == (2,)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
-    assert writer.usage_of(made, {"eos_token_id": 9}, 40, tmp_path).stops == (7, 2)
+    generation = {"eos_token_id": [7, 2]}
+    assert writer.usage_of(made, {"eos_token_id": 9}, 40).stops == (9, 2)
+    assert writer.usage_of(made, {"eos_token_id": 9}, 40, generation).stops == (7, 2)
+    assert writer.usage_of(made, {"eos_token_id": [9, 8]}, 40).stops == (9, 8, 2)
     made.eos_token = None
-    (tmp_path / "generation_config.json").unlink()
-    assert writer.usage_of(made, {"eos_token_id": [9, 8]}, 40, tmp_path).stops == (9, 8)
+    assert writer.usage_of(made, {"eos_token_id": [9, 8]}, 40).stops == (9, 8)
 
 
-def test_a_damaged_generation_config_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "generation_config.json"
-    path.write_text("{")
+def test_an_end_that_the_model_cannot_write_is_refused() -> None:
+    made = tokenizer(bos=True, template=None)
+    config = {"eos_token_id": [2, 100000], "vocab_size": 331}
     with pytest.raises(ArtifactError) as error:
-        writer.usage_of(tokenizer(bos=True, template=None), {}, 40, tmp_path)
-    assert error.value.where == str(path)
+        writer.usage_of(made, config, 40)
+    assert error.value.what == "eos_token_id names 100000, but the embedding table has 331 rows"
 
 
 def test_the_engines_template_gives_what_transformers_gives() -> None:

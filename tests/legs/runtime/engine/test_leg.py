@@ -81,8 +81,7 @@ def tiny(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     )
     run, tokenizer = prepare("tinyllama", chosen, verbose=False, progress=None)
     assert tokenizer is not None
-    folder = run.checkpoint.tokenizer_dir
-    usage = writer.usage_of(tokenizer, run.hf_config, run.case.kv_cache_len, folder)
+    usage = writer.usage_of(tokenizer, run.hf_config, run.case.kv_cache_len)
     prompt = [1, *tokenizer("A lighthouse by the sea", add_special_tokens=False)["input_ids"]]
     wanted = engine.wanted_of(tokenizer, usage, prompt, prompt[3:9])
     path = converted(run)
