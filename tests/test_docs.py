@@ -33,6 +33,7 @@ FENCED = sorted({command.text for command in COMMANDS if command.fenced})
 PORT = "my_port.py:PORT"
 
 TABLE = "python -m edgeverify.suites.calibrate --table"
+OUTLIERS = "python -m edgeverify.suites.outliers --table"
 # Documented command → what is run for it, in the folder of ``run``, which has ``my_port.py``. Tiny
 # ports take the place of other models. Some take files of others: see ``NEEDS``.
 # The cache is that of the other tests, which convert the same; the verb ``cache`` has its own.
@@ -54,6 +55,7 @@ RUN = {
     "edgeverify history DIR [--html FILE]": "edgeverify history reports --html series.html",
     "python -m edgeverify_models tinyllama": "python -m edgeverify_models tinyllama",
     TABLE: TABLE,
+    OUTLIERS: OUTLIERS,
     "edgeverify cache ls [-v] [--json FILE]": "edgeverify cache ls -v --json ls.json --cache c",
     "edgeverify cache verify [--remove]": "edgeverify cache verify --remove --cache c",
     "edgeverify cache prune --older-than 30d": "edgeverify cache prune --older-than 30d --cache c",

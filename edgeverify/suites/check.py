@@ -22,6 +22,7 @@ from edgeverify.legs.memory_plan import plan_memory
 from edgeverify.legs.run import fitting_threads, prepare
 from edgeverify.legs.runtime.stages import without_taps
 from edgeverify.legs.selectors import GOLDENS, Selectors
+from edgeverify.legs.settle import settled
 from edgeverify.litert.bundle.writer import LITERT_LM
 from edgeverify_models.port import Port
 
@@ -65,9 +66,8 @@ def verify(
         auditor = Auditor(run.hf_config, run.case, for_engine, cache=run.cache)
         judged = Line(chosen, auditor, tokenizer).judge(run)
         run = judged.run
-        report = report_of(
-            run, judged.legs, auditor.results, tokenizer, judged.traces, judged.findings
-        )
+        audits = settled(auditor.results, judged.legs, run.case)
+        report = report_of(run, judged.legs, audits, tokenizer, judged.traces, judged.findings)
     report = _asked(report, port, chosen)
     if golden is not None:
         kept = verify_goldens(port, chosen, golden, verbose=verbose, progress=progress)

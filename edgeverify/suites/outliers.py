@@ -166,20 +166,12 @@ def load_runs(path: Path = OUTLIERS) -> list[OutlierRun]:
 
 def table(runs: Sequence[OutlierRun]) -> str:
     """The table of docs/measurements.md, one row per kind of outlier (Markdown)."""
-    rows = [("outlier", "legs", "took more runs", "rms / row", "block by block", "fail")]
+    rows = [("outlier", "legs", "took more runs", "worst row", "worst row block by block", "fail")]
     for kind in KINDS:
         some = [run for run in runs if run.kind == kind]
-        rows.append(
-            (
-                kind,
-                str(len(some)),
-                str(sum(run.more_runs for run in some)),
-                f"{max(run.rms for run in some):.2f} / {max(run.row for run in some):.2f}",
-                f"{max(r.isolated_rms for r in some):.2f} / "
-                f"{max(r.isolated_row for r in some):.2f}",
-                str(sum(run.outcome == FAIL for run in some)),
-            )
-        )
+        counts = (len(some), sum(r.more_runs for r in some), sum(r.outcome == FAIL for r in some))
+        worst = f"{max(r.row for r in some):.2f}", f"{max(r.isolated_row for r in some):.2f}"
+        rows.append((kind, str(counts[0]), str(counts[1]), *worst, str(counts[2])))
     return "\n".join(piped(rows))
 
 

@@ -42,6 +42,7 @@ from edgeverify.legs.quantization.weights import read_weights
 from edgeverify.legs.run import Run, fitting_threads, tokenizer_of
 from edgeverify.legs.runtime.stages import without_taps
 from edgeverify.legs.selectors import Selectors
+from edgeverify.legs.settle import settled
 from edgeverify.litert import contained
 from edgeverify.litert.bundle.reader import is_bundle
 from edgeverify.litert.interface import SHAPES, Facts
@@ -131,6 +132,7 @@ def verify_artifact(
         run, tokenizer = _prepare(resolved, chosen, file, verbose=verbose, progress=told)
         with fitting_threads(run):
             run, legs, audits, traces = _judge(run, file, promised)
+            audits = settled(audits, legs, run.case)
             if file.container is not None:
                 audits = {
                     **audits,
