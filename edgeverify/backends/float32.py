@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from edgeverify.backends.float64 import exact_frequencies, rope_type
+from edgeverify.backends.float64 import exact_frequencies, is_rotary, rope_type
 
 HALF_ULP = 2.0**-24
 # In half ulps. Measured on normal inputs: XNNPACK's tanh errs by up to 4.3, its SiLU by up to 3.9,
@@ -256,14 +256,15 @@ _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
 
 @contextmanager
 def angles_rounded_otherwise(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Replaces the output of RoPE modules: moves each exact angle by half an ulp, up or down.
+    """Replaces the output of RoPE modules: moves each angle by half an ulp, up or down.
 
     Rounding an angle once costs half an ulp, relative to the angle. The signs are drawn at random,
-    so every row gets a typical error instead of an unusually small or large one.
+    so every row gets a typical error instead of an unusually small or large one. RoPE of the
+    default type is computed exactly before; of the other types, the module's own angles are moved.
 
     Args:
-        model: a Hugging Face model; its RoPE modules have ``inv_freq`` and are called with
-            (hidden states, position ids). RoPE types other than the default are not changed.
+        model: a Hugging Face model; its RoPE modules hold tables of inverse frequencies and are
+            called with (hidden states, position ids) and perhaps a type of layer.
         seed: of the signs.
     """
     handles = []
@@ -271,22 +272,51 @@ def angles_rounded_otherwise(model: nn.Module, seed: int = 0) -> Iterator[None]:
     def replace(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        positions = kwargs.get("position_ids", args[-1]).double()
-        exact = positions[:, :, None] * exact_frequencies(module)
+        given = [*args, *kwargs.values()]
+        table = _table_of(module, given)
+        if table is None:
+            return output
+        spread = _spread(output[0], table.numel())
+        positions = next(part for part in given if _is_positions(part)).double()
+        plain = "inv_freq" in module._buffers and rope_type(module) == "default"
+        exact = positions[:, :, None] * (exact_frequencies(module) if plain else table.double())
         generator = torch.Generator().manual_seed(seed)
         # In float64, because 1 + half an ulp is 1 in float32.
         signs = torch.randint(0, 2, exact.shape, generator=generator).double() * 2 - 1
-        moved = exact * (1 + HALF_ULP * signs)
-        moved = torch.cat((moved, moved), dim=-1)
-        scaling = getattr(module, "attention_scaling", 1.0)
+        moved = spread(exact * HALF_ULP * signs)
         dtype = output[0].dtype
-        return (moved.cos() * scaling).to(dtype), (moved.sin() * scaling).to(dtype)
+        if plain:
+            moved = spread(exact) + moved
+            scaling = getattr(module, "attention_scaling", 1.0)
+            return (moved.cos() * scaling).to(dtype), (moved.sin() * scaling).to(dtype)
+        cos, sin = (part.double() for part in output)
+        turned = cos * moved.cos() - sin * moved.sin(), sin * moved.cos() + cos * moved.sin()
+        return turned[0].to(dtype), turned[1].to(dtype)
 
     for module in model.modules():
-        if "inv_freq" in module._buffers and rope_type(module) == "default":
+        if is_rotary(module):
             handles.append(module.register_forward_hook(replace, with_kwargs=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _table_of(module: nn.Module, given: list[Any]) -> torch.Tensor | None:
+    """Returns the inverse frequencies of a call: of the type of layer that it names, if any."""
+    kind = next((part for part in given if isinstance(part, str)), None)
+    return module._buffers.get("inv_freq" if kind is None else f"{kind}_inv_freq")
+
+
+def _is_positions(given: Any) -> bool:
+    return isinstance(given, torch.Tensor) and not given.is_floating_point() and given.dim() == 2
+
+
+def _spread(cos: torch.Tensor, pairs: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Returns how a value per pair is laid out over the elements: once, in halves or in turns."""
+    if cos.shape[-1] == pairs:
+        return lambda values: values
+    if torch.equal(cos[..., :pairs], cos[..., pairs:]):
+        return lambda values: torch.cat((values, values), dim=-1)
+    return lambda values: values.repeat_interleave(2, dim=-1)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -33,11 +34,14 @@ class Float64Mode(TorchDispatchMode):
     def __enter__(self) -> Float64Mode:
         self._default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
+        self._factories = _WideFactories()
+        self._factories.__enter__()
         return super().__enter__()
 
     def __exit__(self, *args: Any) -> None:
-        torch.set_default_dtype(self._default)
         super().__exit__(*args)
+        self._factories.__exit__(*args)
+        torch.set_default_dtype(self._default)
 
     def __torch_dispatch__(
         self,
@@ -51,6 +55,26 @@ class Float64Mode(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor) and leaf.dtype in NARROW:
                 raise RuntimeError(f"{func} computed in {leaf.dtype} inside the float64 oracle")
         return out
+
+
+class _WideFactories(TorchFunctionMode):
+    """Makes float64 tensors where Python numbers are given with a narrower dtype.
+
+    ``torch.tensor([0.1], dtype=torch.float32)`` rounds before anything is dispatched, so that
+    ``Float64Mode`` itself would come too late: LongRoPE's factors are made so.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor):
+            kwargs = {key: _widen_dtype(value) for key, value in kwargs.items()}
+        return func(*args, **kwargs)
 
 
 def _widen_dtype(value: Any) -> Any:
@@ -103,6 +127,39 @@ def rope_type(module: Any) -> str:
     """Returns the RoPE type of a Hugging Face rotary module; ``default`` if its config has none."""
     parameters = getattr(module.config, "rope_parameters", None) or {}
     return str(parameters.get("rope_type", "default"))
+
+
+def exact_tables(module: Any) -> dict[str, torch.Tensor]:
+    """Computes the float tables of a Hugging Face rotary module in float64, from its config.
+
+    The module's own constructor makes them again, in float64 throughout: one table per type of
+    layer, and scaled ones, as the family has them.
+
+    Returns:
+        Name of a buffer or attribute → its table, in float64.
+    """
+    with Float64Mode():
+        twin = type(module)(module.config)
+    found = {}
+    for name, narrow in _float_tensors(module).items():
+        wide = _float_tensors(twin).get(name)
+        if wide is not None and wide.shape == narrow.shape:
+            found[name] = wide
+    return found
+
+
+def _float_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    held = {**module.__dict__, **module._buffers}
+    return {
+        name: value
+        for name, value in held.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
+
+
+def is_rotary(module: nn.Module) -> bool:
+    """Whether a Hugging Face module holds tables of RoPE's inverse frequencies."""
+    return hasattr(module, "config") and any(name.endswith("inv_freq") for name in module._buffers)
 
 
 def exact_frequencies(module: Any) -> torch.Tensor:

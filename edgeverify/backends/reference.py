@@ -26,7 +26,7 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 
 from edgeverify.backends import float32
-from edgeverify.backends.float64 import Float64Mode, exact_frequencies, widened
+from edgeverify.backends.float64 import Float64Mode, exact_tables, is_rotary, widened
 from edgeverify.backends.widened_tables import head_widened, rows_widened
 from edgeverify.core import taps
 from edgeverify.core.case import Case, Step
@@ -374,16 +374,20 @@ def _exact_constants(model: PreTrainedModel) -> Iterator[None]:
     """
     exact: list[tuple[nn.Module, str, torch.Tensor]] = []
     for module in model.modules():
-        if "inv_freq" in module._buffers:
-            exact.append((module, "inv_freq", exact_frequencies(module)))
+        if is_rotary(module):
+            exact += ((module, name, table) for name, table in exact_tables(module).items())
         if "embed_scale" in module._buffers:
             scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
             exact.append((module, "embed_scale", scale))
-    originals = [(module, name, module._buffers[name]) for module, name, _ in exact]
+    # A scaled table is replaced while the model runs, so all that a module holds is kept.
+    owners = {id(module): module for module, _, _ in exact}.values()
+    originals = [(module, dict(module.__dict__), dict(module._buffers)) for module in owners]
     for module, name, value in exact:
-        module._buffers[name] = value
+        (module._buffers if name in module._buffers else module.__dict__)[name] = value
     try:
         yield
     finally:
-        for module, name, original in originals:
-            module._buffers[name] = original
+        for module, attributes, buffers in originals:
+            module.__dict__.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)

@@ -17,9 +17,8 @@ from edgeverify.backends.float32 import (
     RoundedAtRandom,
     SequentialSums,
     angles_rounded_otherwise,
-    rope_type,
 )
-from edgeverify.backends.float64 import exact_frequencies
+from edgeverify.backends.float64 import exact_frequencies, is_rotary
 from edgeverify.hf.config import reference_config
 from edgeverify_models import load
 
@@ -292,14 +291,65 @@ def test_hooks_are_removed(rotary: nn.Module, raises: bool) -> None:
     assert torch.equal(angles(rotary, POSITIONS)[1], before[1])
 
 
-def test_another_kind_of_rope_is_left_alone() -> None:
-    tiny: dict[str, Any] = dict(load("tinyllama").hf_configs["tiny"])
-    tiny["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
+SCALED: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 2.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+}
+FAMILY = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "pad_token_id": 0,
+    "vocab_size": 101,
+    "max_position_embeddings": 256,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"model_type": "llama", "rope_scaling": scaling} for scaling in SCALED.values()),
+        {"model_type": "gemma3_text", "sliding_window": 8},  # a table per type of layer
+        {"model_type": "cohere"},  # pairs of neighbours
+        {"model_type": "phi3", "pad_token_id": 0},
+    ],
+    ids=lambda changes: (
+        f"{changes['model_type']} {changes.get('rope_scaling', {}).get('rope_type', '')}"
+    ),
+)
+def test_every_kind_of_rope_is_moved_by_half_an_ulp_of_its_angle(changes: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(reference_config(tiny)).eval()
-    rotary = next(module for module in model.modules() if "inv_freq" in module._buffers)
-    assert rope_type(rotary) == "linear"
-    before = angles(rotary, POSITIONS)
-    with angles_rounded_otherwise(model):
-        assert torch.equal(angles(rotary, POSITIONS)[1], before[1])
+    config = reference_config({**FAMILY, **changes})
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    given = {"input_ids": torch.arange(40)[None] % 100, "use_cache": False}
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    rotary = next(module for module in model.modules() if is_rotary(module))
+    rotary.register_forward_hook(lambda *call: seen.append(call[-1]))
+    with torch.no_grad():
+        model(**given)
+        plain, seen[:] = list(seen), []
+        # The hook that is registered later sees what the first one has returned.
+        with angles_rounded_otherwise(model):
+            last = rotary.register_forward_hook(lambda *call: seen.append(call[-1]))
+            model(**given)
+            last.remove()
+    moved = seen[1::2]
+    assert len(plain) == len(moved) > 0
+    furthest = 40 * HALF_ULP * 2
+    for before, after in zip(plain, moved, strict=True):
+        for one, other in zip(before, after, strict=True):
+            assert one.shape == other.shape
+            assert not torch.equal(one, other)
+            torch.testing.assert_close(one, other, rtol=0, atol=furthest)
+            assert torch.equal(one[:, 0], other[:, 0]), "position 0 has no angle"
