@@ -14,6 +14,7 @@ from edgeverify_models import CATALOGUE, load
 
 if TYPE_CHECKING:
     from edgeverify_models.port import Port
+ARTIFACTS = (".tflite", ".litertlm", ".task")
 
 
 def catalogue() -> Mapping[str, Any]:
@@ -62,6 +63,8 @@ def check_name(name_or_path: str, size: str | None = None) -> None:
         fix = did_you_mean(name_or_path, list(names))
         if name_or_path.endswith(".py"):
             fix = f"name the port in the file: {name_or_path}:PORT"
+        elif name_or_path.endswith(ARTIFACTS):
+            fix = "a file is checked by: edgeverify check-artifact FILE --checkpoint DIR"
         raise UsageError(
             f"there is no model {name_or_path!r}",
             expected=f"one of {', '.join(names)}; or package.module:ATTR or path/to/file.py:ATTR",

@@ -74,6 +74,13 @@ def run(options: argparse.Namespace) -> str:
 def _file(options: argparse.Namespace, chosen: selectors.Selectors) -> Path | None:
     """Returns the file, if one is named; options that select a model are then refused."""
     path = Path(options.model)
+    if path.suffix in (".litertlm", ".task"):
+        raise UsageError(
+            f"measures no {path.suffix}",
+            where=f"bench {path}",
+            expected="a .tflite, or a model",
+            fix="name the .tflite that it was made from",
+        )
     if path.suffix != ".tflite":
         return None
     if not path.is_file():

@@ -24,6 +24,7 @@ from edgeverify.core.store.mapped import forget, register
 from edgeverify.litert.flatbuffer.integrity import faults
 
 IDENTIFIER = b"TFL3"
+ZIP = b"PK\x03\x04"
 KV_INPUT = re.compile(r"^kv_cache_([kv])_(\d+)$")
 _OP_NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
 # Offsets 0 and 1 are placeholders (schema.fbs, table Buffer): the data is not outside the table.
@@ -101,6 +102,13 @@ class ModelFile:
         except (OSError, ValueError) as error:
             raise _unreadable(path, str(error)) from error
         register(self.map)
+        if self.map[:4] == ZIP:
+            raise ArtifactError(
+                "is a zip, such as a MediaPipe .task",
+                where=path,
+                expected="a .tflite or .litertlm",
+                fix="take the .tflite out of it (unzip)",
+            )
         if self.map[4:8] != IDENTIFIER:
             raise _unreadable(path, "it does not begin as one")
         try:

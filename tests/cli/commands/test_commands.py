@@ -43,6 +43,7 @@ def test_inspect_shows_and_writes(
     [
         (None, "there is no such file; expected a .tflite or .litertlm file"),
         (b"something else", "cannot be read as a .tflite (it does not begin as one)"),
+        (b"PK\x03\x04 and more", "is a zip, such as a MediaPipe .task; expected a .tflite or"),
         (b"LITERTLM", "cannot be read as a .litertlm (it was cut short)"),
         (b"\x08\0\0\0TFL3\xff\xff\xff\xff", "cannot be read as a .tflite (its table is damaged"),
     ],

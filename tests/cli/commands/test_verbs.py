@@ -143,3 +143,24 @@ def test_bad_usage_is_one_line_and_exit_2(
     assert captured.err.count("\n") == 1
     assert captured.out == ""
     assert calls.given == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["bench", "x.litertlm"],
+            "bench x.litertlm: measures no .litertlm; expected a .tflite",
+        ),
+        (["bench", "x.task"], "bench x.task: measures no .task; expected a .tflite, or a model"),
+        (["check", "x.litertlm"], "a file is checked by: edgeverify check-artifact FILE"),
+        (["eval", "x.tflite"], "a file is checked by: edgeverify check-artifact FILE"),
+    ],
+)
+def test_a_file_in_the_place_of_a_model_is_told_where_to_go(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
