@@ -35,9 +35,9 @@ class RoundedAtRandom(TorchFunctionMode):
 
     Each layer that sums does so in an order drawn at random. The order decides an error most where
     one term is much larger than all others: each term that is added after it costs a rounding of
-    the large one. The sum or product of two numbers is rounded up or down at random, to the nearer
-    neighbour more often (stochastic rounding), because a residual stream or a norm's factors may be
-    combined in several orders. Functions such as tanh err by up to ``FUNCTION_HALF_ULPS``.
+    the large one. The sum of two tensors is rounded up or down at random, to the nearer
+    neighbour more often (stochastic rounding), because the parts of a residual stream may be added
+    in several orders. Functions such as tanh err by up to ``FUNCTION_HALF_ULPS``.
 
     Args:
         seed: of the draws.
@@ -56,9 +56,9 @@ class RoundedAtRandom(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():
-            if args and all(map(_no_other_dtype, args)) and any(map(_is_float32, args)):
-                if func in _ELEMENTWISE and not kwargs:
-                    return self._rounded(func(*map(_doubled, args)))
+            if func in _SUMS_OF_TWO and not kwargs and all(map(_is_float32, args)):
+                return self._rounded(func(*(given.double() for given in args)))
+            if args and _is_float32(args[0]):
                 if func is functional.gelu:
                     return self._gelu(*args, **kwargs)
                 if func is functional.layer_norm:
@@ -108,17 +108,13 @@ class RoundedAtRandom(TorchFunctionMode):
 
 Order = Callable[[int], torch.Tensor]
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
-_ELEMENTWISE = frozenset(
-    {torch.Tensor.add, torch.Tensor.mul, torch.Tensor.sub, torch.add, torch.mul, torch.sub}
-)
+_SUMS_OF_TWO = frozenset({torch.Tensor.add, torch.Tensor.sub, torch.add, torch.sub})
 _FUNCTIONS = frozenset(
     {
         torch.tanh,
         torch.Tensor.tanh,
         torch.sigmoid,
         torch.Tensor.sigmoid,
-        torch.rsqrt,
-        torch.Tensor.rsqrt,
         torch.softmax,
         torch.Tensor.softmax,
         functional.softmax,
@@ -129,15 +125,6 @@ _FUNCTIONS = frozenset(
 
 def _is_float32(given: Any) -> bool:
     return isinstance(given, torch.Tensor) and given.dtype == torch.float32
-
-
-def _no_other_dtype(given: Any) -> bool:
-    """Whether this is no tensor of another dtype."""
-    return _is_float32(given) or not isinstance(given, torch.Tensor)
-
-
-def _doubled(given: Any) -> Any:
-    return given.double() if isinstance(given, torch.Tensor) else given
 
 
 def _linear_reordered(

@@ -153,8 +153,6 @@ LAYERS: dict[str, tuple[Layer, float]] = {
     "mean of a named axis": (lambda x: torch.mean(x, dim=1), 60),
     "layer norm": (lambda x: functional.layer_norm(x, (600,), WEIGHT.to(x), BIAS.to(x)), 60),
     "sum": (lambda x: x + x.flip(-1), 4),
-    "product of elements": (lambda x: x * x.flip(-1), 4),
-    "sum with a number": (lambda x: 1.0 + x, 4),
     "tanh": (torch.tanh, FUNCTION_HALF_ULPS + 4),
     "SiLU": (functional.silu, FUNCTION_HALF_ULPS + 6),
     "softmax": (lambda x: torch.softmax(x, -1), FUNCTION_HALF_ULPS + 16),
@@ -196,6 +194,7 @@ def test_what_float32_holds_is_not_rounded() -> None:
     with RoundedAtRandom(0):
         assert torch.equal(x + x, 2 * x)
         assert torch.equal(x * 0.5, x / 2)
+        assert torch.equal(x / 3 + 1, 1 + x / 3), "a number has no other order"
         assert torch.equal(x - x, torch.zeros(9))
 
 
