@@ -120,6 +120,11 @@ def _with_weights(run: Run, path: Path, weights: FileWeights) -> Run:
             entries.file_digest(path, root=run.cache),
             entries.source_digest("legs/quantization/weights.py", "litert/flatbuffer/*.py"),
             run.checkpoint.identity,
+            dict(run.hf_config),
+            # Where the port puts the tensors, and which of the file's weights are taken: another
+            # port may take the same file for another model.
+            repr(sorted(weights.places.items())),
+            sorted(weights.held),
         ),
         description=f"{run.checkpoint.description}, with the weights of {path.name}",
         tokenizer_dir=None,
