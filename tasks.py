@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-QUICK = "not slow and not oracle and not real"
+QUICK = "not slow and not oracle and not real and not exhaustive"
+JUNIT = ".pytest_cache/exhaustive.xml"
 # More workers than two only compete: torch uses all cores in each. "worksteal" gives each worker a
 # row of neighbouring tests, so that a module's fixtures are made once, and leaves none idle.
 TWO_WORKERS = ("-n", "2", "--dist", "worksteal")
@@ -38,7 +39,17 @@ class Task:
 EDGEVERIFY = ("-m", "edgeverify.cli.main")
 TASKS = {
     "quick": Task("the quick tests", (("-m", "pytest", *TWO_WORKERS, "-m", QUICK),)),
-    "all": Task("all tests, long ones first", (("-m", "pytest", *TWO_WORKERS, "--durations=40"),)),
+    "all": Task(
+        "all tests but the exhaustive ones, long ones first",
+        (("-m", "pytest", *TWO_WORKERS, "-m", "not exhaustive", "--durations=40"),),
+    ),
+    "exhaustive": Task(
+        "the rows of all matrices that are not run every time, and what they gave is kept",
+        (
+            ("-m", "pytest", *TWO_WORKERS, "-m", "exhaustive", f"--junit-xml={JUNIT}"),
+            ("-m", "tests.matrices", JUNIT),
+        ),
+    ),
     "lint": Task(
         "lint, layout and types",
         (("-m", "ruff", "check"), ("-m", "ruff", "format", "--check"), ("-m", "mypy")),

@@ -18,6 +18,7 @@ from edgeverify.hf.checkpoints import open_checkpoint
 from edgeverify.litert.flatbuffer import ModelFile, locate_taps
 from edgeverify.litert.flatbuffer.weights import Weights, find_weights
 from edgeverify_models import load
+from tests.matrices import each_port
 
 pytestmark = pytest.mark.slow
 FAMILIES = ("tinyllama", "gemma1", "gemma2", "phi2", "openelm")
@@ -42,7 +43,7 @@ def as_file_holds_it(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", each_port(FAMILIES))
 def test_all_that_a_file_shows_is_read(
     family: str, layout: str, converted: Callable[..., Any]
 ) -> None:
@@ -64,7 +65,7 @@ def test_all_that_a_file_shows_is_read(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", each_port(FAMILIES))
 def test_every_constant_of_every_signature_is_told(
     family: str, layout: str, converted: Callable[..., Any]
 ) -> None:

@@ -22,6 +22,7 @@ from edgeverify.legs.baselines import reference_baselines
 from edgeverify.legs.run import Run, prepare
 from edgeverify.legs.selectors import Selectors
 from edgeverify.suites.check import verify
+from tests.matrices import each_port
 
 NAMES = ["gemma1", "gemma2", "tinyllama", "phi2", "openelm", "smollm", "smollm2"]
 
@@ -153,7 +154,7 @@ def test_a_budget_below_the_whole_model_streams(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gemma2", "openelm"])
+@pytest.mark.parametrize("name", each_port(["gemma2", "openelm"]))
 def test_a_streamed_check_of_all_legs_says_what_the_whole_one_does(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from edgeverify.core.results import FAIL, PASS, Report
 from edgeverify.suites.check import verify
 from edgeverify_models import CATALOGUE
 from tests import variants
+from tests.matrices import each_port
 
 PROMPT = "The capital of France is"
 # One cache length for both prompts, so that one converted file serves them.
@@ -37,7 +38,7 @@ def assert_clean(report: Report) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", KV_LAYOUTS)
-@pytest.mark.parametrize("model", CATALOGUE)
+@pytest.mark.parametrize("model", each_port(CATALOGUE))
 def test_every_port_passes_both_legs(model: str, layout: str) -> None:
     report = verify(model, kv_layout=layout)
     assert_clean(report)

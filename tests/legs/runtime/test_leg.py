@@ -19,12 +19,13 @@ from edgeverify.core.trace import Trace
 from edgeverify.legs.runtime.leg import RuntimeBaseline, of_interpreter, outer_keys, runtime_leg
 from edgeverify.legs.selectors import Selectors
 from edgeverify_models import CATALOGUE
+from tests.matrices import each_port
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("layout", ["default", "transposed"])
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", each_port(CATALOGUE))
 def test_every_port_passes_on_every_interpreter(name: str, layout: str) -> None:
     report = verify(name, size="tiny", kv_layout=layout, runtimes=("compiled_model", "tf_lite"))
     compiled, tensorflow = (report.legs[f"runtime:{n}"] for n in ("compiled_model", "tf_lite"))

@@ -15,6 +15,7 @@ from edgeverify.suites.invariants.__main__ import MEASURED, table
 from edgeverify.suites.invariants.examination import Examination, examination
 from edgeverify.suites.invariants.pairs import cells
 from edgeverify_models import CATALOGUE
+from tests.matrices import each_port
 from tests.suites.invariants.conftest import Examine
 
 ON_PYTORCH = ("reference", "reauthored")
@@ -42,7 +43,7 @@ def test_all_hold_on_pytorch(model: str, under_examination: Examine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", CATALOGUE)
+@pytest.mark.parametrize("model", each_port(CATALOGUE))
 def test_all_hold_on_the_file(model: str, under_examination: Examine) -> None:
     assert_all_hold(under_examination(model), FILES)
 

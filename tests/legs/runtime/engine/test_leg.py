@@ -25,6 +25,7 @@ from edgeverify.litert.bundle import writer
 from edgeverify.litert.recipes import RECIPES
 from edgeverify_models import CATALOGUE
 from tests.legs.runtime.engine.conftest import make_tokenizer
+from tests.matrices import each_port
 
 pytestmark = [
     pytest.mark.slow,
@@ -90,7 +91,7 @@ def tiny(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     return Tiny(path, tokenizer, usage, wanted, session, place)
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", each_port(CATALOGUE))
 def test_every_port_passes(name: str, checkpoint: Callable[[str], Path]) -> None:
     """In every recipe, on every runtime; blocks of 128 divide no tiny width."""
     report = verify(
