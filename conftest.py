@@ -71,11 +71,15 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Iterator[None]:
+    """Notes the exhaustive tests before any is deselected, and sorts what is left."""
     config.stash[matrices.FOUND] = {
         matrices.name_of(item) for item in items if item.get_closest_marker("exhaustive")
     }
+    yield
     ranks = {name: rank for rank, name in enumerate(MARKERS, start=1)}
 
     def rank(item: pytest.Item) -> int:

@@ -13,16 +13,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import edgeverify_models as models
+from edgeverify import verify
 from edgeverify.backends import reauthored
 from edgeverify.core.case import Case, plan_steps
+from edgeverify.core.results import FAIL, PASS
 from edgeverify.core.store import entries
 from edgeverify.hf.checkpoints import open_checkpoint
 from edgeverify.legs import fingerprint
+from edgeverify.suites.selftest.faults.port_changes import with_model
 from edgeverify_models.port import Port, build_model
 from tests import variants
 
@@ -223,6 +227,89 @@ def calling(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+TABLE: Any = None
+
+
+def reads_table(self: Small, x: torch.Tensor) -> torch.Tensor:
+    return x * TABLE
+
+
+def reading(table: Any) -> Callable[..., Any]:
+    """``reads_table``, in a module whose ``TABLE`` is another one."""
+    return types.FunctionType(reads_table.__code__, {**globals(), "TABLE": table}, "reads_table")
+
+
+class Tables:
+    """A plain object that a port may keep its tables in."""
+
+    def __init__(self, table: Any) -> None:
+        self.table = table
+        self.of_all = self  # objects may name each other
+
+
+class Slotted:
+    __slots__ = ("table",)
+
+    def __init__(self, table: Any) -> None:
+        self.table = table
+
+
+class Scaling:
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def scaled(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.by
+
+
+HOLDERS: dict[str, Callable[[Any], nn.Module]] = {
+    "an attribute": lambda table: with_attribute(table),
+    "an object": lambda table: with_attribute(Tables(table)),
+    "an object in a list in a dict": lambda table: with_attribute({"a": [Tables(table)]}),
+    "a simple namespace": lambda table: with_attribute(types.SimpleNamespace(table=table)),
+    "an object with slots": lambda table: with_attribute(Slotted(table)),
+    "a dataclass": lambda table: with_attribute(Config(act=table)),
+    "a closure": lambda table: small(forward=closing_over(table)),
+    "an object in a closure": lambda table: small(forward=closing_over(Tables(table))),
+    "a default": lambda table: small(forward=types.FunctionType(
+        same_method.__code__, globals(), "f", (Tables(table),))),
+    "the module that the code is of": lambda table: small(forward=reading(table)),
+    "an argument of a partial": lambda table: with_attribute(functools.partial(keyword, by=table)),
+    "the object of a method": lambda table: with_attribute(Scaling(table).scaled),
+}  # fmt: skip
+TABLES: dict[str, Callable[[float], Any]] = {
+    "tensor": lambda end: torch.tensor([1.0, 0.1, end]),
+    "bfloat16 tensor": lambda end: torch.tensor([1.0, 0.1, 4 * end], dtype=torch.bfloat16),
+    "transposed tensor": lambda end: torch.tensor([[1.0, 2.0], [0.1, end]]).T,
+    "empty or not": lambda end: torch.zeros(0 if end < 0.012 else 1),
+    "array": lambda end: np.array([1.0, 0.1, end]),
+    "list": lambda end: [1.0, 0.1, end],
+    "dict": lambda end: {"frequencies": [1.0, 0.1, end]},
+    "set": lambda end: {1.0, 0.1, end},
+    "number": lambda end: end,
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_a_table_shows_wherever_it_is_held(holder: str, table: str) -> None:
+    """Read from a file that was corrected, it made the old .tflite the right port's."""
+    held, made = HOLDERS[holder], TABLES[table]
+    assert fingerprint.of_module(held(made(0.01))) == fingerprint.of_module(held(made(0.01)))
+    assert fingerprint.of_module(held(made(0.01))) != fingerprint.of_module(held(made(0.02)))
+
+
+def test_a_buffer_shows_and_a_weight_is_the_checkpoint_s() -> None:
+    def digest(buffer: float, weight: float) -> str:
+        model = small()
+        model.register_buffer("table", torch.tensor([buffer]), persistent=False)
+        for value in model.inner.parameters():
+            torch.nn.init.constant_(value, weight)
+        return fingerprint.of_module(model)
+
+    assert digest(1.0, 1.0) == digest(1.0, 2.0) != digest(1.5, 1.0)
+
+
 def with_attribute(value: Any) -> nn.Module:
     model = small()
     model.extra = value
@@ -333,3 +420,24 @@ def test_a_pattern_that_matches_no_file_is_refused() -> None:
     """After a rename, the code would silently leave the keys."""
     with pytest.raises(ValueError, match=re.escape("no file of edgeverify matches 'nope.py'")):
         entries.source_digest("litert/convert.py", "nope.py")
+
+
+@pytest.mark.slow
+def test_a_table_that_is_corrected_makes_another_file(tmp_path: Path) -> None:
+    """It is wrong in rows that the probe's tokens do not ask for; the two share a cache."""
+    clean = models.load("tinyllama")
+    rows = clean.hf_configs["tiny"]["vocab_size"]
+
+    def with_factors(factor: float) -> Port:
+        probed = [(7 * i + 1) % rows for i in range(40)]
+        tables = Tables([1.0 if row in probed else factor for row in range(rows)])
+
+        def scaled(module: nn.Module, inputs: Any, out: torch.Tensor) -> torch.Tensor:
+            return out * torch.tensor(tables.table)[inputs[0]].unsqueeze(-1)
+
+        return with_model(clean, lambda m: m.tok_embedding.register_forward_hook(scaled))
+
+    chosen: dict[str, Any] = {"kv_cache_len": 96, "decode_steps": 2, "cache": tmp_path}
+    assert verify(with_factors(1.5), **chosen).outcome == FAIL
+    report = verify(with_factors(1.0), **chosen)
+    assert report.outcome == PASS, report.legs["conversion"].first_divergence
