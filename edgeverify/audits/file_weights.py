@@ -40,6 +40,12 @@ from edgeverify.litert.flatbuffer.weights import Weights
 _APART = re.compile(r"^transformer_blocks\.(\d+)\.atten_func\.[qkv]_projection\.")
 
 
+def blocks_apart(found: Mapping[str, Weights]) -> set[int]:
+    """The blocks of a file that hold q, k and v as three matrices, by the weights found in it."""
+    names = {name for weights in found.values() for name in weights.tensors}
+    return {int(match.group(1)) for name in names if (match := _APART.match(name))}
+
+
 def audit_file(
     file: ModelFile,
     found: Mapping[str, Weights],
@@ -58,9 +64,8 @@ def audit_file(
         declared: readings of the HF config: which norms add 1, which factor embeddings have.
         promises: promises of the recipe that the file was quantized with, if it is known.
     """
-    names = {name for weights in found.values() for name in weights.tensors}
-    apart = {int(match.group(1)) for name in names if (match := _APART.match(name))}
-    planned = places({name: tuple(t.shape) for name, t in state.items()}, config, apart)
+    shapes = {name: tuple(t.shape) for name, t in state.items()}
+    planned = places(shapes, config, blocks_apart(found))
     audit = Audit(state, "file")
     if promises is not None:
         audit.checks += idle_rules(file, promises)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeverify.audits.file_weights import fold_of
+from edgeverify.audits.file_weights import blocks_apart, fold_of
 from edgeverify.audits.of_file import cap_is_folded
 from edgeverify.audits.of_hf_config import NONE, declared
 from edgeverify.audits.weight_map import Places, places
@@ -194,7 +194,7 @@ def read_weights(
                 expected="constants whose place in the model can be told from the graph",
                 fix="leave that operator in float by a later rule of the recipe",
             )
-    return FileWeights(held, places(shapes, config), found)
+    return FileWeights(held, places(shapes, config, blocks_apart(found)), found)
 
 
 def _meant(file: ModelFile, graph: Graph, tensor: int, factor: float, rows: slice) -> np.ndarray:
