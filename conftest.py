@@ -31,7 +31,6 @@ from edgeverify.core.results import (
     TapResult,
     worst_outcome,
 )
-from tests import matrices
 
 # Before any test imports a library that reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -71,15 +70,8 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(
-    config: pytest.Config, items: list[pytest.Item]
-) -> Iterator[None]:
-    """Notes the exhaustive tests before any is deselected, and sorts what is left."""
-    config.stash[matrices.FOUND] = {
-        matrices.name_of(item) for item in items if item.get_closest_marker("exhaustive")
-    }
-    yield
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {name: rank for rank, name in enumerate(MARKERS, start=1)}
 
     def rank(item: pytest.Item) -> int:

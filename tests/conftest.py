@@ -13,6 +13,7 @@ import pytest
 
 from edgeverify.core.case import Case, plan_steps
 from edgeverify.core.store import entries
+from tests import matrices
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +26,14 @@ PREFILL_LENGTHS = (4, 11)
 PROMPT_LENGTH = 22
 DECODE_STEPS = 2
 KV_CACHE_LEN = 40
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Notes the exhaustive tests before any is deselected."""
+    config.stash[matrices.FOUND] = {
+        matrices.name_of(item) for item in items if item.get_closest_marker("exhaustive")
+    }
 
 
 @dataclass(frozen=True)
