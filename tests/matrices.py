@@ -1,8 +1,8 @@
 """Matrices over all ports: two rows in every run, the others behind the mark ``exhaustive``.
 
-The rows of such a matrix differ in the port alone, take the most time of all tests, and failed
-together or not at all. What the others gave last is kept in ``exhaustive.json``, which
-``python -m tasks exhaustive`` makes again; ``test_matrices.py`` holds it against what is there.
+The rows of such a matrix differ in the port alone, and convert and run every one of them. What the
+others gave last is kept in ``exhaustive.json``, which ``python -m tasks exhaustive`` makes again;
+``test_matrices.py`` compares its tests and versions with those that are there.
 """
 
 from __future__ import annotations
@@ -41,12 +41,17 @@ def keep(junit: Path, path: Path = KEPT) -> int:
     """Keeps what a run of the exhaustive tests gave; returns 1, and keeps nothing, if one failed.
 
     Args:
-        junit: the run's ``--junit-xml``.
+        junit: the run's ``--junit-xml``. It is removed: a later run that is broken off before it
+            writes its own must not be told by this one's.
         path: where it is kept.
     """
     from edgeverify.core.store.entries import versions
 
+    if not junit.exists():
+        print(f"not kept: the run has not written {junit}")
+        return 1
     cases = list(ElementTree.parse(junit).getroot().iter("testcase"))
+    junit.unlink()
     bad = [case.get("name") for case in cases if any(c.tag != "properties" for c in case)]
     if bad or not cases:
         print(f"not kept: {len(bad)} of {len(cases)} exhaustive tests did not pass: {bad}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edgeverify.core.store.entries import PACKAGES
 from tests import matrices
 
 PINS = Path(__file__).parents[1] / "constraints.txt"
@@ -35,10 +36,8 @@ def test_each_exhaustive_test_has_passed_and_none_is_kept_that_is_gone(
 
 def test_it_was_made_with_the_pinned_versions(kept: dict[str, Any]) -> None:
     pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", PINS.read_text(), re.MULTILINE))
-    named = {name.lower().replace("_", "-"): version for name, version in pins.items()}
-    for package, version in kept["versions"].items():
-        wanted = named.get(package.lower().replace("_", "-"), version)
-        assert version.partition("+")[0] == wanted, f"{package}: run: {kept['command']}"
+    made = {name: version.partition("+")[0] for name, version in kept["versions"].items()}
+    assert made == {name: pins[name] for name in PACKAGES}, f"run: {kept['command']}"
 
 
 @pytest.mark.parametrize("inner", ["<failure/>", "<skipped/>"])
@@ -47,6 +46,8 @@ def test_a_run_that_did_not_pass_is_not_kept(inner: str, tmp_path: Path) -> None
     good = '<testcase classname="tests.a" name="test_b[x]" time="1.25"/>'
     junit.write_text(f'<testsuites>{good}<testcase name="c">{inner}</testcase></testsuites>')
     assert matrices.keep(junit, written) == 1
+    assert not written.exists()
+    assert matrices.keep(junit, written) == 1  # no second use of one run's result
     assert not written.exists()
     junit.write_text(f"<testsuites>{good}</testsuites>")
     assert matrices.keep(junit, written) == 0

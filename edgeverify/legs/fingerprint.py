@@ -12,7 +12,9 @@ import enum
 import functools
 import hashlib
 import sys
+import sysconfig
 import types
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -24,12 +26,12 @@ from torch import nn
 from edgeverify.core.case import Case, plan_steps
 from edgeverify.core.trace import Trace
 
-LIBRARIES = ("torch.", "litert_torch.")
+# Code whose version is in every key: it has a name and no digest.
+LIBRARIES = frozenset({"torch", "litert_torch", *sys.stdlib_module_names})
 # Packages whose objects hold caches, handles and counters besides what they mean.
-INSTALLED = ("torch", "litert_torch", "numpy", "transformers", "safetensors", "tensorflow", "jax")
+OPAQUE = LIBRARIES | {"numpy", "transformers", "safetensors", "tensorflow", "jax"}
 PLAIN = (bool, int, float, complex, str, bytes, frozenset, type(None))
-# What code may name in its module and no definition of a function or class digests.
-VALUES = (*PLAIN, tuple, list, dict, set, torch.Tensor, np.ndarray, types.SimpleNamespace)
+INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 
 
 def probe(case: Case, vocab_size: int) -> Case:
@@ -52,133 +54,144 @@ def of_trace(trace: Trace) -> str:
 
 
 def of_module(model: nn.Module) -> str:
-    """Digest of the config, and of the code and plain attributes of all modules and classes.
+    """Digest of a model's config, code and values, without the parameters that a checkpoint fills.
 
-    The digest follows code into what it calls: methods, properties, closures, defaults, and the
-    functions, classes and constants of its own package that it names.
+    The digest follows code into what it calls: methods, properties, closures, defaults, and what it
+    names in its own module and in others that are not installed.
     """
-    code = _Code()
-    code.sha.update(_describe(getattr(model, "config", None)).encode())
-    for path, module in model.named_modules():
-        code.sha.update(path.encode())
-        for name, value in sorted(vars(module).items()):
-            code.add(name, value)
-        for kind in type(module).__mro__:
-            code.add_class(kind)
+    code = _Code(model.parameters())
+    code.add("model", model)
     return code.sha.hexdigest()
 
 
 def of_config(config: Any) -> str:
     """Digest of a ``ModelConfig``: its values, and the code of the functions in it."""
-    return hashlib.sha256(_describe(config).encode()).hexdigest()
-
-
-def _describe(value: Any) -> str:
-    """``repr`` without addresses: a function is represented by its name and code."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = ", ".join(
-            f"{f.name}={_describe(getattr(value, f.name))}" for f in dataclasses.fields(value)
-        )
-        return f"{type(value).__qualname__}({fields})"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_describe, value))}]"
-    if isinstance(value, types.FunctionType):
-        code = _Code()
-        code.add_function(value)
-        return f"{value.__module__}.{value.__qualname__}:{code.sha.hexdigest()}"
-    return repr(value)
+    code = _Code()
+    code.add("config", config)
+    return code.sha.hexdigest()
 
 
 class _Code:
-    """A digest of code and of plain values; it includes each function and class once."""
+    """A digest of code and of values; it includes each function, class and object once."""
 
-    def __init__(self) -> None:
+    def __init__(self, without: Iterable[torch.Tensor] = ()) -> None:
         self.sha = hashlib.sha256()
+        self._without = {id(tensor) for tensor in without}
         self._seen: set[Any] = set()
-        self._objects: dict[int, Any] = {}  # held, so that no other gets the address
+        self._objects: dict[int, tuple[int, Any]] = {}  # held, so that no other gets the address
 
     def add(self, name: str, value: Any) -> None:
-        """Adds an attribute: plain, an array, code, or an object of these.
+        """Adds a value: plain, an array, code, or a container or an object of these.
 
-        Parameters are the checkpoint's and modules are visited by their paths, so neither is added.
-        An object of a library says no more than its class, unless it is a dataclass.
+        Of an object of an opaque package only its class is added, unless it is a dataclass or a
+        module.
         """
+        self._tell(name, type(value).__qualname__)
         if isinstance(value, (*PLAIN, enum.Enum, np.generic, torch.dtype)):
-            self.sha.update(f"{name}={_plain(value)}".encode())
-        elif isinstance(value, (nn.Module, nn.Parameter)):
-            pass
+            self._tell(_plain(value))
         elif isinstance(value, (torch.Tensor, np.ndarray)):
-            self.add_array(name, value)
-        elif isinstance(value, (tuple, list)):
-            self.sha.update(f"{name}: {len(value)}".encode())
+            self.add_array(value)
+        elif isinstance(value, tuple):
+            self._tell(len(value))
             for part in value:
-                self.add(name, part)
-        elif isinstance(value, set):
-            self.sha.update(f"{name}={_plain(frozenset(value))}".encode())
-        elif isinstance(value, dict):
-            for key, part in value.items():  # a hook's key is a global counter
-                self.add(f"{name}.{key}" if isinstance(key, str) else name, part)
+                self.add("", part)
         elif isinstance(value, types.FunctionType):
-            self.sha.update(name.encode())
             self.add_function(value)
+        elif isinstance(value, types.BuiltinFunctionType):
+            self._tell(_name(value))
         elif isinstance(value, (staticmethod, classmethod)):
-            self.add(name, value.__func__)
+            self.add("", value.__func__)
         elif isinstance(value, types.MethodType):
-            self.add(name, (value.__func__, value.__self__))
+            self.add("", (value.__func__, value.__self__))
         elif isinstance(value, property):
-            self.add(name, value.fget)
+            self.add("", (value.fget, value.fset))
         elif isinstance(value, functools.cached_property):
-            self.add(name, value.func)
+            self.add("", value.func)
         elif isinstance(value, functools.partial):
-            self.add(name, (value.func, value.args, *sorted(value.keywords.items())))
+            self.add("", (value.func, value.args, *sorted(value.keywords.items())))
         elif isinstance(value, type):
             self.add_class(value)
-        elif _is_data(value):
+        elif isinstance(value, (list, set, dict)) or _has_values(value):
             self.add_object(name, value)
 
-    def add_array(self, name: str, value: torch.Tensor | np.ndarray) -> None:
-        self.sha.update(f"{name}: {value.dtype} {tuple(value.shape)}".encode())
-        if isinstance(value, torch.Tensor):
-            if value.is_meta or value.layout is not torch.strided:
+    def add_array(self, array: torch.Tensor | np.ndarray) -> None:
+        """Adds dtype, shape and bytes, which only tensors of subclasses and on meta do not have."""
+        self._tell(array.dtype, tuple(array.shape))
+        if isinstance(array, torch.Tensor):
+            plain = type(array) in (torch.Tensor, nn.Parameter) and not array.is_meta
+            if id(array) in self._without or not plain:
                 return
-            # As bytes: NumPy has no bfloat16.
-            value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        self.sha.update(value.tobytes())
+            if array.is_quantized:
+                array = array.dequantize()
+            if array.layout is not torch.strided:
+                array = array.to_dense()
+            array = array.detach().cpu().resolve_conj().resolve_neg().contiguous()
+            array = array.flatten().view(torch.uint8).numpy()  # NumPy has no bfloat16
+        if array.dtype.hasobject:  # its bytes are addresses
+            self.add("", tuple(array.flat))
+        else:
+            self.sha.update(array.tobytes())
 
     def add_object(self, name: str, value: Any) -> None:
-        """Adds each attribute of an object, once, and the code of its class."""
-        self.sha.update(f"{name}: {type(value).__qualname__}".encode())
+        """Adds a container or an object; met again, only which one of those before it is."""
         if id(value) in self._objects:
+            self._tell(self._objects[id(value)][0])
             return
-        self._objects[id(value)] = value
-        for attribute, part in sorted(_attributes(value).items()):
-            self.add(attribute, part)
-        self.add_class(type(value))
+        self._objects[id(value)] = len(self._objects), value
+        if isinstance(value, set):
+            self._tell(_plain(frozenset(value)))
+        elif isinstance(value, list):
+            self.add("", tuple(value))
+        elif isinstance(value, dict):
+            # The key of a hook is a counter of the process.
+            self.add("", tuple(value.values() if "_hooks" in name else value.items()))
+        else:
+            for attribute, part in sorted(_attributes(value).items()):
+                self.add(attribute, part)
+            self.add_class(type(value))
 
     def add_class(self, kind: type) -> None:
-        if kind in self._seen or kind is object or _of_library(kind):
-            return
-        self._seen.add(kind)
-        for name, value in sorted(vars(kind).items()):
-            # Python's own notes, some of them made by what others do: copying adds __slotnames__.
-            if not (name.startswith("__") and isinstance(value, (*PLAIN, tuple, list, dict))):
-                self.add(name, value)
+        """Adds the code of a class and of those that it inherits from."""
+        for part in kind.__mro__:
+            self._tell(_name(part) if _package(part) in LIBRARIES else "")
+            if part in self._seen or _package(part) in LIBRARIES:
+                continue
+            self._seen.add(part)
+            for name, value in sorted(vars(part).items()):
+                # Python's own notes, some made by what others do: copying adds __slotnames__.
+                if not (name.startswith("__") and isinstance(value, (*PLAIN, tuple, list, dict))):
+                    self.add(name, value)
 
     def add_function(self, function: types.FunctionType) -> None:
-        while hasattr(function, "__wrapped__"):
+        """Adds the code of a function, what it closes over, and what it names."""
+        # A decorator of a library says nothing; a port's own closes over what it wraps.
+        while hasattr(function, "__wrapped__") and _is_installed(function):
             function = function.__wrapped__
-        if function in self._seen or _of_library(function):
+        if _package(function) in LIBRARIES:
+            self._tell(_name(function))
+        if function in self._seen or _package(function) in LIBRARIES:
             return
         self._seen.add(function)
-        self.add("defaults", function.__defaults__)
-        self.add("defaults", tuple((function.__kwdefaults__ or {}).items()))
+        self.add("defaults", (function.__defaults__, function.__kwdefaults__))
         for cell in function.__closure__ or ():
             with suppress(ValueError):  # not filled yet
                 self.add("closure", cell.cell_contents)
-        for name in self._add_code(function.__code__):
+        names = self._add_code(function.__code__)
+        for name in names:
             value = function.__globals__.get(name)
-            if isinstance(value, VALUES) or _package(value) == _package(function):
-                self.add(name, value)
+            if not isinstance(value, types.ModuleType):
+                self._add_named(function, name, value)
+            elif not _is_installed(value):
+                for attribute in sorted(set(names) & set(vars(value))):
+                    self._add_named(function, attribute, vars(value)[attribute])
+
+    def _add_named(self, function: types.FunctionType, name: str, value: Any) -> None:
+        """Adds what a function names, but for the code of another package that is installed."""
+        code = isinstance(value, (type, types.FunctionType))
+        if code and _package(value) != _package(function) and _is_installed(value):
+            self._tell(_name(value))
+        elif not isinstance(value, types.ModuleType):
+            self.add(name, value)
 
     def _add_code(self, code: types.CodeType) -> list[str]:
         """Returns the names that the code, and code nested in it, looks up."""
@@ -188,8 +201,12 @@ class _Code:
             if isinstance(constant, types.CodeType):
                 names += self._add_code(constant)
             else:
-                self.sha.update(_plain(constant).encode())
+                self._tell(_plain(constant))
         return names
+
+    def _tell(self, *values: object) -> None:
+        for value in values:
+            self.sha.update(f"{value}\n".encode())
 
 
 def _plain(value: Any) -> str:
@@ -199,27 +216,37 @@ def _plain(value: Any) -> str:
     return repr(value)
 
 
-def _is_data(value: Any) -> bool:
-    """Whether an object is known by its attributes: a dataclass, or of a class of no library."""
-    if dataclasses.is_dataclass(value) or isinstance(value, types.SimpleNamespace):
+def _has_values(value: Any) -> bool:
+    """Whether an object is known by its attributes."""
+    if dataclasses.is_dataclass(value) or isinstance(value, (nn.Module, types.SimpleNamespace)):
         return True
-    package = _package(type(value))
-    return package not in INSTALLED and package not in sys.stdlib_module_names
+    return _package(type(value)) not in OPAQUE
 
 
 def _attributes(value: Any) -> dict[str, Any]:
     """An object's attributes, those in slots included."""
-    found = dict(getattr(value, "__dict__", {}))
-    for kind in type(value).__mro__:
-        slots = vars(kind).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if not name.startswith("__") and hasattr(value, name):
-                found[name] = getattr(value, name)
-    return found
+    slots = [
+        name
+        for kind in type(value).__mro__
+        for name, member in vars(kind).items()
+        if isinstance(member, types.MemberDescriptorType) and hasattr(value, name)
+    ]
+    return {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots}}
 
 
-def _of_library(value: Any) -> bool:
-    return f"{value.__module__}.".startswith(LIBRARIES)
+def _is_installed(value: Any) -> bool:
+    """Whether a module, or the one that code is of, is Python's or in ``site-packages``."""
+    if isinstance(value, types.FunctionType):
+        file = value.__code__.co_filename
+    else:
+        module = value if isinstance(value, types.ModuleType) else sys.modules.get(value.__module__)
+        # A port's own modules are not kept in sys.modules; built-in ones are, and have no file.
+        file = "" if module is None else getattr(module, "__file__", None) or INSTALLED[0]
+    return str(file).startswith(INSTALLED)
+
+
+def _name(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"
 
 
 def _package(value: Any) -> str | None:

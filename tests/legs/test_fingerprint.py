@@ -248,10 +248,62 @@ class Tables:
 
 
 class Slotted:
-    __slots__ = ("table",)
+    __slots__ = ("__table",)
 
     def __init__(self, table: Any) -> None:
-        self.table = table
+        self.__table = table
+
+
+def inheriting(table: Any) -> Any:
+    """An object whose class has the table from another class."""
+    return type("Derived", (type("Base", (), {"table": Tables(table)}),), {})()
+
+
+def unregistered(table: Any) -> nn.Module:
+    """A module that PyTorch does not know as the model's, so that no path leads to it."""
+    inner: Any = nn.Identity()
+    inner.table = table
+    return inner
+
+
+def cyclic(table: Any) -> list[Any]:
+    made = [table]
+    made.append(made)
+    return made
+
+
+def frozen(table: Any) -> Any:
+    """Something hashable that says the same."""
+    if isinstance(table, np.ndarray):
+        return tuple(table.flat)
+    return repr(table) if isinstance(table, (list, dict, set)) else table
+
+
+def in_sibling(table: Any) -> Callable[..., Any]:
+    """Code that reads the table from another module of the port, which is not in sys.modules."""
+    sibling = types.ModuleType("sibling")
+    vars(sibling).update(TABLE=table, __file__="sibling.py")
+    return types.FunctionType(read_sibling.__code__, {**globals(), "sibling": sibling}, "f")
+
+
+def read_sibling(self: Small, x: torch.Tensor) -> torch.Tensor:
+    return x * sibling.TABLE  # type: ignore[name-defined]  # noqa: F821
+
+
+def of_sibling(table: Any) -> Callable[..., Any]:
+    """Code that calls a function of such a module by its name."""
+    function = types.FunctionType(
+        reads_table.__code__, {"TABLE": table, "__name__": "sibling"}, "f"
+    )
+    return calling(function)
+
+
+def decorated(table: Any) -> Callable[..., Any]:
+    @functools.wraps(same_method)
+    def wrapper(*args: Any) -> Any:
+        return same_method(*args) * table
+
+    return wrapper
 
 
 class Scaling:
@@ -267,6 +319,16 @@ HOLDERS: dict[str, Callable[[Any], nn.Module]] = {
     "an object": lambda table: with_attribute(Tables(table)),
     "an object in a list in a dict": lambda table: with_attribute({"a": [Tables(table)]}),
     "a simple namespace": lambda table: with_attribute(types.SimpleNamespace(table=table)),
+    "what an object inherits": lambda table: with_attribute(inheriting(table)),
+    "a list that is in itself": lambda table: with_attribute(cyclic(table)),
+    "a module in a list": lambda table: with_attribute([unregistered(table)]),
+    "a key": lambda table: with_attribute({frozen(table): 1}),
+    "a module beside the port's": lambda table: small(forward=in_sibling(table)),
+    "a function of a module beside it": lambda table: small(forward=of_sibling(table)),
+    "a partial of the module": lambda table: small(
+        forward=reading(functools.partial(keyword, by=table))
+    ),
+    "a decorator": lambda table: small(forward=decorated(table)),
     "an object with slots": lambda table: with_attribute(Slotted(table)),
     "a dataclass": lambda table: with_attribute(Config(act=table)),
     "a closure": lambda table: small(forward=closing_over(table)),
@@ -282,6 +344,9 @@ TABLES: dict[str, Callable[[float], Any]] = {
     "bfloat16 tensor": lambda end: torch.tensor([1.0, 0.1, 4 * end], dtype=torch.bfloat16),
     "transposed tensor": lambda end: torch.tensor([[1.0, 2.0], [0.1, end]]).T,
     "empty or not": lambda end: torch.zeros(0 if end < 0.012 else 1),
+    "conjugate tensor": lambda end: torch.tensor([1.0, 1j * end]).conj(),
+    "sparse tensor": lambda end: torch.tensor([0.0, end]).to_sparse(),
+    "array of objects": lambda end: np.array([1.0, Tables(end)]),
     "array": lambda end: np.array([1.0, 0.1, end]),
     "list": lambda end: [1.0, 0.1, end],
     "dict": lambda end: {"frequencies": [1.0, 0.1, end]},
@@ -299,6 +364,20 @@ def test_a_table_shows_wherever_it_is_held(holder: str, table: str) -> None:
     assert fingerprint.of_module(held(made(0.01))) != fingerprint.of_module(held(made(0.02)))
 
 
+def test_which_of_two_objects_is_meant_shows() -> None:
+    def digest(second: int) -> str:
+        tables = [Tables(1.0), Tables(2.0)]
+        return fingerprint.of_module(with_attribute([*tables, tables[second]]))
+
+    assert digest(0) == digest(0) != digest(1)
+
+
+def test_functions_of_libraries_are_told_by_their_names() -> None:
+    functions = (torch.sin, torch.nn.functional.silu, torch.nn.functional.relu, nn.ReLU, nn.SiLU)
+    assert len({fingerprint.of_module(with_attribute(f)) for f in functions}) == len(functions)
+    assert len({fingerprint.of_config(Config(act=f)) for f in functions}) == len(functions)
+
+
 def test_a_buffer_shows_and_a_weight_is_the_checkpoint_s() -> None:
     def digest(buffer: float, weight: float) -> str:
         model = small()
@@ -308,6 +387,13 @@ def test_a_buffer_shows_and_a_weight_is_the_checkpoint_s() -> None:
         return fingerprint.of_module(model)
 
     assert digest(1.0, 1.0) == digest(1.0, 2.0) != digest(1.5, 1.0)
+
+
+def test_a_parameter_that_no_checkpoint_fills_shows() -> None:
+    def digest(value: float) -> str:
+        return fingerprint.of_module(with_attribute([nn.Parameter(torch.tensor([value]))]))
+
+    assert digest(1.0) == digest(1.0) != digest(2.0)
 
 
 def with_attribute(value: Any) -> nn.Module:

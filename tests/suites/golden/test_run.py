@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,13 @@ from edgeverify import load_port
 from edgeverify.cli.main import main
 from edgeverify.core.errors import UsageError
 from edgeverify.core.results import FAIL, PASS
+from edgeverify.legs import fingerprint
 from edgeverify.legs.ports import catalogue
+from edgeverify.legs.run import prepare
 from edgeverify.legs.selectors import Selectors
 from edgeverify.suites.check import verify_goldens
+from edgeverify.suites.golden.file import load
+from edgeverify.suites.golden.run import DECODE_STEPS, PREFILL
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 
@@ -29,6 +34,20 @@ def test_every_ports_goldens_hold(model: str) -> None:
         f"{model}-tiny.tflite.safetensors",
     ]
     assert report.outcome == PASS, [golden.lines for golden in report.goldens]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", list(catalogue()))
+def test_a_golden_has_the_digest_of_the_port_s_code(model: str) -> None:
+    """With another one, the port would be blamed for what a library changes."""
+    golden = load(GOLDEN / f"{model}-tiny.tflite.safetensors", "")
+    made = golden.environment["python"].rpartition(".")[0]
+    if made != ".".join(platform.python_version_tuple()[:2]):
+        pytest.skip(f"bytecode is another one than that of Python {made}")
+    chosen = Selectors.of(prefill=PREFILL, decode_steps=DECODE_STEPS)
+    run, _ = prepare(load_port(model), chosen, verbose=False, progress=None)
+    assert golden.facts["code"] == fingerprint.of_module(run.model())
+    assert golden.command.startswith("edgeverify golden")
 
 
 @pytest.mark.real
