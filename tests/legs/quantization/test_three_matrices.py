@@ -46,17 +46,20 @@ class Apart(CausalSelfAttention):
 def take_apart(attention: Any) -> None:
     config = attention.config
     rows = [n * config.head_dim for n in (config.num_heads, *[config.num_query_groups] * 2)]
-    for part, weight in zip(PARTS, attention.qkv_projection.weight.split(rows), strict=True):
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        linear.weight = nn.Parameter(weight.detach().clone())
-        attention.add_module(f"{part}_projection", linear)
+    for part in PARTS:
+        attention.add_module(f"{part}_projection", nn.Linear(1, 1, config.qkv_use_bias))
+    for name, fused in attention.qkv_projection.named_parameters():
+        for part, held in zip(PARTS, fused.detach().split(rows), strict=True):
+            setattr(getattr(attention, f"{part}_projection"), name, nn.Parameter(held.clone()))
     del attention.qkv_projection
     attention.__class__ = Apart
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
-    port = load_port("tinyllama")
+@pytest.fixture(scope="module", params=["tinyllama", "phi2"])  # Phi-2 has biases
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Any, Any]:
+    port = load_port(request.param)
     checkpoint = open_checkpoint(None, port, size="tiny")
     model: Any = build_model(
         port, checkpoint.hf_config, checkpoint.tensors(), mask_cache_size=CASE.kv_cache_len
