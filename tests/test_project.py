@@ -74,6 +74,15 @@ def test_every_library_that_is_imported_is_required() -> None:
     assert missing == set()
 
 
+def test_no_file_is_longer_than_one_reads() -> None:
+    long = {
+        str(path.relative_to(ROOT)): count
+        for path in ROOT.glob("edgeverify/**/*.py")
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    }
+    assert not long
+
+
 def test_constraints_fit_any_index() -> None:
     for version in constraints().values():
         assert re.fullmatch(r"[0-9][0-9a-z.]*", version), version

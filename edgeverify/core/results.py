@@ -17,8 +17,7 @@ from edgeverify.core.leg import Leg
 SCHEMA = 1
 PASS, FAIL, UNCHECKED = "pass", "fail", "unchecked"
 CONFIG, WEIGHTS, SIGNATURES = "config", "weights", "signatures"
-# Of a container alone.
-BUNDLE = "bundle"
+BUNDLE = "bundle"  # of a container alone
 # The outcome of an audit or an invariant that does not apply; it counts neither way.
 NOT_APPLICABLE = "not applicable"
 

@@ -719,6 +719,21 @@ class TestTheLeg:
         assert judge(candidate).notes == notes
 
 
+def test_the_pages_of_what_was_compared_are_released(
+    monkeypatch: pytest.MonkeyPatch, world: World
+) -> None:
+    released: list[int] = []
+    monkeypatch.setattr(module, "forget", lambda *arrays: released.extend(map(id, arrays)))
+    candidate = world.candidate()
+    world.judge(candidate)
+    once = [id(trace[key]) for key in world.expected for trace in (candidate, world.oracle)]
+    # Logits are read again for the greedy tokens.
+    logits = [key for key in world.expected if taps.split(key)[1] == taps.LOGITS]
+    again = [id(trace[key]) for key in logits for trace in (candidate, world.oracle)]
+    assert logits
+    assert sorted(released) == sorted([*once, *again])
+
+
 def test_nothing_judged_is_no_pass() -> None:
     assert worst_outcome([]) == UNCHECKED
     assert worst_outcome([PASS, UNCHECKED]) == UNCHECKED

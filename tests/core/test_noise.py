@@ -125,6 +125,35 @@ def test_the_same_row_again_is_one_draw() -> None:
     assert RowErrors(np.ones(3), np.ones(3)).draws == 3
 
 
+def test_a_part_of_rows_without_marks_has_none() -> None:
+    part = RowErrors(np.array([3.0, 4.0, 5.0]), np.array([1.0, 7.0, 2.0]))[1:]
+    assert part.mark is None
+    assert part.draws == 2
+    np.testing.assert_array_equal(part.error, [4.0, 5.0])
+
+
+def test_without_a_run_the_floor_is_float32_rounding(rng: np.random.Generator) -> None:
+    exact = rng.normal(size=(1, 3, 8))
+    rounding = exact.astype(np.float32) - exact
+    want = np.linalg.norm(rounding[0], axis=1) / np.linalg.norm(exact[0], axis=1)
+    np.testing.assert_allclose(noise.floor_of({"a": exact})["a"], want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_float32_rows_whose_squares_float32_cannot_hold_are_measured(size: float) -> None:
+    held = np.array([[[1.0, -2.0, 0.5], [3.0, 0.25, -1.0]]], np.float32) * np.float32(size)
+    errors = noise.measure(held * np.float32(1.5), held, np.ones(2))
+    np.testing.assert_allclose(errors.error, [0.5, 0.5], rtol=1e-6)
+
+
+def test_the_pages_of_what_was_measured_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[int] = []
+    monkeypatch.setattr(noise, "forget", lambda *arrays: released.extend(map(id, arrays)))
+    oracle, run, other = ({"a": np.ones((1, 2, 3)) * n} for n in (1, 2, 3))
+    noise.floor_of(oracle, run, other)
+    assert released == [id(oracle["a"]), id(run["a"]), id(other["a"])]
+
+
 def test_the_ratio_is_rms_over_rms() -> None:
     errors = RowErrors(np.array([3.0, 4.0]), np.array([1.0, 7.0]))
     assert errors.rms_error == pytest.approx(np.sqrt(12.5))

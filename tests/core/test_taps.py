@@ -63,6 +63,8 @@ def test_what_a_name_tells(tap: str, index: int | None, outer: bool) -> None:
     assert taps.block_index(tap) == index
     assert taps.is_outer(tap) is outer
     assert taps.split(f"decode.0/{tap}") == ("decode.0", tap)
+    # A step has no slash, so the first one ends it.
+    assert taps.split(f"decode.0/{tap}/more") == ("decode.0", f"{tap}/more")
 
 
 def test_names_are_made_and_read_alike() -> None:
