@@ -14,3 +14,7 @@ class Progress:
         """Marks a stage, e.g. ``"convert"``; call the yielded function after each of ``total``."""
         del name, total
         yield lambda: None
+
+    def say(self, text: str) -> None:
+        """Tells at once what is known before the end, e.g. a verdict whose cause is looked for."""
+        del text

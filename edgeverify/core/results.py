@@ -1,8 +1,4 @@
-"""Stores the verdict as plain data: what was measured, what was allowed, and the outcome.
-
-Nothing here decides anything: ``compare`` and the suites' judges make results, ``report`` reads
-them.
-"""
+"""Stores the verdict as plain data: what was measured, what was allowed, and the outcome."""
 
 from __future__ import annotations
 
@@ -142,6 +138,7 @@ class Finding:
             the same values.
         shape: the pattern of the error, e.g. ``position 0 agrees, all others differ``.
         tried: how many repairs were tried in vain; 0 if none was tried, or one was right.
+        stopped: seconds after which the search was broken off, or None.
         operator: for an operator: ``57 FULLY_CONNECTED``.
         signature: for an operator: the signature that it is in.
         module: for an operator: the torch module that it comes from.
@@ -157,6 +154,7 @@ class Finding:
     changes: tuple[str, ...] = ()
     shape: tuple[str, ...] = ()
     tried: int = 0
+    stopped: float | None = None
     operator: str = ""
     signature: str = ""
     module: str = ""

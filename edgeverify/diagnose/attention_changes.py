@@ -216,7 +216,7 @@ def _cache_changes(of: AttentionOf, right: Attention) -> Iterator[Change[Attenti
 def fitted(
     of: AttentionOf, right: Attention, port: torch.Tensor, rows: torch.Tensor
 ) -> Iterator[Change[Attention]]:
-    inputs = of.scene.inputs(rounded=True)
+    inputs = of.scene.inputs(rounded=True, wanted=rows)
 
     def number_of(name: str, starts: tuple[float, ...]) -> float | None:
         return estimate.fit(
@@ -240,6 +240,13 @@ def fitted(
             wanted = "none" if right.window is None else str(right.window)
             text = f"window {window} → {wanted}"
             yield Change("attention.window", text, replace(right, window=window))
+
+
+def _placed(rows: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
+    """Returns (count, ...) with the values (R, ...) in their rows and zeros in the others."""
+    if len(rows) == count:
+        return values
+    return values.new_zeros(count, *values.shape[1:]).index_copy_(0, rows, values)
 
 
 class AttentionOf:
@@ -277,8 +284,9 @@ class AttentionOf:
     def _at_once(
         self, spec: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: Inputs
     ) -> torch.Tensor:
-        rows = torch.arange(len(q))
-        return self._attend(spec, q, k, v, spec.mask(rows, inputs.starts, None, len(k)).to(q.dtype))
+        rows = torch.arange(len(q)) if inputs.wanted is None else inputs.wanted
+        mask = spec.mask(rows, inputs.starts[rows], None, len(k)).to(q.dtype)
+        return _placed(rows, self._attend(spec, q[rows], k, v, mask), len(q))
 
     def _step_by_step(
         self, spec: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: Inputs
@@ -299,9 +307,11 @@ class AttentionOf:
             seen_k, seen_v = cache_k, cache_v
             if spec.half is not None and spec.half_at_once:
                 seen_k, seen_v = (c.to(spec.half).to(q.dtype) for c in (cache_k, cache_v))
-            starts = torch.full(rows.shape, float(step.start))
-            mask = spec.mask(rows, starts, step, size).to(q.dtype)
-            parts.append(self._attend(spec, q[rows], seen_k, seen_v, mask))
+            read = rows if inputs.wanted is None else rows[torch.isin(rows, inputs.wanted)]
+            starts = torch.full(read.shape, float(step.start))
+            mask = spec.mask(read, starts, step, size).to(q.dtype)
+            mixed = self._attend(spec, q[read], seen_k, seen_v, mask)
+            parts.append(_placed(read - step.start, mixed, len(rows)))
             if step.signature == spec.lost:
                 cache_k, cache_v = kept
         return torch.cat(parts)

@@ -19,6 +19,7 @@ from edgeverify.core.trace import Trace
 from edgeverify.diagnose import identity
 from edgeverify.diagnose.attention_changes import AttentionOf
 from edgeverify.diagnose.cache import CacheOf
+from edgeverify.diagnose.clock import Clock
 from edgeverify.diagnose.embedding import EmbeddingOf
 from edgeverify.diagnose.fault import Sublayer
 from edgeverify.diagnose.feed_forward import FeedForwardOf
@@ -67,6 +68,7 @@ def diagnose(
     run_alone: Callable[[], Trace],
     baseline: Baseline,
     expected: Iterable[str],
+    clock: Clock | None = None,
 ) -> tuple[Finding, ...]:
     """Finds the likely causes of a failed authoring leg.
 
@@ -79,6 +81,7 @@ def diagnose(
             of the taps before it (``backends.reauthored.run(..., every_tap=True)``).
         baseline: the oracle and its isolated floor.
         expected: the ``step/tap`` keys, in forward order.
+        clock: when its time is up, the search ends with what it has found so far.
 
     Returns:
         ``authoring.cause`` findings, each with its measurements, then ``authoring.unexplained``
@@ -92,8 +95,9 @@ def diagnose(
     floor = baseline.isolated_floor
     roles = Roles(state)
     scene = Scene(model, hf_config, roles, case, baseline.oracle, port, floor, failed)
+    scene = replace(scene, clock=clock or scene.clock)
     told = _told(scene)
-    if any(one.result.cause is None for one in told):
+    if any(one.result.cause is None for one in told) and not scene.clock.is_up():
         told = _unsteady(scene, told, run_alone())
     return _findings(scene, told)
 
@@ -203,6 +207,8 @@ def _unexplained_finding(scene: Scene, group: list[_Told]) -> Finding:
     names = [one.result.tap for one in group]
     tried = max(one.result.tried for one in group)
     said = f"none of the {tried} repairs tried restores parity"
+    if scene.clock.stopped:
+        said += f" (stopped after {scene.clock.seconds:.0f} s, before all were tried)"
     message = f"{where(names, scene.blocks)}: {said}{_seen(group)}"
     return Finding(
         "authoring.unexplained",
@@ -212,6 +218,7 @@ def _unexplained_finding(scene: Scene, group: list[_Told]) -> Finding:
         taps=tuple(names),
         shape=_shared(group),
         tried=tried,
+        stopped=scene.clock.seconds if scene.clock.stopped else None,
     )
 
 

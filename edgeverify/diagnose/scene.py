@@ -6,7 +6,7 @@ All steps of the conversation are joined: a tap is one tensor of T rows, for T t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,9 @@ from torch import nn
 
 from edgeverify.core import noise, taps
 from edgeverify.core.case import Case, Step
+from edgeverify.core.compare import thresholds
 from edgeverify.core.trace import Trace
+from edgeverify.diagnose.clock import Clock
 from edgeverify.diagnose.weights import PortWeights
 from edgeverify.hf.roles import Roles
 
@@ -31,12 +33,15 @@ class Inputs:
         dtype: float64 gives the oracle's own values, or, with ``rounded``, those values rounded to
             float32, which the port receives; float32 gives the rounded values.
         rounded: see ``dtype``.
+        wanted: (R,) the only rows of a result that are read; None for all. A sublayer for which a
+            row is expensive may leave the others zero.
     """
 
     oracle: Trace
     case: Case
     dtype: torch.dtype = torch.float64
     rounded: bool = False
+    wanted: torch.Tensor | None = None
 
     def tap(self, name: str) -> torch.Tensor:
         """Returns the tap of all steps, (T, ...) of ``dtype``."""
@@ -116,6 +121,24 @@ class Seen:
             self.decode[wanted],
         )
 
+    def sampled(self, most: int) -> Seen:
+        """Returns a copy cut to at most so many rows: three of four differ, as far as they do.
+
+        The first and the last row of each kind are among them, the others are spread evenly.
+        """
+        if len(self.rows) <= most:
+            return self
+        errors = self.errors()
+        bad = errors.ratios(errors.rms_floor) > thresholds("isolated").row
+        few = min(int(bad.sum()), max(most * 3 // 4, most - int((~bad).sum())))
+        keep = np.zeros(len(bad), bool)
+        for rows, count in ((np.flatnonzero(bad), few), (np.flatnonzero(~bad), most - few)):
+            if len(rows) and count:
+                keep[
+                    rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
+                ] = True
+        return self.only(keep)
+
     def errors(self) -> noise.RowErrors:
         return noise.measure(self.port[None].numpy(), self.truth[None].numpy(), self.floor)
 
@@ -133,6 +156,7 @@ class Scene:
         port: the port's trace; each tap is computed from the oracle's inputs to its sublayer.
         floor: the error that a correct run may have if the oracle feeds its blocks.
         failed: the ``step/tap`` keys of ``port`` that fail.
+        clock: of the diagnosis.
     """
 
     model: nn.Module
@@ -143,6 +167,7 @@ class Scene:
     port: Trace
     floor: noise.Floor
     failed: frozenset[str]
+    clock: Clock = field(default_factory=Clock)
 
     @cached_property
     def port_weights(self) -> PortWeights:
@@ -152,8 +177,14 @@ class Scene:
     def blocks(self) -> int:
         return sum(key.startswith(f"{self.case.steps[0].name}/kv.") for key in self.oracle) // 2
 
-    def inputs(self, dtype: torch.dtype = torch.float64, *, rounded: bool = False) -> Inputs:
-        return Inputs(self.oracle, self.case, dtype, rounded)
+    def inputs(
+        self,
+        dtype: torch.dtype = torch.float64,
+        *,
+        rounded: bool = False,
+        wanted: torch.Tensor | None = None,
+    ) -> Inputs:
+        return Inputs(self.oracle, self.case, dtype, rounded, wanted)
 
     def faulty(self) -> list[str]:
         """Returns the taps that fail at some step, in forward order, without their steps."""

@@ -31,6 +31,9 @@ WORTH_A_LOOK = 1e4
 SMALLEST = 1e-30
 # Ratios separate two explanations only if they differ by more than this factor.
 AS_GOOD = 1.15
+# Rows of a tap that a repair is tried on. What fits them is tried on all rows before it is named.
+# A default case has fewer. With 2,211 tokens and 3 blocks, the search on all rows took over 200 s.
+MOST_ROWS = 96
 
 
 @dataclass(frozen=True)
@@ -89,29 +92,35 @@ def search(
         kind: tries only changes of this kind, and stops at the first that fits.
         fitted: whether numbers are fitted.
     """
-    right = None if sublayer is None else _right(scene, sublayer, seen)
-    phases = [_anywhere(scene, seen)]
+    few = seen.sampled(MOST_ROWS)
+    right = None if sublayer is None else _right(scene, sublayer, few)
+    phases = [(_anywhere(scene, seen), seen)]
     if sublayer is not None and right is not None:
-        known = partial(_simulated, scene, sublayer, seen)
-        arguments = right, seen.port, seen.rows
-        phases.insert(0, known(sublayer.changes(*arguments)))
+        known = partial(_simulated, scene, sublayer)
+        arguments = right, few.port, few.rows
+        phases.insert(0, (known(few, sublayer.changes(*arguments)), few))
         if fitted:
-            phases.insert(1, known(sublayer.fitted(*arguments)))
+            phases.insert(1, (known(few, sublayer.fitted(*arguments)), few))
     if kind in generic.KINDS:
         phases = phases[-1:]
     fits: list[_Fit] = []
     tried = 0
-    for phase in phases:
+    for phase, shown in phases:
         for change, simulate in _whatever_comes(phase):
+            if scene.clock.is_up():
+                break
             if kind and change.kind != kind:
                 continue
             tried += 1
-            fit = _fit(change, simulate, seen)
+            fit = _fit(change, simulate, shown)
+            if fit is not None and sublayer is not None and shown is not seen:
+                (_, everywhere), *_ = known(seen, iter([change]))
+                fit = _fit(change, everywhere, seen)
             if fit is not None:
                 fits.append(fit)
                 if kind and not fit.scope:
                     break
-        if fits:
+        if fits or scene.clock.stopped:
             break
     return Result(seen.tap, _best(fits, seen.tap), tried)
 
@@ -152,7 +161,8 @@ def _simulated(
     scene: Scene, sublayer: Sublayer[Any], seen: Seen, changes: Iterator[Change[Any]]
 ) -> Iterator[generic.Simulation]:
     """Yields each change with a function that simulates it in float64 or in float32."""
-    rounded, single = scene.inputs(rounded=True), scene.inputs(torch.float32)
+    rounded = scene.inputs(rounded=True, wanted=seen.rows)
+    single = scene.inputs(torch.float32, wanted=seen.rows)
 
     def simulation(spec: Any) -> Callable[[bool], torch.Tensor]:
         return lambda narrow: sublayer.compute(spec, single if narrow else rounded)[
@@ -173,7 +183,7 @@ def _whatever_comes(phase: Iterator[generic.Simulation]) -> Iterator[generic.Sim
 
 def _right(scene: Scene, sublayer: Sublayer[Any], seen: Seen) -> Any | None:
     """Returns the first description that gives the oracle's values."""
-    inputs = scene.inputs()
+    inputs = scene.inputs(wanted=seen.rows)
     try:
         for spec in sublayer.rights():
             try:

@@ -12,6 +12,7 @@ from edgeverify.core.judge import Baseline
 from edgeverify.core.results import Finding
 from edgeverify.core.trace import Trace
 from edgeverify.diagnose import diagnose
+from edgeverify.diagnose.clock import Clock
 from edgeverify.legs.conversion import every_tap_fed
 from edgeverify.legs.run import Run
 
@@ -58,6 +59,7 @@ def find_causes(run: Run, baseline: Baseline) -> tuple[Finding, ...]:
         return every_tap_fed(run, oracle, None)
 
     expected = run.expected(oracle)
+    clock = Clock.of_check(sum(run.log.timings.values()))
     with run.timed("diagnose"):
         try:
             return diagnose(
@@ -68,6 +70,7 @@ def find_causes(run: Run, baseline: Baseline) -> tuple[Finding, ...]:
                 alone,
                 baseline,
                 expected,
+                clock,
             )
         except Exception as error:
             told = f"the cause was not looked for to the end: {type(error).__name__}: {error}"

@@ -81,6 +81,10 @@ class Line:
         runs = LegRuns(whole, isolated, notes=notes)
         leg, authoring = judge(run, Leg(AUTHORING), runs, authoring)
         passed = leg.outcome != FAIL
+        if not passed:
+            differ = sum(tap.outcome == FAIL for tap in leg.taps)
+            told = f"{differ} of {len(leg.taps)} taps differ; now looking for the cause"
+            run.progress.say(f"FAIL  {leg.name}: {told}")
         causes = () if passed else find_causes(run, authoring)
         traces = {"reference": authoring.own, "reauthored": whole}
         out = CheckResult(run, {leg.name: leg}, traces, causes)

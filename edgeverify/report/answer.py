@@ -149,12 +149,18 @@ def _left_open(report: Report, causes: Sequence[Cause]) -> list[str]:
     for finding in unexplained:
         if (leg := report.legs.get(finding.leg)) is not None:
             where = compact(finding.taps, _blocks(leg))
-            none = f"none of {finding.tried} known faults explains it"
+            none = _in_vain(finding.tried, finding.stopped)
             told.append(f"not named: {where}: {none}" if finding.taps else finding.message)
     charged = {cause.leg for cause in causes} | {finding.leg for finding in unexplained}
     told += [f"not named: what is wrong in {leg.name}"
              for leg in _failed(report) if leg.name not in charged]  # fmt: skip
     return listed(told, MOST_OPEN)
+
+
+def _in_vain(tried: int, stopped: float | None) -> str:
+    if stopped is None:
+        return f"none of {tried} known faults explains it"
+    return f"none of {tried} known faults explains it; the search stopped after {stopped:.0f} s"
 
 
 def _blocks(leg: LegResult) -> set[int]:
@@ -181,7 +187,8 @@ def _not_named(report: Report) -> tuple[str, ...]:
     if tap is None:
         return (f"not named: {leg.reason}" if leg.reason else "not named",)
     tried = max((f.tried for f in unexplained), default=0)
-    text = f"not named: none of {tried} known faults explains it" if tried else "not named"
+    stopped = max((f.stopped for f in unexplained if f.stopped is not None), default=None)
+    text = f"not named: {_in_vain(tried, stopped)}" if tried or stopped is not None else "not named"
     lines = [text] if tried or tap.error_ratio is not None else [f"not named: {tap.reason}"]
     shape = [*_shapes(unexplained, tap), *_size(tap)]
     return (*lines, f"the error: {', '.join(shape)}") if shape else tuple(lines)

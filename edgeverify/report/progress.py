@@ -58,3 +58,7 @@ class TerminalProgress(Progress):
             if self._open == 0:
                 self._bars.stop()
             self._bars.remove_task(task)
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays, above the bars."""
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)

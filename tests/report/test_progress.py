@@ -51,6 +51,7 @@ def test_bars_reach_the_terminal_while_file_descriptors_are_silenced(
                 pass
             with progress.stage("run .tflite", 2) as tick:
                 tick()
+                progress.say("FAIL  authoring: 3 of [9] taps differ")
                 tick()
         drawn = _read_until(master, "2/2", seconds=10)
     finally:
@@ -60,6 +61,7 @@ def test_bars_reach_the_terminal_while_file_descriptors_are_silenced(
     assert "convert" in drawn
     assert "run .tflite" in drawn
     assert "2/2" in drawn
+    assert "FAIL  authoring: 3 of [9] taps differ" in drawn
     assert (tmp_path / "chatter").read_text() == ""
 
 
