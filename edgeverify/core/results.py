@@ -1,4 +1,4 @@
-"""Stores the verdict as plain data: what was measured, what was allowed, and the outcome."""
+"""Stores what was measured, what was allowed, and the outcome; nothing here decides anything."""
 
 from __future__ import annotations
 

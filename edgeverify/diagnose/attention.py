@@ -72,6 +72,11 @@ class Attention:
             and self.hidden == float("-inf")
         )
 
+    @property
+    def needs_all_rows(self) -> bool:
+        """Whether a row of the result depends on the queries of other rows."""
+        return self.flattened == "rows"
+
     def mask(
         self, rows: torch.Tensor, starts: torch.Tensor, step: Step | None, size: int
     ) -> torch.Tensor:

@@ -272,6 +272,8 @@ class AttentionOf:
 
     def compute(self, spec: Attention, inputs: Inputs) -> torch.Tensor:
         """Computes step by step; unwritten rows of the cache are zero, as in the port."""
+        if spec.needs_all_rows:
+            inputs = replace(inputs, wanted=None)
         q, k, v = (
             inputs.tap(taps.block(self.block, name)) for name in ("attn.q", "attn.k", spec.value)
         )

@@ -16,11 +16,10 @@ class Clock:
 
     Attributes:
         seconds: after which the time is up.
-        stopped: whether a search was broken off because the time was up.
     """
 
     def __init__(self, seconds: float = math.inf) -> None:
-        self.seconds, self.stopped = seconds, False
+        self.seconds = seconds
         self._start = time.monotonic()
 
     @classmethod
@@ -29,7 +28,4 @@ class Clock:
         return cls(max(ALWAYS, TIMES_THE_CHECK * seconds))
 
     def is_up(self) -> bool:
-        """Whether the time is up; a search that asks is then broken off."""
-        over = time.monotonic() - self._start > self.seconds
-        self.stopped = self.stopped or over
-        return over
+        return time.monotonic() - self._start > self.seconds

@@ -128,19 +128,25 @@ class Seen:
         """
         if len(self.rows) <= most:
             return self
-        errors = self.errors()
-        bad = errors.ratios(errors.rms_floor) > thresholds("isolated").row
-        few = min(int(bad.sum()), max(most * 3 // 4, most - int((~bad).sum())))
-        keep = np.zeros(len(bad), bool)
-        for rows, count in ((np.flatnonzero(bad), few), (np.flatnonzero(~bad), most - few)):
-            if len(rows) and count:
-                keep[
-                    rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
-                ] = True
+        bad, keep = self.bad(), np.zeros(len(self.rows), bool)
+        odd, right = np.flatnonzero(bad), np.flatnonzero(~bad)
+        from_odd = min(len(odd), max(most * 3 // 4, most - len(right)))
+        for rows, count in ((odd, from_odd), (right, most - from_odd)):
+            keep[rows[_spread(len(rows), count)]] = True
         return self.only(keep)
+
+    def bad(self) -> np.ndarray:
+        """(R,) whether the row's own error is above the limit of a row."""
+        errors = self.errors()
+        return errors.ratios(errors.rms_floor) > thresholds("isolated").row
 
     def errors(self) -> noise.RowErrors:
         return noise.measure(self.port[None].numpy(), self.truth[None].numpy(), self.floor)
+
+
+def _spread(size: int, count: int) -> np.ndarray:
+    """Up to ``count`` indices below ``size``, evenly spread, with the first and the last."""
+    return np.linspace(0, size - 1, min(count, size)).round().astype(int)
 
 
 @dataclass(frozen=True)

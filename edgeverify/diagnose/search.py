@@ -31,9 +31,6 @@ WORTH_A_LOOK = 1e4
 SMALLEST = 1e-30
 # Ratios separate two explanations only if they differ by more than this factor.
 AS_GOOD = 1.15
-# Rows of a tap that a repair is tried on. What fits them is tried on all rows before it is named.
-# A default case has fewer. With 2,211 tokens and 3 blocks, the search on all rows took over 200 s.
-MOST_ROWS = 96
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,13 @@ class Result:
         tap: without its step.
         cause: the cause, or None.
         tried: how many repairs were tried; 0 if the original's sublayer is not a known one.
+        stopped: whether the time was up before all were tried.
     """
 
     tap: str
     cause: Cause | None
     tried: int
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,13 @@ class _Fit:
 
 
 def search(
-    scene: Scene, sublayer: Sublayer[Any] | None, seen: Seen, *, kind: str = "", fitted: bool = True
+    scene: Scene,
+    sublayer: Sublayer[Any] | None,
+    seen: Seen,
+    few: Seen,
+    *,
+    kind: str = "",
+    fitted: bool = True,
 ) -> Result:
     """Searches for the cause at one tap.
 
@@ -89,11 +94,12 @@ def search(
         scene: the port.
         sublayer: the sublayer before the tap, or None if there is no model of it.
         seen: the tap.
+        few: the rows of it that repairs of the sublayer are tried on; what fits them is tried on
+            all rows before it counts.
         kind: tries only changes of this kind, and stops at the first that fits.
         fitted: whether numbers are fitted.
     """
-    few = seen.sampled(MOST_ROWS)
-    right = None if sublayer is None else _right(scene, sublayer, few)
+    right = None if sublayer is None else _right(scene, sublayer, seen)
     phases = [(_anywhere(scene, seen), seen)]
     if sublayer is not None and right is not None:
         known = partial(_simulated, scene, sublayer)
@@ -104,32 +110,30 @@ def search(
     if kind in generic.KINDS:
         phases = phases[-1:]
     fits: list[_Fit] = []
-    tried = 0
+    tried, stopped = 0, False
     for phase, shown in phases:
         for change, simulate in _whatever_comes(phase):
-            if scene.clock.is_up():
+            if stopped := scene.clock.is_up():
                 break
             if kind and change.kind != kind:
                 continue
             tried += 1
             fit = _fit(change, simulate, shown)
             if fit is not None and sublayer is not None and shown is not seen:
-                (_, everywhere), *_ = known(seen, iter([change]))
-                fit = _fit(change, everywhere, seen)
+                fit = _fit(change, _simulation(scene, sublayer, seen)(change.spec), seen)
             if fit is not None:
                 fits.append(fit)
                 if kind and not fit.scope:
                     break
-        if fits or scene.clock.stopped:
+        if fits or stopped:
             break
-    return Result(seen.tap, _best(fits, seen.tap), tried)
+    return Result(seen.tap, _best(fits, seen.tap), tried, stopped)
 
 
 def _anywhere(scene: Scene, seen: Seen) -> Iterator[generic.Simulation]:
     """Yields the generic changes of all rows, then those of only the rows that differ."""
     yield from generic.changes(scene, seen)
-    errors = seen.errors()
-    bad = errors.ratios(errors.rms_floor) > thresholds("isolated").row
+    bad = seen.bad()
     for part, told in ((seen.failing, _scope(seen)), (bad, _positions(seen, bad))):
         if part.any() and not part.all() and told:
             for change, simulate in generic.changes(scene, seen.only(part)):
@@ -161,6 +165,15 @@ def _simulated(
     scene: Scene, sublayer: Sublayer[Any], seen: Seen, changes: Iterator[Change[Any]]
 ) -> Iterator[generic.Simulation]:
     """Yields each change with a function that simulates it in float64 or in float32."""
+    simulation = _simulation(scene, sublayer, seen)
+    for change in changes:
+        yield change, simulation(change.spec)
+
+
+def _simulation(
+    scene: Scene, sublayer: Sublayer[Any], seen: Seen
+) -> Callable[[Any], Callable[[bool], torch.Tensor]]:
+    """Returns a description → a function that computes the seen rows in float64 or in float32."""
     rounded = scene.inputs(rounded=True, wanted=seen.rows)
     single = scene.inputs(torch.float32, wanted=seen.rows)
 
@@ -169,8 +182,7 @@ def _simulated(
             seen.rows
         ].double()
 
-    for change in changes:
-        yield change, simulation(change.spec)
+    return simulation
 
 
 def _whatever_comes(phase: Iterator[generic.Simulation]) -> Iterator[generic.Simulation]:

@@ -22,6 +22,7 @@ from edgeverify.legs.run import Run
 from edgeverify.legs.runtime.stages import FileRun, run_runtimes, without_taps
 from edgeverify.legs.selectors import Selectors
 from edgeverify.litert.contents import file_facts
+from edgeverify.report.answer_parts import odd_taps
 from edgeverify.report.words import LISTED
 
 
@@ -82,9 +83,7 @@ class Line:
         leg, authoring = judge(run, Leg(AUTHORING), runs, authoring)
         passed = leg.outcome != FAIL
         if not passed:
-            differ = sum(tap.outcome == FAIL for tap in leg.taps)
-            told = f"{differ} of {len(leg.taps)} taps differ; now looking for the cause"
-            run.progress.say(f"FAIL  {leg.name}: {told}")
+            run.progress.say(f"FAIL  {leg.name}: {odd_taps(leg)}; now looking for the cause")
         causes = () if passed else find_causes(run, authoring)
         traces = {"reference": authoring.own, "reauthored": whole}
         out = CheckResult(run, {leg.name: leg}, traces, causes)

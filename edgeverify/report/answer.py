@@ -158,9 +158,12 @@ def _left_open(report: Report, causes: Sequence[Cause]) -> list[str]:
 
 
 def _in_vain(tried: int, stopped: float | None) -> str:
+    """What a search that named nothing has tried, and whether it was broken off."""
+    vain = f"none of {tried} known faults explains it"
     if stopped is None:
-        return f"none of {tried} known faults explains it"
-    return f"none of {tried} known faults explains it; the search stopped after {stopped:.0f} s"
+        return vain
+    broken_off = f"the search stopped after {stopped:.0f} s"
+    return f"{vain}; {broken_off}" if tried else broken_off
 
 
 def _blocks(leg: LegResult) -> set[int]:
