@@ -163,9 +163,9 @@ def make_report(
 
 
 def make_audits(**outcomes: str) -> dict[str, AuditResult]:
-    """The three audits; ``make_audits(config="fail")`` has one that names a field."""
+    """The four audits; ``make_audits(config="fail")`` has one that names a field."""
     audits = {}
-    for name in ("config", "weights", "signatures"):
+    for name in ("config", "weights", "signatures", "edges"):
         outcome = outcomes.get(name, PASS)
         reason = "cannot be read" if outcome == UNCHECKED else ""
         check = Check("rotary base", "ModelConfig", outcome, "5300.0", "10000.0", reason)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -25,9 +25,7 @@ from transformers import (
 )
 from transformers.masking_utils import eager_mask
 
-from edgeverify.backends import float32
-from edgeverify.backends.float64 import Float64Mode, exact_tables, is_rotary, widened
-from edgeverify.backends.widened_tables import head_widened, rows_widened
+from edgeverify.backends.precision import base_of, blocks_of, exact, otherwise, redrawn
 from edgeverify.core import taps
 from edgeverify.core.case import Case, Step
 from edgeverify.core.errors import CheckpointError
@@ -163,16 +161,7 @@ def run_oracle(model: PreTrainedModel, case: Case, *, inject: Trace | None = Non
     Returns:
         A trace of float64 arrays.
     """
-    with ExitStack() as stack:
-        table, head = model.get_input_embeddings(), model.get_output_embeddings()
-        stack.enter_context(rows_widened(table))
-        if head is not None:
-            stack.enter_context(head_widened(head))
-        for module in (*_blocks(model), *_outside_blocks(model)):
-            if module is not table and module is not head:
-                _widen_while_running(module, stack)
-        stack.enter_context(_exact_constants(model))
-        stack.enter_context(Float64Mode())
+    with exact(model):
         return _run_at_once(model, case, inject, np.float64)
 
 
@@ -194,10 +183,7 @@ def run_otherwise(
             angles are rounded differently in both cases. See ``edgeverify.backends.float32``.
         linear: whether the sums of linear layers are sequential as well.
     """
-    with ExitStack() as stack:
-        stack.enter_context(float32.angles_rounded_otherwise(model))
-        if sequential:
-            stack.enter_context(float32.SequentialSums(linear=linear))
+    with otherwise(model, sequential=sequential, linear=linear):
         return _run_at_once(model, case, inject)
 
 
@@ -212,14 +198,14 @@ def run_redrawn(
         seed: of the draw; see ``float32.RoundedAtRandom`` and ``angles_rounded_otherwise``.
         inject: as in ``run``.
     """
-    with float32.angles_rounded_otherwise(model, seed), float32.RoundedAtRandom(seed):
+    with redrawn(model, seed):
         return _run_at_once(model, case, inject)
 
 
 def _run_at_once(
     model: PreTrainedModel, case: Case, inject: Trace | None, dtype: type = np.float32
 ) -> Trace:
-    num_blocks = len(_blocks(model))
+    num_blocks = len(blocks_of(model))
     inputs = None
     if inject is not None:
         steps = [_inputs_of(step, inject, dtype) or [] for step in case.steps]
@@ -244,21 +230,6 @@ def _run_at_once(
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().numpy().copy()
-
-
-def _base(model: PreTrainedModel) -> Any:
-    return getattr(model, model.base_model_prefix)
-
-
-def _blocks(model: PreTrainedModel) -> list[nn.Module]:
-    return list(_base(model).layers)
-
-
-def _outside_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """Returns the parts that are not blocks: embedding, rotary table, final norm, LM head."""
-    parts = [child for child in _base(model).children() if not isinstance(child, nn.ModuleList)]
-    head = model.get_output_embeddings()
-    return parts if head is None else [*parts, head]
 
 
 def _first(owner: nn.Module, *names: str) -> nn.Module:
@@ -314,8 +285,8 @@ def _recording(
 
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    blocks = _blocks(model)
-    final_norm = _first(_base(model), "norm", "final_layernorm", "ln_f")
+    blocks = blocks_of(model)
+    final_norm = _first(base_of(model), "norm", "final_layernorm", "ln_f")
     on_input(blocks[0], taps.EMBED)
     for index, block in enumerate(blocks):
         attention = _first(block, "self_attn", "attn")
@@ -337,57 +308,3 @@ def _recording(
         _RECORD.reset(token)
         for handle in handles:
             handle.remove()
-
-
-def _widen_while_running(module: nn.Module, stack: ExitStack) -> None:
-    """Keeps the module in float64 from just before its forward until just after it."""
-    open_contexts: list[ExitStack] = []
-
-    def before(_: nn.Module, args: Any) -> None:
-        context = ExitStack()
-        # Widening copies narrow data on purpose; the mode would refuse to handle it.
-        with torch.utils._python_dispatch._disable_current_modes():
-            context.enter_context(widened(module))
-        open_contexts.append(context)
-
-    def after(_: nn.Module, args: Any, output: Any) -> None:
-        open_contexts.pop().close()
-
-    for handle in (
-        module.register_forward_pre_hook(before),
-        module.register_forward_hook(after),
-    ):
-        stack.callback(handle.remove)
-    stack.callback(_close_all, open_contexts)
-
-
-def _close_all(contexts: list[ExitStack]) -> None:
-    for context in contexts:
-        context.close()
-
-
-@contextmanager
-def _exact_constants(model: PreTrainedModel) -> Iterator[None]:
-    """Replaces constants that transformers rounds to float32 by their float64 values.
-
-    These are RoPE's inverse frequencies and Gemma's embedding scale.
-    """
-    exact: list[tuple[nn.Module, str, torch.Tensor]] = []
-    for module in model.modules():
-        if is_rotary(module):
-            exact += ((module, name, table) for name, table in exact_tables(module).items())
-        if "embed_scale" in module._buffers:
-            scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
-            exact.append((module, "embed_scale", scale))
-    # A scaled table is replaced while the model runs, so all that a module holds is kept.
-    owners = {id(module): module for module, _, _ in exact}.values()
-    originals = [(module, dict(module.__dict__), dict(module._buffers)) for module in owners]
-    for module, name, value in exact:
-        (module._buffers if name in module._buffers else module.__dict__)[name] = value
-    try:
-        yield
-    finally:
-        for module, attributes, buffers in originals:
-            module.__dict__.update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,11 @@ from edgeverify.backends.interpreter import (
     open_file,
     runner_of,
 )
+from edgeverify.backends.sessions.tflite import TfliteSession
+from edgeverify.backends.sessions.walk import walk
 from edgeverify.core import taps
 from edgeverify.core.case import Case, Step
+from edgeverify.core.edges import Edge
 from edgeverify.core.errors import ArtifactError
 from edgeverify.core.localise import forget_unfed
 from edgeverify.core.masks import masks_of
@@ -54,6 +57,8 @@ class Setup:
         memory_budget: bytes that the process may use; the available memory if None.
         opener: opens a file, from ``choose_opener`` or of another runtime; ``open_file`` if None.
         tick: called after each step.
+        edges: steps that the untouched file runs after those of the case; see ``core.edges``.
+        walked: receives what the edges gave.
     """
 
     num_threads: int | None = None
@@ -61,6 +66,8 @@ class Setup:
     memory_budget: int | None = None
     opener: Callable[..., Any] | None = None
     tick: Callable[[], None] = lambda: None
+    edges: Sequence[Edge] = ()
+    walked: Callable[[Trace], None] = lambda _: None
 
     @property
     def threads(self) -> int:
@@ -227,7 +234,7 @@ def run(
             _forget_unfed(trace, step, num_blocks, located)
         return trace
 
-    outer = [outputs for _, outputs, _ in _drive(path, case, setup)]
+    outer = [outputs for _, outputs, _ in _drive(path, case, setup, untouched=True)]
     if instrumented is None:
         for step, outputs in zip(case.steps, outer, strict=True):
             _record(trace, case, step, num_blocks, outputs, {}, None)
@@ -249,6 +256,8 @@ def _drive(
     case: Case,
     setup: Setup,
     inject: Mapping[str, np.ndarray] | None = None,
+    *,
+    untouched: bool = False,
 ) -> Iterator[tuple[Step, dict[str, np.ndarray], Located | None]]:
     """Yields each step's outputs. Only one interpreter is alive, and only until the last step."""
     told = _instrumentation(path, isolated=inject is not None)
@@ -286,6 +295,11 @@ def _drive(
             for tap, output in taps_of.items():
                 outputs[TAP + tap] = outputs[output]
             yield step, outputs, located
+        if untouched and setup.edges:
+            # Here, because another interpreter would have to pack the weights again.
+            session = TfliteSession(path, case, case.kernel, interpreter=interpreter)
+            kept = {tap: rows[: step.end] for tap, rows in session.rows_of(cache).items()}
+            setup.walked(walk(session, setup.edges, kept))
     finally:
         del interpreter
         runners.clear()

@@ -12,7 +12,7 @@ from edgeverify.core.leg import Leg
 
 SCHEMA = 1
 PASS, FAIL, UNCHECKED = "pass", "fail", "unchecked"
-CONFIG, WEIGHTS, SIGNATURES = "config", "weights", "signatures"
+CONFIG, WEIGHTS, SIGNATURES, EDGES = "config", "weights", "signatures", "edges"
 BUNDLE = "bundle"  # of a container alone
 # The outcome of an audit or an invariant that does not apply; it counts neither way.
 NOT_APPLICABLE = "not applicable"

@@ -19,6 +19,7 @@ from edgeverify.legs.run import CACHE_VERSION, Run
 
 REFERENCE_SOURCES = (
     "backends/reference.py",
+    "backends/precision.py",
     "backends/widened_tables.py",
     "backends/float32.py",
     "backends/float64.py",

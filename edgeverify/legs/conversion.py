@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgeverify.audits.file_reading import FileReading
 from edgeverify.audits.run import Auditor
 from edgeverify.backends import reauthored, tflite
 from edgeverify.backends.streaming import forgetting
+from edgeverify.core.edges import Edge
 from edgeverify.core.results import Finding, LegResult
 from edgeverify.core.store import entries
 from edgeverify.core.store.mapped import forget
@@ -105,12 +106,27 @@ def converted(run: Run) -> Path:
 
 def run_file(run: Run, path: Path, oracle: Trace) -> tuple[Trace, Trace | None]:
     """Runs the untouched file, reading its inner taps from a copy, and the file block by block."""
+    whole, isolated, _ = run_and_walk(run, path, oracle, ())
+    return whole, isolated
+
+
+def run_and_walk(
+    run: Run, path: Path, oracle: Trace, edges: Sequence[Edge]
+) -> tuple[Trace, Trace | None, Trace]:
+    """Like ``run_file``; also returns the trace of the edges, which the file runs at its end."""
+    walked: list[Trace] = [Trace()]
     run.release()
     with run.timed("run .tflite", len(run.case.steps)) as tick:
-        setup = tflite.Setup(cache=run.cache, memory_budget=run.memory_budget, tick=tick)
+        setup = tflite.Setup(
+            cache=run.cache,
+            memory_budget=run.memory_budget,
+            tick=tick,
+            edges=edges,
+            walked=walked.append,
+        )
         whole, isolated = tflite.run_file(path, run.case, oracle, setup)
     run.log.runtime = whole.provenance["runtime"]
-    return run.lean(whole), None if isolated is None else run.lean(isolated)
+    return run.lean(whole), None if isolated is None else run.lean(isolated), walked[-1]
 
 
 def every_tap_fed(run: Run, oracle: Trace, path: Path | None) -> Trace:

@@ -16,6 +16,7 @@ from edgeverify.core.leg import CONVERSION, QUANTIZATION, RUNTIME, Leg
 from edgeverify.core.memory import peak_memory
 from edgeverify.core.results import (
     BUNDLE,
+    EDGES,
     FAIL,
     PASS,
     SIGNATURES,
@@ -74,8 +75,9 @@ def _audit_findings(audit: AuditResult, legs: Mapping[str, LegResult]) -> list[F
     What shows only in the file is attributed to the conversion, unless the file computes what the
     port does. In that case the port takes one tensor for another, and the file shows it.
     """
-    if not audit.odd:
-        return []
+    failed = any(leg.outcome == FAIL for leg in legs.values())
+    if not audit.odd or (audit.name == EDGES and audit.outcome == UNCHECKED and failed):
+        return []  # edges are not walked where a leg fails, and the leg's findings say why
     seen = [check for check in audit.odd if check.outcome == audit.outcome]
     of_recipe = Leg.of(audit.name).kind == QUANTIZATION
     of_file = all(check.where.startswith("file") for check in seen) or audit.name in (

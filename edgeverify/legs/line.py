@@ -8,15 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from edgeverify.audits.run import Auditor
+from edgeverify.core.edges import Edge
 from edgeverify.core.errors import NoRoomError, PortError
 from edgeverify.core.judge import Baseline, judge_leg, judge_surely
 from edgeverify.core.leg import AUTHORING, CONVERSION, Leg
 from edgeverify.core.localise import named_alone
-from edgeverify.core.results import FAIL, UNCHECKED, Finding, LegResult
+from edgeverify.core.results import EDGES, FAIL, UNCHECKED, Finding, LegResult
 from edgeverify.core.trace import Trace
 from edgeverify.legs.authoring import audit_port, find_causes, run_reauthored
 from edgeverify.legs.baselines import own_baseline, reference_baselines
-from edgeverify.legs.conversion import audit_file, converted, every_tap_fed, op_sources, run_file
+from edgeverify.legs.conversion import (
+    audit_file,
+    converted,
+    every_tap_fed,
+    op_sources,
+    run_and_walk,
+)
+from edgeverify.legs.edges import EdgeWalk
 from edgeverify.legs.quantization.check import check_recipes
 from edgeverify.legs.run import Run
 from edgeverify.legs.runtime.stages import FileRun, run_runtimes, without_taps
@@ -87,18 +95,23 @@ class Line:
         causes = () if passed else find_causes(run, authoring)
         traces = {"reference": authoring.own, "reauthored": whole}
         out = CheckResult(run, {leg.name: leg}, traces, causes)
+        edges = EdgeWalk(run, baselines, _positions(run))
+        edges.port(leg, whole)
         if with_file:
-            self._file_legs(out, baselines[CONVERSION], authoring_passed=passed)
+            self._file_legs(out, baselines[CONVERSION], edges, authoring_passed=passed)
+        self.auditor.results[EDGES] = edges.audit
         return out
 
-    def _file_legs(self, out: CheckResult, baseline: Baseline, *, authoring_passed: bool) -> None:
+    def _file_legs(
+        self, out: CheckResult, baseline: Baseline, edges: EdgeWalk, *, authoring_passed: bool
+    ) -> None:
         run = out.run
         try:
             path = converted(run)
             run.log.files[CONVERSION] = file_facts(path, run.cache)
             audit_file(run, self.auditor, path)
             own = None if authoring_passed else out.traces["reauthored"]
-            file = conversion_leg(run, path, baseline, own)
+            file, walked = conversion_leg(run, path, baseline, own, edges.of_file)
         except Exception as error:
             # A model that is known to be wrong may be one that cannot be converted or run. That
             # must not discard what is already known, and neither must a file too large for this
@@ -114,6 +127,7 @@ class Line:
             return
         out.traces["tflite"] = file.trace
         out.add({file.leg.name: file.leg}, file.sources)
+        edges.file(file.leg, walked)
         self._run_elsewhere(out, file)
         wrong = AUTHORING if not authoring_passed else ""
         self._quantized_legs(out, file, baseline, wrong)
@@ -169,7 +183,9 @@ class LegRuns:
     notes: tuple[str, ...] = ()
 
 
-def conversion_leg(run: Run, path: Path, baseline: Baseline, own: Trace | None) -> FileRun:
+def conversion_leg(
+    run: Run, path: Path, baseline: Baseline, own: Trace | None, edges: Sequence[Edge] = ()
+) -> tuple[FileRun, Trace]:
     """Runs the float file and judges it; if it fails, names the operators.
 
     If authoring passed, the file is compared with the reference's oracle, and that verdict stands.
@@ -181,18 +197,22 @@ def conversion_leg(run: Run, path: Path, baseline: Baseline, own: Trace | None) 
         path: the file.
         baseline: of the reference.
         own: the trace of the re-authored model if it differs from the reference; else None.
+        edges: are walked with the file.
+
+    Returns:
+        The judged run, and the trace of the edges.
     """
     notes: tuple[str, ...] = ()
     if own is not None:
         baseline = own_baseline(run, own, baseline)
         notes = ("judged against the re-authored model's own float64 run",)
-    whole, isolated = run_file(run, path, baseline.oracle)
+    whole, isolated, walked = run_and_walk(run, path, baseline.oracle, edges)
     if packing := whole.provenance.get("packing"):
         notes = (*notes, packing)
     runs = LegRuns(whole, isolated, path, notes)
     leg, baseline = judge(run, Leg(CONVERSION), runs, baseline)
     sources = op_sources(run, path, leg) if leg.outcome == FAIL else ()
-    return FileRun(path, leg, whole, baseline, sources)
+    return FileRun(path, leg, whole, baseline, sources), walked
 
 
 def judge(run: Run, leg: Leg, runs: LegRuns, baseline: Baseline) -> tuple[LegResult, Baseline]:
@@ -214,6 +234,11 @@ def judge(run: Run, leg: Leg, runs: LegRuns, baseline: Baseline) -> tuple[LegRes
     fed = every_tap_fed(run, baseline.oracle, runs.path)
     named = named_alone(divergence.isolated, fed, baseline, expected, starts)
     return replace(result, first_divergence=replace(divergence, isolated=named)), baseline
+
+
+def _positions(run: Run) -> int:
+    config: Any = run.model().config
+    return int(config.max_seq_len)
 
 
 def _explained(error: PortError, failures: Sequence[str]) -> PortError:

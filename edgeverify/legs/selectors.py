@@ -180,11 +180,11 @@ class Selectors:
     @property
     def audits(self) -> tuple[str, ...]:
         """The audits of the chosen backends; only a file has the audit of signatures."""
-        audits = ("config", "weights", "signatures")
+        audits = ("config", "weights", "signatures", "edges")
         quantized = tuple(str(leg) for leg in self.legs if leg.kind == QUANTIZATION)
         if "tflite" in self.backends:
             return (*audits, *quantized)
-        return audits[:2] if self.legs else ()
+        return ("config", "weights", "edges") if self.legs else ()
 
     @property
     def step_names(self) -> tuple[str, ...] | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edgeverify.core.results import (
+    EDGES,
     FAIL,
     NOT_APPLICABLE,
     PASS,
@@ -17,7 +18,13 @@ from edgeverify.core.results import (
 from edgeverify.report.words import invariants_line, number, plural
 
 # What an audit compares.
-NOUNS = {"config": "values", "weights": "tensors", "signatures": "tensors", "bundle": "fields"}
+NOUNS = {
+    "config": "values",
+    "weights": "tensors",
+    "signatures": "tensors",
+    "edges": "steps",
+    "bundle": "fields",
+}
 # A leg's first word → what it compares.
 COMPARES = {
     "authoring": "Hugging Face → port",
@@ -49,7 +56,10 @@ def compares(name: str, report: Report) -> str:
 
 def parts_of(report: Report) -> Iterable[Part]:
     """A line for each audit and leg, in the report's order."""
+    failed = any(leg.outcome == FAIL for leg in report.legs.values())
     for name, audit in report.audits.items():
+        if name == EDGES and audit.outcome == UNCHECKED and failed:
+            continue  # where a leg fails, edges are not walked: the leg's line says enough
         counts, noun = audit.counts, NOUNS.get(name, "weights")
         compared = sum(n for kind, n in counts.items() if kind != NOT_APPLICABLE)
         if audit.outcome == PASS:

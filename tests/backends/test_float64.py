@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import edgeverify_models as models
-from edgeverify.backends import reference
+from edgeverify.backends import precision, reference
 from edgeverify.backends.float64 import Float64Mode, exact_frequencies, widened
 from edgeverify.core.case import Case, plan_steps
 from edgeverify.hf.checkpoints import open_checkpoint
@@ -75,7 +75,7 @@ def test_a_forward_that_raises_leaves_the_model_as_it_was(name: str, where: str)
     config, state = opened(name)
     model = reference.build(config, state)
     before = snapshot(model)
-    inside = reference._blocks(model)[1] if where == "block" else model.get_output_embeddings()
+    inside = precision.blocks_of(model)[1] if where == "block" else model.get_output_embeddings()
     # The last linear layer of the part, so that the parts around it are open at the time.
     part = [module for module in inside.modules() if isinstance(module, nn.Linear)][-1]
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import edgeverify_models as models
-from edgeverify.backends import reference
+from edgeverify.backends import precision, reference
 from edgeverify.core import taps
 from edgeverify.core.case import Case, plan_steps
 from edgeverify.core.errors import CheckpointError
@@ -34,7 +34,7 @@ class Tiny:
 
     @property
     def num_blocks(self) -> int:
-        return len(reference._blocks(self.model))
+        return len(precision.blocks_of(self.model))
 
     def plain(self) -> Any:
         """transformers' model with its own eager attention and no help of ours."""

@@ -44,8 +44,8 @@ def project(pytester: pytest.Pytester, fake_verify: Any, audits: Callable[..., A
 
 def test_one_test_for_each_audit_leg_and_step_without_a_test_file(project: Project) -> None:
     result = project.run("-m", "parity", "--model", "tinyllama", "-v")
-    result.assert_outcomes(passed=25)
-    names = ("config", "weights", "signatures")
+    result.assert_outcomes(passed=26)
+    names = ("config", "weights", "signatures", "edges")
     result.stdout.fnmatch_lines([f"parity::tinyllama[[]audit-{name}[]] PASSED*" for name in names])
     result.stdout.fnmatch_lines(
         [
@@ -63,9 +63,9 @@ def test_all_models_are_the_default(project: Project) -> None:
     names = ["gemma1", "gemma2", "tinyllama", "phi2", "openelm", "smollm", "smollm2"]
     assert project.models == names
     # The made-up report has both of the steps, which are prefill.0 and .1 and decode.0.
-    result.assert_outcomes(passed=7 * (3 + 2 * 3))
+    result.assert_outcomes(passed=7 * (4 + 2 * 3))
     again = project.run("-m", "parity", "--model", "all", "--model", "phi2", "--collect-only", "-q")
-    again.stdout.fnmatch_lines(["175 tests collected*"])
+    again.stdout.fnmatch_lines(["182 tests collected*"])
 
 
 @pytest.mark.parametrize("arguments", [(), ("-m", "not parity"), ("-m", "not slow"), ("-k", "p")])
@@ -78,9 +78,9 @@ def test_a_plain_run_never_starts_parity(project: Project, arguments: tuple[str,
 def test_the_mark_chooses_among_the_project_s_own_tests(project: Project) -> None:
     project.pytester.makepyfile("def test_own(): pass")
     result = project.run("-m", "parity", "--model", "tinyllama")
-    result.assert_outcomes(passed=25, deselected=1)
+    result.assert_outcomes(passed=26, deselected=1)
     result = project.run("-m", "parity", "--model", "tinyllama", "-k", "authoring and decode")
-    result.assert_outcomes(passed=8, deselected=18)
+    result.assert_outcomes(passed=8, deselected=19)
 
 
 def test_a_project_s_own_parity_tests_run_too(project: Project) -> None:
@@ -88,7 +88,7 @@ def test_a_project_s_own_parity_tests_run_too(project: Project) -> None:
         "import pytest\n@pytest.mark.parity\ndef test_own(): pass\ndef test_other(): pass"
     )
     result = project.run("-m", "parity", "--model", "tinyllama", "--strict-markers")
-    result.assert_outcomes(passed=26, deselected=1)
+    result.assert_outcomes(passed=27, deselected=1)
 
 
 def golden_report(report: Callable[..., Report], outcome: str) -> Report:
@@ -141,7 +141,7 @@ def test_a_project_without_goldens_is_told(project: Project) -> None:
 
 def test_a_mark_goes_with_others(project: Project) -> None:
     result = project.run("-m", "parity and not slow", "--model", "tinyllama")
-    result.assert_outcomes(passed=25)
+    result.assert_outcomes(passed=26)
 
 
 def test_a_failure_is_in_the_report_s_words_without_a_traceback(
@@ -149,7 +149,7 @@ def test_a_failure_is_in_the_report_s_words_without_a_traceback(
 ) -> None:
     project.verify.result = report("fail")
     result = project.run("-m", "parity", "--model", "tinyllama")
-    result.assert_outcomes(passed=24, failed=1)
+    result.assert_outcomes(passed=25, failed=1)
     result.stdout.fnmatch_lines(
         [
             "*tinyllama[[]authoring-prefill.0[]]*",
@@ -171,7 +171,7 @@ def test_an_audit_that_fails_or_is_missing_fails_alone(
     project.verify.audits = audits(config="fail")
     del project.verify.audits["signatures"]
     result = project.run("-m", "parity", "--model", "tinyllama")
-    result.assert_outcomes(passed=23, failed=2)
+    result.assert_outcomes(passed=24, failed=2)
     result.stdout.fnmatch_lines(
         [
             "config: fail: rotary base is 10000, should be 5300",
@@ -187,7 +187,7 @@ def test_an_audit_that_fails_or_is_missing_fails_alone(
 def test_unchecked_fails_and_says_so(project: Project, report: Callable[..., Report]) -> None:
     project.verify.result = report("pass", "unchecked", reason="no such tensor")
     result = project.run("-m", "parity", "--model", "tinyllama")
-    result.assert_outcomes(passed=24, failed=1)
+    result.assert_outcomes(passed=25, failed=1)
     result.stdout.fnmatch_lines(["conversion prefill.0: unchecked: no such tensor"])
 
 
@@ -197,7 +197,7 @@ def test_a_leg_or_step_that_the_report_lacks_is_no_pass(
     made = report()
     project.verify.result = replace(made, legs={"authoring": made.legs["authoring"]})
     result = project.run("-m", "parity", "--model", "tinyllama", "--decode-steps", "9")
-    result.assert_outcomes(passed=14, failed=13)
+    result.assert_outcomes(passed=15, failed=13)
     result.stdout.fnmatch_lines(
         [
             "authoring decode.8: unchecked: *",
@@ -209,7 +209,7 @@ def test_a_leg_or_step_that_the_report_lacks_is_no_pass(
 def test_bad_input_found_by_the_run_is_one_line_per_test(project: Project) -> None:
     project.verify.result = CheckpointError("is empty", where="w", fix="copy it")
     result = project.run("-m", "parity", "--model", "tinyllama")
-    result.assert_outcomes(errors=25)
+    result.assert_outcomes(errors=26)
     result.stdout.fnmatch_lines(["cannot check tinyllama: w: is empty; copy it"])
     assert len(project.models) == 1
     result.stdout.no_fnmatch_line("*Traceback*")
@@ -218,7 +218,7 @@ def test_bad_input_found_by_the_run_is_one_line_per_test(project: Project) -> No
 def test_an_unexpected_error_shows_its_traceback_once(project: Project) -> None:
     project.verify.result = ZeroDivisionError("division by zero")
     result = project.run("-m", "parity", "--model", "tinyllama")
-    result.assert_outcomes(errors=25)
+    result.assert_outcomes(errors=26)
     assert len(project.models) == 1
     assert len(re.findall(r"^E +ZeroDivisionError", result.stdout.str(), re.MULTILINE)) == 1
     result.stdout.fnmatch_lines(
@@ -252,12 +252,12 @@ def test_bad_usage_is_one_line_and_exit_4(project: Project, arguments: str, line
 
 def test_reports_are_written_one_for_each_model(project: Project) -> None:
     options = [f"--parity-{name}=r.{name}" for name in ("json", "html", "junit")]
-    project.run("-m", "parity", "--model", "phi2", *options).assert_outcomes(passed=25)
+    project.run("-m", "parity", "--model", "phi2", *options).assert_outcomes(passed=26)
     folder = project.pytester.path
     assert json.loads((folder / "r.json").read_text())["outcome"] == "pass"
     assert {path.name for path in folder.glob("r.*")} == {"r.json", "r.html", "r.junit"}
     two = ("--model", "phi2", "--model", "smollm", "--parity-json", "two.json")
-    project.run("-m", "parity", *two).assert_outcomes(passed=50)
+    project.run("-m", "parity", *two).assert_outcomes(passed=52)
     assert {path.name for path in folder.glob("two*")} == {"two-phi2.json", "two-smollm.json"}
 
 
@@ -272,7 +272,7 @@ def test_a_port_of_a_file_has_a_readable_id(project: Project) -> None:
 
 def test_a_prompt_gives_one_test_for_each_leg(project: Project) -> None:
     result = project.run("-m", "parity", "--model", "tinyllama", "--prompt", "The capital", "-v")
-    result.assert_outcomes(passed=5)
+    result.assert_outcomes(passed=6)
     result.stdout.fnmatch_lines(["parity::tinyllama[[]authoring[]] PASSED*"])
 
 
@@ -307,7 +307,7 @@ def test_xdist_keeps_a_model_on_one_worker_with_loadgroup(pytester: pytest.Pytes
     result = pytester.runpytest_subprocess(
         "-m", "parity", *models, "-n", "2", "--dist", "loadgroup"
     )
-    result.assert_outcomes(passed=50)
+    result.assert_outcomes(passed=52)
     assert sorted((pytester.path / "calls.txt").read_text().split()) == ["phi2", "smollm"]
 
 

@@ -93,6 +93,7 @@ def test_a_pass_is_short(report: Make, audits: Callable[..., Any]) -> None:
         "✓ config      2 values agree",
         "✓ weights     2 tensors agree",
         "✓ signatures  2 tensors agree",
+        "✓ edges       2 steps agree",
         "✓ authoring   Hugging Face → port: 66 taps agree, worst 1.02 of 1.50 allowed",
         "✓ conversion  port → .tflite: 66 taps agree, worst 1.02 of 1.50 allowed",
     ]
@@ -313,6 +314,7 @@ def test_memory_that_is_too_small_is_told_once(report: Make, audits: Callable[..
         "? config      not checked",
         "? weights     not checked",
         "? signatures  not checked",
+        "? edges       not checked",
         "? authoring   Hugging Face → port: not checked",
         "? conversion  port → .tflite: not checked",
     ]
@@ -334,7 +336,7 @@ def test_a_quantized_file_is_charged_itself_and_more_parts_share_lines(
         "       found only by the quantization:dynamic_int8 audit",
     ]
     assert shown[-6:] == [
-        "✓ config, weights, signatures",
+        "✓ config, weights, signatures, edges",
         "✗ weights of dynamic_int8    1 of 1 weights differ: w.weight",
         "✓ authoring                  Hugging Face → port: 66 taps agree, worst 1.02 of 1.50 "
         "allowed",
@@ -351,9 +353,9 @@ def test_parts_that_agree_share_a_line_where_none_is_left(
     answer = answer_of(replace(report("fail"), audits=audits(weights=FAIL)))
     fails = ["✗ weights     1 of 2 tensors differ: rotary base",
              "✗ authoring   Hugging Face → port: 2 of 66 taps differ"]  # fmt: skip
-    assert part_lines(answer, room=4) == [*fails, "✓ config, signatures, conversion"]
+    assert part_lines(answer, room=4) == [*fails, "✓ config, signatures, edges, conversion"]
     assert part_lines(answer, room=1) == part_lines(answer, room=4)
-    assert len(part_lines(answer, room=5)) == len(part_lines(answer)) == 5
+    assert len(part_lines(answer, room=6)) == len(part_lines(answer)) == 6
 
 
 def test_a_runtime_that_differs_is_told_apart_from_the_interpreter(report: Make) -> None:

@@ -58,12 +58,13 @@ def test_the_terminal_has_one_line_for_each_and_tells_a_failure_once(failed: Rep
         "cause  rotary base is 10000, should be 5300",
         "       found only by the config audit",
     ]
-    assert lines[6:9] == [
+    assert lines[6:10] == [
         "✗ config      1 of 2 values differ: rotary base",
         "✓ weights     2 tensors agree",
         "✓ signatures  2 tensors agree",
+        "✓ edges       2 steps agree",
     ]
-    assert lines[9].startswith("✓ authoring   Hugging Face → port: 66 taps agree")
+    assert lines[10].startswith("✓ authoring   Hugging Face → port: 66 taps agree")
     assert sum("10000" in line for line in lines) == 1
 
 
@@ -86,8 +87,8 @@ def test_junit_has_one_testcase_for_each(failed: Report) -> None:
         for case in root.iter("testcase")
         if case.get("classname") == "tinyllama.tiny.audits"
     }
-    assert cases == {"config": ["failure"], "weights": [], "signatures": []}
-    assert (root.get("tests"), root.get("failures")) == ("25", "1")
+    assert cases == {"config": ["failure"], "weights": [], "signatures": [], "edges": []}
+    assert (root.get("tests"), root.get("failures")) == ("26", "1")
     (told,) = root.iter("failure")
     assert told.get("message") == "config: fail: rotary base is 10000, should be 5300"
     assert WRONG in (told.text or "")
@@ -103,7 +104,7 @@ def test_html_has_a_row_for_each(failed: Report) -> None:
 def test_json_has_every_check_and_the_notes(failed: Report) -> None:
     audits = {**failed.audits, "signatures": AuditResult("signatures", (), ("a fact",))}
     found = json.loads(json.dumps(replace(failed, audits=audits).to_dict()))["audits"]
-    assert list(found) == ["config", "weights", "signatures"]
+    assert list(found) == ["config", "weights", "signatures", "edges"]
     assert found["config"]["outcome"] == FAIL
     assert found["config"]["counts"] == {PASS: 1, FAIL: 1}
     assert found["config"]["checks"][1] == {

@@ -72,6 +72,6 @@ def test_what_is_counted_is_what_is_there(audits: Callable[..., dict[str, AuditR
     made = Report(case={"model": "a\x00b"}, environment={}, legs={}, audits=audits(config="fail"))
     root = ET.fromstring(render(made))
     cases = root.findall(".//testcase")
-    assert [root.get(name) for name in ("tests", "failures", "errors")] == ["4", "1", "1"]
-    assert len(cases) == 4
+    assert [root.get(name) for name in ("tests", "failures", "errors")] == ["5", "1", "1"]
+    assert len(cases) == 5
     assert cases[-1].get("classname") == "a\ufffdb"

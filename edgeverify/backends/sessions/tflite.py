@@ -14,6 +14,8 @@ from edgeverify.core import taps
 from edgeverify.core.case import Case, Step
 from edgeverify.core.masks import masks_of
 
+DECODE = "decode"
+
 
 class TfliteSession(Session):
     """A session of a converted file, called with the caches as inputs and outputs.
@@ -23,6 +25,7 @@ class TfliteSession(Session):
         case: gives the rows, the prefill lengths, the KV layout and how masks are passed.
         kernel: ``xnnpack``, ``builtin`` or ``reference``.
         num_threads: threads of the interpreter.
+        interpreter: of the file, already open; if None, the file is opened.
 
     Raises:
         ArtifactError: the file cannot be opened, or does not fit the case.
@@ -35,10 +38,13 @@ class TfliteSession(Session):
         kernel: str,
         *,
         num_threads: int = 1,
+        interpreter: Any = None,
     ) -> None:
         super().__init__(f"tflite-{kernel}", case.kv_cache_len, case.prefill_lengths)
         self._path, self._case = path, case
-        self._interpreter = open_fitting(path, kernel=kernel, num_threads=num_threads)
+        self._interpreter = interpreter or open_fitting(
+            path, kernel=kernel, num_threads=num_threads
+        )
         self._runners: dict[str, Any] = {}
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
         for step in self._signatures():
@@ -47,7 +53,8 @@ class TfliteSession(Session):
             shapes = {n: tuple(d["shape"]) for n, d in runner.get_input_details().items()}
             self._shapes[step.signature] = shapes
             check_room(path, case, step, shapes)
-        batch = self._shapes["decode"]["tokens"][0]
+        self._prefills = {length: n for n, length in case.signatures.items() if n != DECODE}
+        batch = self._shapes[DECODE]["tokens"][0] if DECODE in self._shapes else 1
         self.batch = batch if batch > 1 else 0
         self._clear()
 
@@ -65,15 +72,17 @@ class TfliteSession(Session):
         """One decode step of several conversations."""
         if not self.batch:
             return super().decode_batch(tokens, caches)
-        outputs = self._call("decode", [[token] for token in tokens], self._inputs_of(caches))
+        outputs = self._call(DECODE, [[token] for token in tokens], self._inputs_of(caches))
         return outputs[taps.LOGITS][:, 0], [self._rows(outputs, row) for row in range(self.batch)]
 
     def _step(self, signature: str, tokens: list[int], real: int) -> np.ndarray | None:
-        if self.batch and signature == "decode":  # such a file has no other decode
+        if self.batch and signature == DECODE:  # such a file has no other decode
             cache = self._rows(self._cache, 0)
             alike, caches = self.decode_batch(tokens * self.batch, [cache] * self.batch)
             self.write_cache(caches[0])
             return alike[:1]
+        if signature != DECODE:
+            signature = self._prefills[len(tokens)]  # some files have a name of their own
         outputs = self._call(signature, [tokens], self._cache)
         self._cache = {name: outputs[name] for name in self._cache}
         logits = outputs.get(taps.LOGITS)
@@ -100,8 +109,12 @@ class TfliteSession(Session):
         ]
 
     def _clear(self) -> None:
-        shapes = self._shapes[f"prefill_{self.lengths[0]}"]
+        shapes = self._shapes[self._prefills[self.lengths[0]]]
         self._cache = {n: np.zeros(s, np.float32) for n, s in shapes.items() if "kv_cache" in n}
+
+    def rows_of(self, outputs: Cache) -> dict[str, np.ndarray]:
+        """Returns the first conversation's rows, (S, N, H), of a file's outputs."""
+        return self._rows(outputs, 0)
 
     def _rows(self, outputs: Cache, row: int) -> dict[str, np.ndarray]:
         order = CACHE_ORDER[self._case.kv_layout]

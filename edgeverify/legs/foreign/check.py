@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,18 +18,28 @@ from typing import Any
 
 from edgeverify.audits.file_reading import Subject
 from edgeverify.audits.of_hf_config import declared
+from edgeverify.core.edges import Edge
 from edgeverify.core.errors import ArtifactError, UsageError
 from edgeverify.core.judge import Baseline, judge_leg, judge_surely
 from edgeverify.core.leg import CONVERSION, QUANTIZATION, Leg
 from edgeverify.core.localise import named_alone
 from edgeverify.core.progress import Progress
-from edgeverify.core.results import BUNDLE, FAIL, UNCHECKED, AuditResult, LegResult, Report
+from edgeverify.core.results import (
+    BUNDLE,
+    EDGES,
+    FAIL,
+    UNCHECKED,
+    AuditResult,
+    LegResult,
+    Report,
+)
 from edgeverify.core.store import entries
 from edgeverify.core.trace import Trace
 from edgeverify.hf.checkpoints import open_checkpoint
 from edgeverify.hf.forward import forward_of
 from edgeverify.legs import inputs
 from edgeverify.legs.baselines import reference_baselines
+from edgeverify.legs.edges import EdgeWalk
 from edgeverify.legs.findings import report_of
 from edgeverify.legs.foreign import tasks
 from edgeverify.legs.foreign.audits import audit
@@ -221,7 +231,9 @@ def _judge(
     try:
         if is_float:
             run.release()
-            leg, traces["tflite"] = _conversion(run, file, baseline)
+            walk = EdgeWalk(run, {CONVERSION: baseline})
+            leg, traces["tflite"] = _conversion(run, file, baseline, walk)
+            audits[EDGES] = walk.audit
         else:
             leg, traces["tflite"] = _quantization(run, file, config, baseline)
     except ArtifactError as error:
@@ -233,15 +245,18 @@ def _judge(
     return run, {str(asked): leg}, audits, traces
 
 
-def _conversion(run: Run, file: _File, baseline: Baseline) -> tuple[LegResult, Trace]:
-    """Has the child run a float file, and judges its traces."""
-    whole, isolated = _run(run, file, baseline.oracle)
+def _conversion(
+    run: Run, file: _File, baseline: Baseline, walk: EdgeWalk
+) -> tuple[LegResult, Trace]:
+    """Has the child run a float file and walk its edges, and judges its traces."""
+    whole, isolated = _run(run, file, baseline.oracle, walk.of_file)
     starts = run.case.starts
     expected = run.expected(baseline.oracle)
     leg, baseline = judge_surely(
         lambda against: judge_leg(Leg(CONVERSION), whole, isolated, against, expected, starts),
         baseline,
     )
+    walk.file(leg, _load(file, tasks.EDGES))
     if isolated is not None and leg.first_divergence is not None:
         with run.timed("sublayer by sublayer"):
             file.ask("run_every_tap", case=asdict(run.case))
@@ -278,11 +293,14 @@ def _quantization(
     return judged.leg, judged.trace
 
 
-def _run(run: Run, file: _File, oracle: Trace) -> tuple[Trace, Trace | None]:
+def _run(
+    run: Run, file: _File, oracle: Trace, edges: Sequence[Edge] = ()
+) -> tuple[Trace, Trace | None]:
     """The child's traces of the file: as a whole and, if its taps are known, block by block."""
     oracle.save(file.folder / tasks.ORACLE)
     with run.timed("run the file"):
-        written = file.ask("run", case=asdict(run.case))
+        steps = [asdict(edge) for edge in edges]
+        written = file.ask("run", case=asdict(run.case), edges=steps)
     whole = _load(file, tasks.WHOLE)
     return whole, _load(file, tasks.ISOLATED) if tasks.ISOLATED in written else None
 

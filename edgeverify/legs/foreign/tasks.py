@@ -5,12 +5,13 @@ Nothing here imports torch, because the child must start in a fraction of a seco
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeverify.backends import tflite
 from edgeverify.backends.interpreter import choose_opener
+from edgeverify.core.edges import Edge
 from edgeverify.core.localise import forget_unfed
 from edgeverify.core.trace import Trace
 from edgeverify.legs.foreign.case import FileCase
@@ -22,8 +23,8 @@ from edgeverify.litert.interface import SHAPES, Facts, facts_of
 NOT_LOCATED = "nothing writes the KV cache in a way that is known, so that no tap can be located"
 # The files that ``run`` reads from its folder and writes into it.
 TOKENIZER = "tokenizer.json"
-WHOLE, ISOLATED, EVERY_TAP, ORACLE = (
-    f"{name}.safetensors" for name in ("whole", "isolated", "every-tap", "oracle")
+WHOLE, ISOLATED, EVERY_TAP, ORACLE, EDGES = (
+    f"{name}.safetensors" for name in ("whole", "isolated", "every-tap", "oracle", "edges")
 )
 
 
@@ -57,6 +58,7 @@ def run(
     case: Mapping[str, Any],
     facts: Mapping[str, Any],
     folder: str,
+    edges: Sequence[Mapping[str, Any]] = (),
 ) -> list[str]:
     """Runs a file as a whole and, if its taps can be located, block by block.
 
@@ -65,12 +67,15 @@ def run(
         case: a ``FileCase`` as a dict.
         facts: ``Facts.to_dict()``.
         folder: contains the oracle's trace, ``ORACLE``; traces and copies of the file go there.
+        edges: are walked at the end, each an ``Edge`` as a dict; their trace is ``EDGES``.
 
     Returns:
-        The traces that were written: ``WHOLE`` and ``ISOLATED``.
+        The traces of the case that were written: ``WHOLE`` and ``ISOLATED``.
     """
     planned, known, place = FileCase.from_dict(case), Facts.from_dict(facts), Path(folder)
-    setup = tflite.Setup(opener=choose_opener(file, planned.kernel)[0])
+    steps = [Edge.from_dict(edge) for edge in edges]
+    opener = choose_opener(file, planned.kernel)[0]
+    setup = tflite.Setup(opener=opener, edges=steps, walked=lambda trace: trace.save(place / EDGES))
     if known.layout_from == SHAPES:
         trace = tflite.run(file, planned, setup)
         _explain(trace)

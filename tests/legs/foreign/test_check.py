@@ -51,7 +51,7 @@ def test_a_right_file_under_another_name_passes(
     report = verify_artifact(elsewhere, checkpoint=checkpoint("tinyllama"), decode_steps=2)
     elsewhere.parent.chmod(0o700)
     assert outcomes(report) == dict.fromkeys(
-        ("conversion", "config", "weights", "signatures"), PASS
+        ("conversion", "config", "weights", "signatures", "edges"), PASS
     )
     assert report.case["file"] == str(elsewhere)
     assert report.case["prefill_lengths"] == (4, 11)
@@ -94,6 +94,7 @@ def test_another_checkpoint_of_the_same_shape_is_caught(converted: Get, checkpoi
         "config": PASS,
         "weights": FAIL,
         "signatures": PASS,
+        "edges": UNCHECKED,
     }
     failed = {tap.tap for tap in report.legs["conversion"].taps if tap.outcome == FAIL}
     assert {"prefill.0/embed", "prefill.0/logits", "decode.1/logits"} <= failed
@@ -164,6 +165,7 @@ def test_a_decode_of_several_conversations_is_unchecked(converted: Get, checkpoi
         "config": PASS,
         "weights": PASS,
         "signatures": UNCHECKED,
+        "edges": PASS,
     }
     assert {tap.tap.split(".")[0] for tap in report.legs["conversion"].taps} == {"prefill"}
     odd = [str(check) for check in report.audits["signatures"].odd]
