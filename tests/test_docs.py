@@ -134,6 +134,9 @@ BY_ANOTHER_TEST = {
     "benchmarks/test_damage.py::test_damaged_files_end_in_a_verdict_or_an_error": (
         "python -m benchmarks.damaged_files FILE...",
     ),
+    "benchmarks/test_odd_checkpoints.py::test_an_odd_checkpoint_is_judged_or_refused_in_a_line": (
+        "python -m benchmarks.odd_checkpoints --count 300",
+    ),
 }
 SIZE = "a published size: minutes, and gigabytes of memory"
 CI = "the set-up itself: .ci/run does it"

@@ -18,8 +18,18 @@ def ids_of(tokenizer: Any, text: str, rows: int, where: str) -> list[int]:
         where: which text this is, for messages, e.g. ``--prompt``.
 
     Raises:
-        UsageError: the table has no row for a token.
+        UsageError: the table has no row for a token, or the text is no Unicode.
     """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        # What a shell passes on that is not UTF-8 arrives as such halves of characters.
+        raise UsageError(
+            f"character {error.start} is {text[error.start]!a}, half of a pair, and no character",
+            where=where,
+            expected="text in UTF-8",
+            fix="write the text in UTF-8",
+        ) from error
     ids = [int(token) for token in tokenizer(text)["input_ids"]]
     beyond = [token for token in ids if not 0 <= token < rows]
     if beyond:

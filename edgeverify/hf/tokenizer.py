@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgeverify.core.errors import CheckpointError
+from edgeverify.core.errors import CheckpointError, EdgeVerifyError
 from edgeverify.core.store import entries
 
 # The files that a tokenizer is read from, besides a GGUF. Weights are not among them.
@@ -47,10 +47,10 @@ class RememberedTokenizer:
         """Returns the ids of a text, at least as ``{"input_ids": [...]}``.
 
         Raises:
-            CheckpointError: the tokenizer cannot be loaded.
+            CheckpointError: the tokenizer cannot be loaded, or fails on the text.
         """
         if options or self._trust:
-            return self._loaded(text, **options)
+            return self._working(lambda: self._loaded(text, **options))
         ask = lambda: [int(token) for token in self._loaded(text)["input_ids"]]  # noqa: E731
         return {"input_ids": self._answer(["ids", text], ask)}
 
@@ -58,11 +58,11 @@ class RememberedTokenizer:
         """Returns the text of a sequence of ids.
 
         Raises:
-            CheckpointError: the tokenizer cannot be loaded.
+            CheckpointError: the tokenizer cannot be loaded, or fails on the ids.
         """
         ids = [int(token) for token in ids]
         if options or self._trust:
-            return str(self._loaded.decode(ids, **options))
+            return str(self._working(lambda: self._loaded.decode(ids, **options)))
         return str(self._answer(["text", ids], lambda: str(self._loaded.decode(ids))))
 
     def __len__(self) -> int:
@@ -94,12 +94,30 @@ class RememberedTokenizer:
             options["gguf_file"] = self._gguf_file
         try:
             return AutoTokenizer.from_pretrained(str(self._directory), **options)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # the readers of its files raise whatever their values lead to
             raise CheckpointError(
-                f"the tokenizer cannot be loaded ({error})",
+                f"the tokenizer cannot be loaded ({type(error).__name__}: {_line(error)})",
                 where=self._directory,
                 expected="tokenizer.json or tokenizer.model beside the weights",
                 fix="add the tokenizer's files, or leave out --prompt",
+            ) from error
+
+    def _working(self, ask: Callable[[], Any]) -> Any:
+        """Returns the tokenizer's answer.
+
+        Raises:
+            CheckpointError: it raises, as one does whose files contradict each other.
+        """
+        try:
+            return ask()
+        except EdgeVerifyError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"the tokenizer fails ({type(error).__name__}: {_line(error)})",
+                where=self._directory,
+                expected="tokenizer files that fit together",
+                fix="take the tokenizer's files as they were published",
             ) from error
 
     @cached_property
@@ -123,7 +141,13 @@ class RememberedTokenizer:
         key = entries.digest(self._identity, question)
 
         def make(path: Path) -> None:
-            path.write_text(json.dumps(ask()), encoding="utf-8")
+            path.write_text(json.dumps(self._working(ask)), encoding="utf-8")
 
         answer = entries.cached("tokens", key, ".json", make, root=self._cache)
         return json.loads(answer.read_text(encoding="utf-8"))
+
+
+def _line(error: Exception) -> str:
+    """The message of an exception in one line, cut."""
+    told = " ".join(str(error).split())
+    return told if len(told) <= 200 else f"{told[:200]} …"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 import torch
 from litert_torch.generative.layers import kv_cache as kv_utils
 from litert_torch.generative.layers import rotary_position_embedding as rotary
+from safetensors.torch import save_file
 
 import edgeverify_models as models
 from edgeverify.core.results import FAIL, NOT_APPLICABLE, PASS, UNCHECKED, Report
+from edgeverify.hf.checkpoints import open_checkpoint
 from edgeverify.suites.check import verify
 from edgeverify_models.port import Port
 
@@ -153,6 +156,21 @@ def test_a_right_port_that_takes_neither_a_batch_nor_a_mask_passes() -> None:
     assert set(found) == {"rows of a batch", "last positions", "embedding rows"}
     assert {c.outcome for c in report.audits["edges"].checks} == {PASS, NOT_APPLICABLE}
     assert all("takes one conversation, and no mask" in reason for reason in found.values())
+
+
+@pytest.mark.parametrize(
+    ("port", "change"), [("phi2", {"layer_norm_eps": -0.992}), ("smollm2", {"rope_theta": 0})]
+)
+def test_a_model_that_gives_nan_is_unchecked(
+    port: str, change: dict[str, float], tmp_path: Path
+) -> None:
+    opened = open_checkpoint(None, models.load(port), size="tiny", seed=0)
+    (tmp_path / "config.json").write_text(json.dumps({**opened.hf_config, **change}))
+    save_file(opened.tensors(), tmp_path / "model.safetensors", {"format": "pt"})
+    report = verify(port, checkpoint=tmp_path, backends=PYTORCH)
+    assert report.legs["authoring"].outcome == UNCHECKED
+    assert report.audits["edges"].outcome == UNCHECKED
+    assert report.outcome == UNCHECKED
 
 
 def raises_at_an_odd_start(

@@ -32,6 +32,9 @@ ORACLE = {
     "isolated-floor",
     "summed-floor",
     "summed-isolated-floor",
+    "edges",
+    "edges-authoring",
+    "edges-conversion",
 }
 # A method that computes what the inherited one does: an edit of the class that changes no number.
 EDIT = (

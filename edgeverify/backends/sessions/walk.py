@@ -73,8 +73,8 @@ def _record(
         trace.add(
             step.name, taps.block(int(index), f"attn.{which}"), rows[None, step.start : step.end]
         )
-        before_it = slice(0, step.start)
-        same = before[tap][before_it] == rows[before_it]
+        kept, now = before[tap][: step.start], rows[: step.start]
+        same = (kept == now) | (np.isnan(kept) & np.isnan(now))
         other = np.flatnonzero(~same.all(axis=(1, 2)))
         if len(other):
             trace.provenance[CHANGED].setdefault(step.name, f"{tap}, row {other[0]}")
