@@ -8,7 +8,8 @@ is no fault. A leg that fails is not walked, because it would only show the same
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -67,13 +68,14 @@ class EdgeWalk:
         of_legs: leg → the baseline of its conversation.
         positions: of the model; those of its KV cache if None.
         checks: of what was walked so far.
+        _why: why nothing more is walked, or "".
     """
 
     run: Run
     of_legs: Mapping[str, Baseline]
     positions: int | None = None
     checks: list[Check] = field(default_factory=list)
-    _faulty: bool = False
+    _why: str = ""
 
     @property
     def audit(self) -> AuditResult:
@@ -88,9 +90,13 @@ class EdgeWalk:
             trace: the leg's whole run.
         """
         if leg.outcome == FAIL:
-            self._faulty = True
-            self._not_walked(PORT, "the leg authoring fails")
+            self._why = "the leg authoring fails"
+            self._not_walked(PORT, self._why)
             return
+        with self._surviving(PORT):
+            self._port(leg, trace)
+
+    def _port(self, leg: LegResult, trace: Trace) -> None:
         run, case, model = self.run, self.run.case, self.run.model()
         kept = rows_left(trace, case)
         with run.timed("edge walk"), forgetting(model):
@@ -109,7 +115,11 @@ class EdgeWalk:
     @property
     def of_file(self) -> tuple[Edge, ...]:
         """The edges that a file can walk; none if that would show nothing new."""
-        return () if self._faulty else self._inside
+        if self._why:
+            return ()
+        with self._surviving(FILE):
+            return self._inside
+        return ()
 
     def file(self, leg: LegResult, walked: Trace) -> None:
         """Judges a float file.
@@ -118,10 +128,20 @@ class EdgeWalk:
             leg: conversion, judged.
             walked: the file's run of the edges ``of_file``.
         """
-        if leg.outcome == FAIL or self._faulty:
-            self._not_walked(FILE, f"the leg {'authoring' if self._faulty else leg.name} fails")
+        if leg.outcome == FAIL or self._why:
+            self._not_walked(FILE, self._why or f"the leg {leg.name} fails")
             return
-        self._judge(FILE, leg, walked, self._inside)
+        with self._surviving(FILE):
+            self._judge(FILE, leg, walked, self._inside)
+
+    @contextmanager
+    def _surviving(self, where: str) -> Iterator[None]:
+        """Lets an exception discard nothing of what the legs have found."""
+        try:
+            yield
+        except Exception as error:
+            self._why = f"{type(error).__name__}: {error}"
+            self._not_walked(where, self._why)
 
     def _not_walked(self, where: str, reason: str) -> None:
         self.checks.append(Check(EDGES, where, UNCHECKED, reason=f"not walked: {reason}"))
@@ -137,7 +157,7 @@ class EdgeWalk:
         if self.positions is not None:
             kept = rows_left(next(iter(self.of_legs.values())).own, case)
             fitting = LARGEST_CACHE // sum(rows[0].nbytes for rows in kept.values())
-            most = min(self.positions, fitting, _steady(self.run.hf_config))
+            most = min(self.positions, fitting, steady_positions(self.run.hf_config))
         return plan_edges(case, positions=most, seed=0)
 
     @property
@@ -229,14 +249,15 @@ def _told(result: TapResult) -> str:
     return f"{name} differ {result.row_ratio:.3g} times as much as rounding explains"
 
 
-def _steady(hf_config: Mapping[str, Any]) -> int:
+def steady_positions(hf_config: Mapping[str, Any]) -> int:
     """Returns how many positions a model has whose rotation is the same in every conversation."""
-    limit = sys.maxsize
+    declared = hf_config.get("max_position_embeddings")
+    limit = declared if isinstance(declared, int) else sys.maxsize
     for key in ("rope_scaling", "rope_parameters"):
         rope = hf_config.get(key)
         for part in (rope, *rope.values()) if isinstance(rope, Mapping) else ():
             if isinstance(part, Mapping) and part.get("rope_type", part.get("type")) in BY_LENGTH:
                 own = part.get("original_max_position_embeddings")
                 known = own or hf_config.get("original_max_position_embeddings")
-                limit = min(limit, known or hf_config.get("max_position_embeddings", limit))
+                limit = min(limit, known or limit)
     return limit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 import edgeverify_models as models
 from edgeverify.core.results import FAIL, NOT_APPLICABLE, PASS, UNCHECKED, Report
 from edgeverify.hf.checkpoints import open_checkpoint
+from edgeverify.legs.edges import steady_positions
 from edgeverify.suites.check import verify
 from edgeverify_models.port import Port
 
@@ -187,6 +189,41 @@ def test_an_edge_that_raises_is_unchecked_with_its_reason() -> None:
     assert (odd.item, odd.outcome) == ("odd chunk start", UNCHECKED)
     assert "starts must be multiples of 16" in odd.reason
     assert report.outcome == UNCHECKED
+
+
+def test_an_exception_of_the_reference_discards_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def raising(*_: object) -> None:
+        raise IndexError("index out of range in self")
+
+    monkeypatch.setattr("edgeverify.backends.reference_edges.run", raising)
+    report = verify("tinyllama", backends=PYTORCH, cache=tmp_path)
+    assert report.legs["authoring"].outcome == PASS
+    (odd,) = report.audits["edges"].odd
+    assert odd.reason == "not walked: IndexError: index out of range in self"
+    assert report.outcome == UNCHECKED
+
+
+def longrope(limit: int) -> dict[str, Any]:
+    scaling = {"rope_type": "longrope", "original_max_position_embeddings": limit}
+    return {"rope_scaling": scaling, "max_position_embeddings": 4096}
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({}, sys.maxsize),
+        ({"max_position_embeddings": 2048}, 2048),
+        (longrope(256), 256),
+        ({"rope_parameters": {"full": {"rope_type": "dynamic"}}, "max_position_embeddings": 9}, 9),
+        ({"rope_scaling": {"type": "linear", "original_max_position_embeddings": 5}}, sys.maxsize),
+    ],
+)
+def test_how_far_a_rotation_is_the_same_in_every_conversation(
+    config: dict[str, Any], positions: int
+) -> None:
+    assert steady_positions(config) == positions
 
 
 def test_a_leg_that_fails_is_not_walked() -> None:
