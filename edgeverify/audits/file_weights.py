@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from edgeverify.audits.storage import (
 )
 from edgeverify.audits.weight_map import Span, block_of, places
 from edgeverify.audits.weights import Audit, Fold, State
-from edgeverify.core.results import FAIL, UNCHECKED, WEIGHTS, AuditResult, Check
+from edgeverify.core.results import FAIL, PASS, UNCHECKED, WEIGHTS, AuditResult, Check
 from edgeverify.core.store.mapped import forget
 from edgeverify.litert.flatbuffer import ModelFile
 from edgeverify.litert.flatbuffer.quantization import Quantized, read
@@ -85,12 +85,18 @@ def audit_file(
             file.forget(buffer)
             forget(*(state[span.tensor] for span in planned.get(name) or ()))
             audit.checks[first:] = [replace(c, where=c.where + told) for c in audit.checks[first:]]
-    audit.checks += _missing(planned, found)
     audit.checks += kept_in_float(file, found, promises)
     if promises is not None:
         audit.checks += taken_otherwise(file, found, promises)
     audit.checks += tied_alike(file, found, planned)
-    kinds = _others(file, found.values(), claimed, audit)
+    kinds, unexplained = _others(file, found.values(), claimed)
+    for name, missing in _missing(planned, found):
+        weights = next(iter(found.values()))
+        fold, _ = fold_of(name, weights, declared)
+        audit.checks.append(
+            _recognised(missing, _expected(planned[name], state, fold), unexplained)
+        )
+    audit.checks += [check for check, _ in unexplained]
     others = "".join(f", {count} {kind}" for kind, count in kinds.items())
     note = f"the file's constants: {_kept_as(file, found)}{others}"
     return AuditResult(WEIGHTS, tuple(audit.checks), (note,))
@@ -141,23 +147,32 @@ def _weight(
     fold: Fold | None,
 ) -> Weight:
     """Returns a quantized weight together with the values that belong there."""
-    pieces, parts, row = [], [], 0
+    parts, row = [], 0
     for span in spans:
-        source = state[span.tensor].numpy()
-        piece = source if span.source is None else source[slice(*span.source)]
-        pieces.append(piece)
-        parts.append((span.tensor, row, row + len(piece)))
-        row += len(piece)
-    expected = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        length = len(_piece(span, state))
+        parts.append((span.tensor, row, row + length))
+        row += length
     tensors = " + ".join(dict.fromkeys(span.tensor for span in spans))
     return Weight(
         tensors,
         f"file, {name}",
         tensor,
         quantized,
-        expected if fold is None else fold(expected),
+        _expected(spans, state, fold),
         tuple(parts),
     )
+
+
+def _piece(span: Span, state: State) -> np.ndarray:
+    source = state[span.tensor].numpy()
+    return source if span.source is None else source[slice(*span.source)]
+
+
+def _expected(spans: tuple[Span, ...], state: State, fold: Fold | None) -> np.ndarray:
+    """Returns the values that belong in a constant."""
+    pieces = [_piece(span, state) for span in spans]
+    whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return whole if fold is None else fold(whole)
 
 
 def fold_of(name: str, weights: Weights, declared: Readings) -> tuple[Fold | None, str]:
@@ -177,12 +192,13 @@ def fold_of(name: str, weights: Weights, declared: Readings) -> tuple[Fold | Non
     return None, ""
 
 
-def _missing(planned: Mapping[str, Any], found: Mapping[str, Weights]) -> list[Check]:
-    """Returns weights for which a signature has no constant.
+def _missing(
+    planned: Mapping[str, Any], found: Mapping[str, Weights]
+) -> Iterator[tuple[str, Check]]:
+    """Yields the weights for which a signature has no constant in their place: name and check.
 
     A signature that returns no logits needs fewer weights and is not checked.
     """
-    checks = []
     for name, spans in planned.items():
         lacking = [s for s, w in found.items() if "logits" in w.signature.outputs
                    and name not in w.tensors]  # fmt: skip
@@ -192,8 +208,31 @@ def _missing(planned: Mapping[str, Any], found: Mapping[str, Weights]) -> list[C
         why = f"its place was not found: {lost}" if lost else "has no constant"
         tensors = ", ".join(dict.fromkeys(span.tensor for span in spans))
         where = f"file, {name}, {', '.join(lacking)}"
-        checks.append(Check(tensors, where, UNCHECKED if lost else FAIL, tensors, "", why))
-    return checks
+        yield name, Check(tensors, where, UNCHECKED if lost else FAIL, tensors, "", why)
+
+
+def _recognised(
+    missing: Check, expected: np.ndarray, unexplained: list[tuple[Check, np.ndarray]]
+) -> Check:
+    """Looks for a weight among the constants of no known place.
+
+    There it is where an operation is written out: a norm by hand, or a product with the transpose.
+    A constant with its very values is the weight. One of its size may be.
+
+    Args:
+        missing: the check of the weight that was not found.
+        expected: its values.
+        unexplained: the constants of no known place; the one that fits is taken out.
+    """
+    forms = {form.tobytes() for form in (expected, expected.T)}
+    for at, (other, table) in enumerate(unexplained):
+        if table.size == expected.size and table.tobytes() in forms:
+            del unexplained[at]
+            return Check(missing.item, missing.where, PASS, reason=f"held by {other.item}")
+    if any(table.size == expected.size for _, table in unexplained):
+        reason = "its place was not found, and constants of its size have no known place"
+        return Check(missing.item, missing.where, UNCHECKED, reason=reason)
+    return missing
 
 
 def _lost(name: str, weights: Weights) -> str:
@@ -205,10 +244,15 @@ def _lost(name: str, weights: Weights) -> str:
 
 
 def _others(
-    file: ModelFile, found: Iterable[Weights], claimed: set[int], audit: Audit
-) -> Counter[str]:
-    """Counts the kinds of all other float constants; one of no known kind is a leftover."""
+    file: ModelFile, found: Iterable[Weights], claimed: set[int]
+) -> tuple[Counter[str], list[tuple[Check, np.ndarray]]]:
+    """Counts the kinds of all other float constants.
+
+    Returns:
+        The counts, and the constants of no known kind, which are leftovers: checks and values.
+    """
     kinds: Counter[str] = Counter()
+    unexplained = []
     seen = set(claimed)
     for weights in found:
         for tensor, why in weights.unknown.items():
@@ -222,10 +266,9 @@ def _others(
             if kind == "unexplained":
                 name = weights.graph.name(tensor)[-80:]
                 reason = f"belongs to no tensor of the checkpoint; {why}"
-                audit.checks.append(
-                    Check(f"constant {name!r}", "file", UNCHECKED, "", _about(table), reason)
-                )
-    return kinds
+                check = Check(f"constant {name!r}", "file", UNCHECKED, "", _about(table), reason)
+                unexplained.append((check, table))
+    return kinds, unexplained
 
 
 def _kept_as(file: ModelFile, found: Mapping[str, Weights]) -> str:

@@ -20,6 +20,7 @@ from edgeverify.litert.flatbuffer.locate import LAYOUT_OPS
 from edgeverify.litert.flatbuffer.weights import EMBEDDING, Weights
 
 _ATTENTION = "scaled_dot_product_attention"
+_ROOTS = ("RSQRT", "SQRT", "POW")
 _NORM_KINDS = {"odml.rms_norm": "RMSNorm", "odml.group_norm": "LayerNorm"}
 _MASK_OPS = LAYOUT_OPS | {"GATHER_ND", "SELECT_V2", "SELECT"}
 # The frequencies are base ** -(2 i / n) in float32. Measured against float64: LiteRT-Torch's
@@ -128,6 +129,9 @@ def _norms(out: Readings, weights: Weights) -> None:
 
 
 def _norm(out: Readings, field: str, graph: Graph, op: Op | None) -> None:
+    if op is None and _has_roots(graph):
+        out.unread[field] = "it is no composite, and may be written out as single operations"
+        return
     out.values[field] = NONE if op is None else _NORM_KINDS[op.name]
     if op is None:
         return
@@ -136,6 +140,11 @@ def _norm(out: Readings, field: str, graph: Graph, op: Op | None) -> None:
         out.unread[f"{field} eps"] = f"{op.name} has no epsilon"
     else:
         out.values[f"{field} eps"] = float(epsilon)
+
+
+def _has_roots(graph: Graph) -> bool:
+    """Whether a graph takes roots outside of composites, as a norm that is written out does."""
+    return any(op.name in _ROOTS for op in graph.ops)
 
 
 def _attention(out: Readings, weights: Weights) -> None:

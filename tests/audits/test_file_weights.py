@@ -249,6 +249,31 @@ def test_a_tensor_whose_place_was_not_found_is_unchecked(audited: Any, right: An
     assert check.reason == "its place was not found: no projection"
 
 
+@pytest.mark.parametrize(
+    ("form", "outcome"),
+    [
+        (lambda w: w.reshape(1, 1, -1), PASS),
+        (lambda w: np.nextafter(w, np.float32(9)), UNCHECKED),
+        (lambda w: w[:-1], FAIL),
+    ],
+)
+def test_a_tensor_in_an_unknown_place_is_known_by_its_values(
+    form: Any, outcome: str, audited: Any, right: Any, state: Any
+) -> None:
+    """A norm that is written by hand has its weight as an operand of some MUL."""
+    state["model.norm.weight"] = torch.randn(4)
+    constants = Constants()
+    tensors = right(constants)
+    name = "final_norm.weight"
+    held = constants.put(form(state["model.norm.weight"].numpy().copy()))
+    del tensors[name]
+    audit = audited({"decode": weights(constants, tensors, unknown={held: "a MUL takes it"})})
+    (check,) = (c for c in audit.checks if c.item == "model.norm.weight")
+    assert check.outcome == outcome
+    leftover = [c.outcome for c in audit.checks if c.item.startswith("constant")]
+    assert leftover == ([] if outcome == PASS else [UNCHECKED])
+
+
 def test_a_tensor_of_a_block_that_is_not_understood_is_unchecked(audited: Any, right: Any) -> None:
     constants = Constants()
     tensors = right(constants)

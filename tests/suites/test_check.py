@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import edgeverify_models as models
 from edgeverify.core.case import KERNELS, KV_LAYOUTS
 from edgeverify.core.results import FAIL, PASS, Report
 from edgeverify.suites.check import verify
+from edgeverify.suites.selftest.faults.port_changes import with_model
 from edgeverify_models import CATALOGUE
 from tests import variants
 from tests.matrices import each_port
@@ -61,6 +65,37 @@ def test_other_signatures_pass(options: dict[str, bool]) -> None:
     report = verify("gemma2", **options)
     assert_clean(report)
     assert {name: report.case[name] for name in options} == options
+
+
+class NormByHand(nn.Module):
+    """RMSNorm, or Gemma's, without the API's layer."""
+
+    def __init__(self, like: Any, offset: float) -> None:
+        super().__init__()
+        self.weight, self.eps, self.offset = like.weight, like.eps, offset
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return x * scale * (self.weight + self.offset)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "offset"), [("tinyllama", 0.0), ("gemma1", 1.0)])
+def test_norms_written_by_hand_pass(name: str, offset: float) -> None:
+    """The file has their weights in places that no layer of the API gives them.
+
+    The norms after them are the API's, so that the file has norms of both kinds.
+    """
+
+    def change(model: Any) -> None:
+        model.final_norm = NormByHand(model.final_norm, offset)
+        for block in model.transformer_blocks:
+            block.pre_atten_norm = NormByHand(block.pre_atten_norm, offset)
+
+    report = verify(with_model(models.load(name), change))
+    assert_clean(report)
+    held = [c.reason for c in report.audits["weights"].checks if c.reason.startswith("held by")]
+    assert len(held) == 4  # of three blocks, and the last
 
 
 @pytest.fixture(scope="module")
