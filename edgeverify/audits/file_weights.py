@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -96,7 +96,8 @@ def audit_file(
         audit.checks.append(
             _recognised(missing, _expected(planned[name], state, fold), unexplained)
         )
-    audit.checks += [check for check, _ in unexplained]
+    held = {check.reason for check in audit.checks}
+    audit.checks += [check for check, _ in unexplained if _held_by(check) not in held]
     others = "".join(f", {count} {kind}" for kind, count in kinds.items())
     note = f"the file's constants: {_kept_as(file, found)}{others}"
     return AuditResult(WEIGHTS, tuple(audit.checks), (note,))
@@ -212,7 +213,7 @@ def _missing(
 
 
 def _recognised(
-    missing: Check, expected: np.ndarray, unexplained: list[tuple[Check, np.ndarray]]
+    missing: Check, expected: np.ndarray, unexplained: Sequence[tuple[Check, np.ndarray]]
 ) -> Check:
     """Looks for a weight among the constants of no known place.
 
@@ -222,17 +223,20 @@ def _recognised(
     Args:
         missing: the check of the weight that was not found.
         expected: its values.
-        unexplained: the constants of no known place; the one that fits is taken out.
+        unexplained: the constants of no known place; one may hold several weights that are equal.
     """
     forms = {form.tobytes() for form in (expected, expected.T)}
-    for at, (other, table) in enumerate(unexplained):
+    for other, table in unexplained:
         if table.size == expected.size and table.tobytes() in forms:
-            del unexplained[at]
-            return Check(missing.item, missing.where, PASS, reason=f"held by {other.item}")
+            return Check(missing.item, missing.where, PASS, reason=_held_by(other))
     if any(table.size == expected.size for _, table in unexplained):
         reason = "its place was not found, and constants of its size have no known place"
         return Check(missing.item, missing.where, UNCHECKED, reason=reason)
     return missing
+
+
+def _held_by(constant: Check) -> str:
+    return f"held by {constant.item}"
 
 
 def _lost(name: str, weights: Weights) -> str:

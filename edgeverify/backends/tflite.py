@@ -26,8 +26,7 @@ from edgeverify.backends.interpreter import (
     open_file,
     runner_of,
 )
-from edgeverify.backends.sessions.tflite import TfliteSession
-from edgeverify.backends.sessions.walk import walk
+from edgeverify.backends.sessions.tflite import walk_open
 from edgeverify.core import taps
 from edgeverify.core.case import Case, Step
 from edgeverify.core.edges import Edge
@@ -297,9 +296,7 @@ def _drive(
             yield step, outputs, located
         if untouched and setup.edges:
             # Here, because another interpreter would have to pack the weights again.
-            session = TfliteSession(path, case, case.kernel, interpreter=interpreter)
-            kept = {tap: rows[: step.end] for tap, rows in session.rows_of(cache).items()}
-            setup.walked(walk(session, setup.edges, kept))
+            setup.walked(walk_open(interpreter, path, case, setup.edges, cache))
     finally:
         del interpreter
         runners.clear()

@@ -8,6 +8,7 @@ from pathlib import Path
 from edgeverify.audits.file_reading import FileReading
 from edgeverify.audits.run import Auditor
 from edgeverify.backends import reauthored, tflite
+from edgeverify.backends.sessions.walk import unwalked
 from edgeverify.backends.streaming import forgetting
 from edgeverify.core.edges import Edge
 from edgeverify.core.results import Finding, LegResult
@@ -114,7 +115,7 @@ def run_and_walk(
     run: Run, path: Path, oracle: Trace, edges: Sequence[Edge]
 ) -> tuple[Trace, Trace | None, Trace]:
     """Like ``run_file``; also returns the trace of the edges, which the file runs at its end."""
-    walked: list[Trace] = [Trace()]
+    walked = [unwalked(edges, "the file was not run to its end")]
     run.release()
     with run.timed("run .tflite", len(run.case.steps)) as tick:
         setup = tflite.Setup(

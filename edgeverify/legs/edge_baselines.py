@@ -20,7 +20,13 @@ from edgeverify.legs.baselines import REFERENCE_SOURCES
 from edgeverify.legs.redraw import DRAWS, floor_of_draws, larger
 from edgeverify.legs.run import CACHE_VERSION, Run
 
-SOURCES = (*REFERENCE_SOURCES, "backends/reference_edges.py", "core/edges.py")
+SOURCES = (
+    *REFERENCE_SOURCES,
+    "backends/reference_edges.py",
+    "core/edges.py",
+    "legs/edge_baselines.py",
+    "legs/redraw.py",
+)
 Changing = Callable[[Any], AbstractContextManager[None]]
 
 
@@ -50,7 +56,9 @@ class EdgeBaselines:
         oracle = self._cached("edges", lambda: self._run(exactly, conversation.oracle))
 
         def more() -> Baseline:
-            draws = self._cached("edges-redrawn", lambda: self._redrawn(oracle, conversation))
+            # The rows that a draw starts from err as those of the leg do.
+            kind = f"edges-{leg}-redrawn"
+            draws = self._cached(kind, lambda: self._redrawn(oracle, conversation))
             return replace(baseline, floor=larger(baseline.floor, draws.arrays), redraw=None)
 
         floor = self._cached(f"edges-{leg}", lambda: self._floor(oracle, leg)).arrays

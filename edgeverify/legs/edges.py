@@ -115,11 +115,7 @@ class EdgeWalk:
     @property
     def of_file(self) -> tuple[Edge, ...]:
         """The edges that a file can walk; none if that would show nothing new."""
-        if self._why:
-            return ()
-        with self._surviving(FILE):
-            return self._inside
-        return ()
+        return () if self._why else self._inside
 
     def file(self, leg: LegResult, walked: Trace) -> None:
         """Judges a float file.
@@ -175,7 +171,7 @@ class EdgeWalk:
             if any(check.outcome == FAIL for check in found):
                 outcome, reason = NOT_APPLICABLE, "not judged: the module fails there"
             else:
-                outcome, reason = _outcome(kind, steps, walked, results)
+                outcome, reason = outcome_of(kind, steps, walked, results)
             self.checks.append(Check(kind, where, outcome, reason=reason))
 
     def _results(
@@ -219,7 +215,7 @@ def _add(walked: Trace, more: Trace) -> None:
     walked.provenance[CHANGED] |= more.provenance[CHANGED]
 
 
-def _outcome(
+def outcome_of(
     kind: str, steps: Sequence[Step], walked: Trace, results: Mapping[str, Sequence[TapResult]]
 ) -> tuple[str, str]:
     """Returns the outcome of a kind of edge, and why."""
@@ -228,8 +224,10 @@ def _outcome(
         if step.name in walked.unavailable:
             outcome = NOT_APPLICABLE if kind in OPTIONAL else UNCHECKED
             return outcome, f"{where}: {walked.unavailable[step.name]}"
-        if step.name not in results:
+        if step.name not in results and kind == BATCH:
             return NOT_APPLICABLE, "one conversation at a time"
+        if step.name not in results:
+            return UNCHECKED, f"{where}: nothing of it could be compared"
         if step.name in walked.provenance[CHANGED]:
             return FAIL, f"{where} changes {walked.provenance[CHANGED][step.name]}"
         odd = [result for result in results[step.name] if result.outcome != PASS]

@@ -274,6 +274,24 @@ def test_a_tensor_in_an_unknown_place_is_known_by_its_values(
     assert leftover == ([] if outcome == PASS else [UNCHECKED])
 
 
+def test_equal_tensors_share_a_constant_in_an_unknown_place(
+    audited: Any, right: Any, state: Any
+) -> None:
+    norms = [
+        name for name in PLACED if name.endswith("norm.weight") and len(state[PLACED[name]]) == 4
+    ]
+    assert len(norms) > 1
+    for name in norms:
+        state[PLACED[name]] = torch.tensor([1.0, 2.0, 3.0, 5.0])
+    constants = Constants()
+    tensors = {name: at for name, at in right(constants).items() if name not in norms}
+    held = constants.put(state[PLACED[norms[0]]].numpy().reshape(1, 1, -1).copy())
+    audit = audited({"decode": weights(constants, tensors, unknown={held: "a MUL takes it"})})
+    found = {c.item: c.outcome for c in audit.checks if c.item in {PLACED[n] for n in norms}}
+    assert set(found.values()) == {PASS}
+    assert audit.odd == ()
+
+
 def test_a_tensor_of_a_block_that_is_not_understood_is_unchecked(audited: Any, right: Any) -> None:
     constants = Constants()
     tensors = right(constants)

@@ -16,9 +16,15 @@ from litert_torch.generative.layers import rotary_position_embedding as rotary
 from safetensors.torch import save_file
 
 import edgeverify_models as models
+from edgeverify.core.case import Step
 from edgeverify.core.results import FAIL, NOT_APPLICABLE, PASS, UNCHECKED, Report
+from edgeverify.core.trace import Trace
 from edgeverify.hf.checkpoints import open_checkpoint
-from edgeverify.legs.edges import steady_positions
+from edgeverify.legs.conversion import converted
+from edgeverify.legs.edges import outcome_of, steady_positions
+from edgeverify.legs.foreign.check import verify_artifact
+from edgeverify.legs.run import prepare
+from edgeverify.legs.selectors import Selectors
 from edgeverify.suites.check import verify
 from edgeverify_models.port import Port
 
@@ -205,6 +211,16 @@ def test_an_exception_of_the_reference_discards_no_verdict(
     assert report.outcome == UNCHECKED
 
 
+def test_an_edge_without_anything_compared_is_no_pass() -> None:
+    step = Step("last cache row", "decode", 1, 95, (1,))
+    nothing = Trace(provenance={"changed": {}})
+    outcome, reason = outcome_of("last cache row", [step], nothing, {})
+    assert (outcome, reason) == (
+        UNCHECKED,
+        "decode at position 95: nothing of it could be compared",
+    )
+
+
 def longrope(limit: int) -> dict[str, Any]:
     scaling = {"rope_type": "longrope", "original_max_position_embeddings": limit}
     return {"rope_scaling": scaling, "max_position_embeddings": 4096}
@@ -258,3 +274,21 @@ def test_a_fault_of_the_file_alone_is_the_conversion_s(tmp_path: Path) -> None:
     assert [item for item, outcome in found.items() if outcome == FAIL] == ["last cache row"]
     (finding,) = (f for f in report.findings if f.id == "audit.edges")
     assert finding.leg == "conversion"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("port", "outcome"), [(FAULTS["last positions"][0], FAIL), (models.load("tinyllama"), PASS)]
+)
+def test_a_file_of_others_is_walked_up_to_its_last_row(
+    port: Port, outcome: str, tmp_path: Path
+) -> None:
+    """Positions in int8 are wrong from 128 on, and the conversation ends long before."""
+    opened = open_checkpoint(None, models.load("tinyllama"), size="tiny", seed=0)
+    (tmp_path / "config.json").write_text(json.dumps(dict(opened.hf_config)))
+    save_file(opened.tensors(), tmp_path / "model.safetensors", {"format": "pt"})
+    run, _ = prepare(port, Selectors.of(kv_cache_len=160), verbose=False, progress=None)
+    report = verify_artifact(converted(run), checkpoint=tmp_path, port="tinyllama")
+    assert report.legs["conversion"].outcome == PASS
+    assert edges(report, "file")["last cache row"] == outcome
+    assert report.outcome == outcome

@@ -10,9 +10,13 @@ import numpy as np
 
 from edgeverify.backends.interpreter import CACHE_ORDER, call, check_room, open_fitting, runner_of
 from edgeverify.backends.sessions.session import Cache, Session
+from edgeverify.backends.sessions.walk import unwalked, walk
 from edgeverify.core import taps
 from edgeverify.core.case import Case, Step
+from edgeverify.core.edges import Edge
+from edgeverify.core.errors import ArtifactError
 from edgeverify.core.masks import masks_of
+from edgeverify.core.trace import Trace
 
 DECODE = "decode"
 
@@ -136,3 +140,22 @@ class TfliteSession(Session):
             own = stacked.transpose(np.argsort(order[which]))
             named[f"kv_cache_{which}_{index}"] = np.ascontiguousarray(own)
         return named
+
+
+def walk_open(
+    interpreter: Any, path: Path, case: Case, edges: Sequence[Edge], cache: Cache
+) -> Trace:
+    """Walks edges on a file that is open already.
+
+    Args:
+        interpreter: has run the case.
+        path, case: of the file.
+        edges: the steps.
+        cache: what the case's last step has returned, by the file's names.
+    """
+    try:
+        session = TfliteSession(path, case, case.kernel, interpreter=interpreter)
+    except ArtifactError as error:  # of a signature that no step of the case calls
+        return unwalked(edges, str(error))
+    end = case.steps[-1].end
+    return walk(session, edges, {tap: rows[:end] for tap, rows in session.rows_of(cache).items()})

@@ -40,6 +40,12 @@ def walk(session: Session, edges: Sequence[Edge], kept: Rows) -> Trace:
     return trace
 
 
+def unwalked(edges: Sequence[Edge], reason: str) -> Trace:
+    """Returns the trace of edges that could not be walked."""
+    unavailable = {edge.step.name: reason for edge in edges}
+    return Trace(provenance={CHANGED: {}}, unavailable=unavailable)
+
+
 def _step(session: Session, edges: Sequence[Edge], kept: Rows, trace: Trace) -> None:
     """Runs one edge, or all rows of a batch at once."""
     first = edges[0].step
